@@ -1,0 +1,58 @@
+//! What the proxy believes about the mesh.
+//!
+//! Two halves share this crate. The **model** is what the proxy serves from: workloads, services, authorization policies
+//! and the [`Mesh`] that ties them together. The **front end** turns a file written by a person into that model and
+//! into the settings of this node. Other front ends (istiod's xDS) live elsewhere and speak to the same model through
+//! [`MeshChange`].
+//!
+//! The one idea: a [`Mesh`] is a value. Cloning it is O(1), changing a clone copies only the path to what changed, and
+//! whoever holds the older value is not disturbed. So a reader takes a snapshot and never a lock, and a rejected update
+//! is simply a clone that is dropped.
+//!
+//! Invariants that hold for every [`Mesh`]:
+//! * It equals the mesh built from its surviving resources in the order of their last change. Nothing is remembered of
+//!   what is gone, and references may arrive before what they refer to.
+//! * Where two resources claim one address or name, the one that changed last has it.
+//! * Whatever may alter the verdict or the endpoint of an open connection is named in the [`Touched`] of the change.
+//!
+//! Nothing here does I/O beyond reading a file, and nothing here knows the proxy.
+
+#![forbid(unsafe_code)]
+
+mod authorization;
+mod claims;
+mod config;
+mod endpoint;
+mod error;
+mod identity;
+mod interner;
+mod mesh;
+mod names;
+mod ranking;
+#[cfg(test)]
+mod samples;
+mod service;
+mod service_state;
+mod settings;
+mod workload;
+mod yaml;
+
+pub use authorization::{
+    Action, Authorization, ConnectionFacts, Decision, DenyReason, DryRunMatch, Group, Match, PolicyScope, Rule,
+    ServiceAccountMatch, StringMatch, Verdict,
+};
+pub use config::Config;
+pub use endpoint::{Endpoint, EndpointLoad, LoadGuard};
+pub use error::{ConfigError, Problem, Problems, TextPosition};
+pub use identity::Identity;
+pub use interner::Interner;
+pub use mesh::{Mesh, MeshChange, Touched};
+pub use names::{PolicyKey, ServiceKey, Text, WorkloadUid};
+pub use ranking::Position;
+pub use service::{AppProtocol, BalanceMode, HealthPolicy, LoadBalancing, Scope, Service, ServicePort, Vip};
+pub use service_state::ServiceState;
+pub use settings::{
+    AccessLog, Destination, DestinationError, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings,
+    Timeouts, UnknownDestination,
+};
+pub use workload::{Health, Locality, Membership, PortMapping, TunnelProtocol, Workload, WorkloadType};

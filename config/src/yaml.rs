@@ -1,0 +1,113 @@
+//! The YAML front end: from a document that a person wrote to the model and the node's settings.
+//!
+//! Two steps. **Shape**: serde reads the document into structs of texts, one module per section, which know the fields
+//! and nothing else; an unknown field, a list where a mapping belongs or a broken quotation ends it there. **Compile**:
+//! each section turns its texts into values of the model and reports what is none; all problems of all sections come
+//! out together. Nothing that has a problem leaves this module.
+//!
+//! The document may be large (100 000 workloads are 20 MB), so the first reading keeps no track of where it is. Only when
+//! there is something to complain about is the document read again, by `locate`, to say where.
+
+mod locate;
+mod nearest;
+mod node;
+mod policies;
+mod reading;
+mod scalar;
+mod services;
+mod workloads;
+
+use serde::Deserialize;
+
+use crate::{Authorization, ConfigError, NodeSettings, Service, Workload};
+use node::NodeShape;
+use policies::{Policies, PolicyShape};
+use reading::Reading;
+use services::{ServiceShape, Services};
+use workloads::{WorkloadShape, Workloads};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DocumentShape<'a> {
+    #[serde(borrow, default)]
+    node: NodeShape<'a>,
+    #[serde(default)]
+    workloads: Vec<WorkloadShape<'a>>,
+    #[serde(default)]
+    services: Vec<ServiceShape<'a>>,
+    #[serde(default)]
+    authorization_policies: Vec<PolicyShape<'a>>,
+}
+
+/// A document that has been understood whole.
+pub(crate) struct Document {
+    pub(crate) node: NodeSettings,
+    pub(crate) workloads: Vec<Workload>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) policies: Vec<Authorization>,
+}
+
+impl Document {
+    /// Reads and checks the whole text.
+    pub(crate) fn read(text: &str) -> Result<Self, ConfigError> {
+        let t0 = cpu();
+        let shape = serde_saphyr::from_str_with_options(text, options(text)).map_err(|error| {
+            ConfigError::Malformed(Box::new(locate::malformed(text, error)))
+        })?;
+        let t1 = cpu();
+        let r = Self::compile(&shape);
+        let t2 = cpu();
+        drop(shape);
+        let t3 = cpu();
+        eprintln!("parse {:.3} compile {:.3} drop {:.3}", t1-t0, t2-t1, t3-t2);
+        r.map_err(|mut problems| {
+            locate::add_positions(text, &mut problems);
+            ConfigError::Invalid(problems)
+        })
+    }
+
+    fn compile(shape: &DocumentShape<'_>) -> Result<Self, crate::error::Problems> {
+        let mut reading = Reading::default();
+        let node = shape.node.compile(&mut reading);
+        let policies = Policies::compile(&shape.authorization_policies, &mut reading);
+        let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
+        let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);
+        shape.node.check_destinations(&services, &mut reading);
+        if !reading.problems.is_empty() {
+            return Err(reading.problems);
+        }
+        Ok(Self {
+            node,
+            workloads: workloads.finish(),
+            services: services.finish(),
+            policies: policies.finish(),
+        })
+    }
+}
+
+/// How the parser reads `text`. Its limits exist against alias bombs, so they bound what aliases may add to the document;
+/// what is written out is as long as it is.
+fn options(text: &str) -> serde_saphyr::Options {
+    let written = text.len();
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: 2 * written + ALIASED_EVENTS,
+            max_nodes: written + ALIASED_EVENTS,
+            max_total_scalar_bytes: written + ALIASED_BYTES,
+            max_merge_keys: written,
+            max_aliases: ALIASED_EVENTS,
+            // One anchor for ten thousand aliases is how a locality is written once; replaying is bounded below.
+            enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_EVENTS },
+        strict_booleans: true, duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
+        with_snippet: false,
+    }
+}
+
+/// Parser events that aliases may add: a locality of three fields for each of 100 000 workloads.
+const ALIASED_EVENTS: usize = 1_000_000;
+/// Text that aliases may add.
+const ALIASED_BYTES: usize = 64 << 20;
+
+pub(crate) fn cpu() -> f64 { let s = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap(); s.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9 }

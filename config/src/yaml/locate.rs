@@ -1,0 +1,105 @@
+//! Where in the text a problem is. The document is read a second time, slowly, and only if there is a problem.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_saphyr::{DefaultMessageFormatter, Error, Location, MessageFormatter, Spanned};
+
+use super::nearest::Nearest;
+use super::reading::shown;
+use super::{DocumentShape, options};
+use crate::error::{Problem, Problems, TextPosition};
+
+/// The problem behind the parser's `error`, with the path that the fast reading did not follow.
+pub(super) fn malformed(text: &str, error: Error) -> Problem {
+    let mut path = String::new();
+    let again = serde_saphyr::with_deserializer_from_str_with_options(text, options(text), |deserializer| {
+        serde_path_to_error::deserialize::<_, DocumentShape<'_>>(deserializer).map_err(|located| {
+            path = located.path().to_string();
+            located.into_inner()
+        })
+    });
+    let error = again.err().unwrap_or(error);
+    describe(path, unwrapped(&error))
+}
+
+/// The error without what the parser has wrapped around it.
+fn unwrapped(mut error: &Error) -> &Error {
+    while let Error::AliasError { error: inner, .. } | Error::WithSnippet { error: inner, .. } = error {
+        error = inner;
+    }
+    error
+}
+
+fn describe(path: String, error: &Error) -> Problem {
+    let (value, problem, remedy) = match error {
+        Error::SerdeUnknownField { field, expected, .. } => {
+            (shown(field), "there is no such field".to_owned(), did_you_mean(field, expected))
+        }
+        Error::SerdeMissingField { field, .. } => {
+            (String::new(), format!("the field `{field}` is missing"), "add it".to_owned())
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            let key = key.as_deref().map(shown).unwrap_or_default();
+            (key, "this field is given twice".to_owned(), "remove one".to_owned())
+        }
+        Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
+            (String::new(), format!("here is {unexpected}"), format!("write {expected}"))
+        }
+        Error::Eof { .. } => {
+            (String::new(), "the document is empty".to_owned(), "start with examples/relay.yaml".to_owned())
+        }
+        other => {
+            let message = DefaultMessageFormatter.format_message(other);
+            let remedy = "check the indentation, brackets and quotes here and in the line before";
+            (String::new(), message.escape_debug().to_string(), remedy.to_owned())
+        }
+    };
+    let position = error.location().and_then(position);
+    Problem { path: if path == "." { String::new() } else { path }, position, value, problem, remedy }
+}
+
+fn did_you_mean(field: &str, known: &[&str]) -> String {
+    let list = known.join(", ");
+    match Nearest::default().among(field, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`? known: {list}"),
+        None => format!("known: {list}"),
+    }
+}
+
+fn position(location: Location) -> Option<TextPosition> {
+    (location != Location::UNKNOWN).then(|| TextPosition { line: location.line(), column: location.column() })
+}
+
+/// The beginnings of the resources.
+#[derive(Deserialize)]
+struct Beginnings {
+    node: Option<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    workloads: Vec<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    services: Vec<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    authorization_policies: Vec<Spanned<IgnoredAny>>,
+}
+
+/// Gives each problem the position of the resource it is in.
+pub(super) fn add_positions(text: &str, problems: &mut Problems) {
+    let Ok(beginnings) = serde_saphyr::from_str_with_options::<Beginnings>(text, options(text)) else { return };
+    for problem in &mut problems.found {
+        problem.position = beginnings.of(&problem.path).and_then(|spanned| position(spanned.referenced));
+    }
+}
+
+impl Beginnings {
+    fn of(&self, path: &str) -> Option<&Spanned<IgnoredAny>> {
+        let (section, rest) = path.split_once(['[', '.']).unwrap_or((path, ""));
+        let index = || rest.split_once(']')?.0.parse::<usize>().ok();
+        match section {
+            "node" => self.node.as_ref(),
+            "workloads" => self.workloads.get(index()?),
+            "services" => self.services.get(index()?),
+            "authorization_policies" => self.authorization_policies.get(index()?),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The `node:` section: everything but the mesh.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use foldhash::quality::RandomState;
+use serde::Deserialize;
+
+use super::reading::{Path, Reading};
+use super::scalar::Scalar;
+use super::services::Services;
+use super::workloads::LocalityShape;
+use crate::{
+    AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Text, Timeouts,
+    UnknownDestination,
+};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NodeShape<'a> {
+    #[serde(borrow)]
+    name: Option<Scalar<'a>>,
+    network: Option<Scalar<'a>>,
+    cluster_id: Option<Scalar<'a>>,
+    locality: Option<LocalityShape<'a>>,
+    workers: Option<Scalar<'a>>,
+    admin: Option<Scalar<'a>>,
+    timeouts: TimeoutsShape<'a>,
+    limits: LimitsShape<'a>,
+    keepalive: KeepaliveShape<'a>,
+    unknown_destination: Option<Scalar<'a>>,
+    access_log: AccessLogShape<'a>,
+    log: Option<Scalar<'a>>,
+    listeners: Vec<ListenerShape<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenerShape<'a> {
+    #[serde(borrow)]
+    name: Scalar<'a>,
+    address: Scalar<'a>,
+    protocol: Scalar<'a>,
+    destination: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TimeoutsShape<'a> {
+    #[serde(borrow)]
+    connect: Option<Scalar<'a>>,
+    idle: Option<Scalar<'a>>,
+    drain: Option<Scalar<'a>>,
+    handshake: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsShape<'a> {
+    #[serde(borrow)]
+    connections: Option<Scalar<'a>>,
+    connections_per_namespace: Option<Scalar<'a>>,
+    connections_per_workload: Option<Scalar<'a>>,
+    connect_attempts: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KeepaliveShape<'a> {
+    #[serde(borrow)]
+    time: Option<Scalar<'a>>,
+    interval: Option<Scalar<'a>>,
+    probes: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AccessLogShape<'a> {
+    #[serde(borrow)]
+    format: Option<Scalar<'a>>,
+    path: Option<Scalar<'a>>,
+}
+
+#[derive(Clone, Copy)]
+enum Protocol {
+    Fixed,
+    Socks5,
+    HttpConnect,
+}
+
+const PROTOCOLS: [(&str, Protocol); 3] =
+    [("fixed", Protocol::Fixed), ("socks5", Protocol::Socks5), ("http-connect", Protocol::HttpConnect)];
+const UNKNOWN_DESTINATION: [(&str, UnknownDestination); 2] =
+    [("allow", UnknownDestination::Allow), ("deny", UnknownDestination::Deny)];
+const LOG_FORMATS: [(&str, LogFormat); 3] =
+    [("text", LogFormat::Text), ("json", LogFormat::Json), ("off", LogFormat::Off)];
+
+/// More threads than any machine has cores; beyond it is a slip of the hand.
+const WORKERS: RangeInclusive<u32> = 1..=1024;
+/// What the kernel takes (`MAX_TCP_KEEPIDLE`, `MAX_TCP_KEEPINTVL`, in seconds; `MAX_TCP_KEEPCNT`; include/net/tcp.h).
+const KEEPALIVE_SECONDS: RangeInclusive<u64> = 1..=32767;
+const KEEPALIVE_PROBES: RangeInclusive<u32> = 1..=127;
+
+const SECTION: Path<'_> = Path::Section("node");
+
+impl NodeShape<'_> {
+    pub(super) fn compile(&self, reading: &mut Reading) -> NodeSettings {
+        let default = NodeSettings::default();
+        let path = |field| Path::Field(&SECTION, field);
+        let workers = self.workers.as_ref().and_then(|workers| reading.count(path("workers"), workers, WORKERS));
+        let admin = self.admin.as_ref().and_then(|admin| admin_address(path("admin"), admin, reading));
+        let mut settings = NodeSettings {
+            name: reading.name_or(path("name"), self.name.as_ref(), &default.name),
+            network: reading.text_or(self.network.as_ref(), &default.network),
+            cluster_id: reading.text_or(self.cluster_id.as_ref(), &default.cluster_id),
+            locality: self.locality.as_ref().map_or(default.locality, |locality| locality.compile(reading)),
+            workers: workers.and_then(|workers| NonZeroUsize::new(workers as usize)),
+            admin: admin.unwrap_or(default.admin),
+            listeners: Vec::with_capacity(self.listeners.len()),
+            timeouts: self.timeouts.compile(path("timeouts"), reading),
+            limits: self.limits.compile(path("limits"), reading),
+            keepalive: self.keepalive.compile(path("keepalive"), reading),
+            unknown_destination: reading
+                .choice(path("unknown_destination"), self.unknown_destination.as_ref(), &UNKNOWN_DESTINATION)
+                .unwrap_or_default(),
+            access_log: self.access_log.compile(path("access_log"), reading),
+            log: reading.nonempty_or(path("log"), self.log.as_ref(), &default.log),
+        };
+        settings.listeners = self.listeners(path("listeners"), settings.admin, reading);
+        settings
+    }
+
+    fn listeners(&self, path: Path<'_>, admin: SocketAddr, reading: &mut Reading) -> Vec<Listener> {
+        let mut names: HashMap<Text, usize, RandomState> = HashMap::default();
+        let mut bound: Vec<(SocketAddr, String)> = vec![(admin, "node.admin".to_owned())];
+        let mut listeners = Vec::with_capacity(self.listeners.len());
+        for (index, shape) in self.listeners.iter().enumerate() {
+            let path = path.item(index);
+            let name = reading.name(path.field("name"), &shape.name);
+            if let Some(first) = names.insert(name.clone(), index) {
+                let problem = format!("listeners[{first}] already has this name");
+                reading.report(path.field("name"), &name, problem, "give each listener its own");
+            }
+            let Some(address) = reading.socket_address(path.field("address"), &shape.address) else { continue };
+            if let Some((_, taken_by)) = bound.iter().find(|(other, _)| collide(*other, address)) {
+                let problem = format!("{taken_by} already listens there");
+                reading.report(path.field("address"), &shape.address, problem, "use another port or address");
+            }
+            bound.push((address, path.to_string()));
+            let Some(protocol) = shape.protocol(path, address, reading) else { continue };
+            listeners.push(Listener { name, address, protocol });
+        }
+        listeners
+    }
+
+    /// Reports destinations that name a port which their service does not have.
+    pub(super) fn check_destinations(&self, services: &Services, reading: &mut Reading) {
+        for (index, shape) in self.listeners.iter().enumerate() {
+            let Some(Ok(Destination::Host { host, port })) = shape.destination.as_ref().map(|text| text.parse()) else {
+                continue;
+            };
+            let listeners = SECTION.field("listeners");
+            services.check_port(listeners.item(index).field("destination"), &host, port, reading);
+        }
+    }
+}
+
+/// Loopback only: the admin server drains the proxy and shows its connections to whoever asks.
+fn admin_address(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<SocketAddr> {
+    let address = reading.socket_address(path, value)?;
+    if !address.ip().to_canonical().is_loopback() {
+        let remedy = "use 127.0.0.1 or [::1]; to reach it from elsewhere, forward the port (ssh -L, kubectl port-forward)";
+        reading.report(path, value, "the admin server has no authentication and may only listen on loopback", remedy);
+    }
+    Some(address)
+}
+
+/// Whether two sockets can't be bound at once. `[::]` takes IPv4 too, as Linux does by default (ipv6(7): `IPV6_V6ONLY`).
+fn collide(one: SocketAddr, other: SocketAddr) -> bool {
+    let everything = |ip: IpAddr| ip.is_ipv6() && ip.is_unspecified();
+    let (a, b) = (one.ip(), other.ip());
+    let overlap = a.to_canonical() == b.to_canonical()
+        || everything(a)
+        || everything(b)
+        || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()));
+    one.port() == other.port() && overlap
+}
+
+impl ListenerShape<'_> {
+    fn protocol(&self, path: Path<'_>, address: SocketAddr, reading: &mut Reading) -> Option<ListenerProtocol> {
+        let protocol = reading.choice(path.field("protocol"), Some(&self.protocol), &PROTOCOLS)?;
+        let field = path.field("destination");
+        match (protocol, &self.destination) {
+            (Protocol::Fixed, Some(destination)) => {
+                let destination = fixed_destination(field, destination, address, reading)?;
+                Some(ListenerProtocol::Fixed { destination })
+            }
+            (Protocol::Fixed, None) => {
+                let remedy = "add for example `destination: 127.0.0.1:9001`, or use protocol socks5 or http-connect";
+                reading.report(field, "", "a fixed listener needs a destination", remedy);
+                None
+            }
+            (_, Some(destination)) => {
+                let remedy = "remove it, or use `protocol: fixed`";
+                reading.report(field, destination, "with this protocol the client names the destination", remedy);
+                None
+            }
+            (Protocol::Socks5, None) => Some(ListenerProtocol::Socks5),
+            (Protocol::HttpConnect, None) => Some(ListenerProtocol::HttpConnect),
+        }
+    }
+}
+
+fn fixed_destination(
+    path: Path<'_>,
+    value: &str,
+    listens_on: SocketAddr,
+    reading: &mut Reading,
+) -> Option<Destination> {
+    let destination: Destination = match value.parse() {
+        Ok(destination) => destination,
+        Err(error) => {
+            let remedy = "write for example 10.0.0.1:80, \"[::1]:80\" or web.shop.svc.cluster.local:80";
+            reading.report(path, value, format!("{error}"), remedy);
+            return None;
+        }
+    };
+    if destination == Destination::Address(listens_on) {
+        let remedy = "connections would go round for ever: write where they are meant to end";
+        reading.report(path, value, "the destination is the listener itself", remedy);
+    }
+    Some(destination)
+}
+
+impl TimeoutsShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Timeouts {
+        let default = Timeouts::default();
+        Timeouts {
+            connect: reading.duration(path.field("connect"), self.connect.as_ref(), default.connect),
+            idle: reading.duration(path.field("idle"), self.idle.as_ref(), default.idle),
+            drain: reading.duration(path.field("drain"), self.drain.as_ref(), default.drain),
+            handshake: reading.duration(path.field("handshake"), self.handshake.as_ref(), default.handshake),
+        }
+    }
+}
+
+impl LimitsShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Limits {
+        let mut limit = |field, value: Option<&Scalar<'_>>, default: u32| {
+            value.and_then(|value| reading.count(path.field(field), value, 1..=u32::MAX)).unwrap_or(default)
+        };
+        let connections = limit("connections", self.connections.as_ref(), Limits::DEFAULT_CONNECTIONS);
+        Limits {
+            connections,
+            connections_per_namespace: limit(
+                "connections_per_namespace",
+                self.connections_per_namespace.as_ref(),
+                connections,
+            ),
+            connections_per_workload: limit(
+                "connections_per_workload",
+                self.connections_per_workload.as_ref(),
+                connections,
+            ),
+            connect_attempts: limit(
+                "connect_attempts",
+                self.connect_attempts.as_ref(),
+                Limits::DEFAULT_CONNECT_ATTEMPTS,
+            ),
+        }
+    }
+}
+
+impl KeepaliveShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Keepalive {
+        let default = Keepalive::default();
+        let mut seconds = |field, value: Option<&Scalar<'_>>, default: Duration| {
+            let (path, duration) = (path.field(field), reading.duration(path.field(field), value, default));
+            if duration.subsec_nanos() != 0 || !KEEPALIVE_SECONDS.contains(&duration.as_secs()) {
+                let remedy = "the kernel takes whole seconds from 1s to 32767s";
+                reading.report(path, value.map_or("", |value| value), "is not possible for keepalive", remedy);
+            }
+            duration
+        };
+        Keepalive {
+            time: seconds("time", self.time.as_ref(), default.time),
+            interval: seconds("interval", self.interval.as_ref(), default.interval),
+            probes: (self.probes.as_ref())
+                .and_then(|probes| reading.count(path.field("probes"), probes, KEEPALIVE_PROBES))
+                .unwrap_or(default.probes),
+        }
+    }
+}
+
+impl AccessLogShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> AccessLog {
+        let format = reading.choice(path.field("format"), self.format.as_ref(), &LOG_FORMATS).unwrap_or_default();
+        let to = reading.nonempty_or(path.field("path"), self.path.as_ref(), &"-".into());
+        AccessLog { format, path: to.as_ref().into() }
+    }
+}

@@ -1,0 +1,230 @@
+//! Configuration changes, applied whole or not at all.
+//!
+//! A new file is parsed and validated, everything that can fail because of the machine (listeners, the access log) is opened, and
+//! only then is anything put in force. What was rejected, and why, is in the log, in
+//! `underpass_config_updates_total{result="rejected"}` and in `/config_dump` until an update succeeds.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::mpsc;
+use underpass_config::{ConfigError, NodeSettings};
+
+use crate::cores::Cores;
+use crate::listener::{ListenError, OpenListener, RunningListener};
+use crate::logging::{LogFilter, LogFilterError};
+use crate::node::Node;
+use crate::telemetry::AccessLogError;
+
+/// Changes of a file that come in such a burst are read once: editors and `cp` write in several steps.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Why a configuration update was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The file could not be read.
+    #[error("{} cannot be read: {source}; the configuration in force stays", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file's content is not a valid configuration.
+    #[error(transparent)]
+    Invalid(#[from] ConfigError),
+    /// A listener's address could not be bound.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The access log could not be opened.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// The log filter could not be understood.
+    #[error(transparent)]
+    LogFilter(#[from] LogFilterError),
+    /// The change needs a new process.
+    #[error("node.{setting} cannot change while the proxy runs: restart it, or set {setting} back to {old}")]
+    NeedsRestart {
+        /// The setting.
+        setting: &'static str,
+        /// Its value in force.
+        old: String,
+    },
+}
+
+/// A rejected update, as the admin view shows it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Rejection {
+    /// When, in RFC 3339.
+    pub time: String,
+    /// Why.
+    pub error: String,
+}
+
+/// The one that applies changes.
+#[derive(Debug)]
+pub struct Configuration {
+    path: PathBuf,
+    node: Arc<Node>,
+    cores: Arc<Cores>,
+    log: LogFilter,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    text: String,
+    running: Vec<RunningListener>,
+    rejected: Option<Rejection>,
+}
+
+impl Configuration {
+    /// Opens what `node`'s first snapshot asks for.
+    ///
+    /// # Errors
+    /// When a listener cannot be bound; then none is left open.
+    pub fn start(
+        path: PathBuf,
+        text: String,
+        node: Arc<Node>,
+        cores: Arc<Cores>,
+        log: LogFilter,
+    ) -> Result<Arc<Self>, UpdateError> {
+        let settings = node.snapshot().config.node.clone();
+        let opened = open_listeners(&settings, &[])?;
+        let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
+        let state = Mutex::new(State { text, running, rejected: None });
+        Ok(Arc::new(Self { path, node, cores, log, state }))
+    }
+
+    /// The last update, if it was rejected.
+    pub fn last_rejected(&self) -> Option<Rejection> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).rejected.clone()
+    }
+
+    /// Reads the file again and applies it, if it has changed. Takes as long as parsing does: not for a core's thread.
+    pub fn reload(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = match std::fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            // Between the steps of being replaced a file may be missing; what replaces it is seen next.
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return,
+            Err(source) => return self.reject(&mut state, UpdateError::Read { path: self.path.clone(), source }),
+        };
+        if text == state.text {
+            return;
+        }
+        match self.apply(&mut state, &text) {
+            Ok(()) => {
+                state.rejected = None;
+                self.node.telemetry.count_config_update(true);
+            }
+            Err(error) => self.reject(&mut state, error),
+        }
+        state.text = text;
+    }
+
+    fn reject(&self, state: &mut State, error: UpdateError) {
+        tracing::error!(file = %self.path.display(), "configuration update rejected, the last good one stays in force: {error}");
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        state.rejected = Some(Rejection { time, error: error.to_string() });
+        self.node.telemetry.count_config_update(false);
+    }
+
+    fn apply(&self, state: &mut State, text: &str) -> Result<(), UpdateError> {
+        let snapshot = self.node.snapshot();
+        let old = &snapshot.config.node;
+        let (config, touched) = snapshot.config.updated(text)?;
+        let new = config.node.clone();
+        refuse_what_needs_a_restart(old, &new)?;
+        let filter = self.log.parse(&new.log)?;
+        let access_log = self.node.telemetry.access_log.prepare(&new.access_log)?;
+        let kept = kept_listeners(old, &new, &state.running);
+        let opened = open_listeners(&new, &kept)?;
+
+        // Nothing below fails.
+        if new.log != old.log {
+            self.log.set(filter);
+        }
+        if let Some(prepared) = access_log {
+            self.node.telemetry.access_log.replace(prepared);
+        }
+        let denied = self.node.publish(config, &touched);
+        state.running.retain(|running| kept.contains(&*running.settings));
+        let started = opened.into_iter().map(|l| l.run(self.node.clone(), self.cores.clone()));
+        state.running.extend(started);
+        tracing::info!(
+            workloads = touched.workloads.len(),
+            services = touched.services.len(),
+            policies = touched.policies.len(),
+            denied,
+            "configuration update applied"
+        );
+        Ok(())
+    }
+
+    /// Watches the file and reloads it when it changes, until dropped. The folder is what is watched: files are replaced
+    /// by renaming, and a Kubernetes ConfigMap by renaming a symbolic link beside them.
+    ///
+    /// # Errors
+    /// When inotify has no room for another watch.
+    pub fn watch(self: &Arc<Self>) -> notify::Result<RecommendedWatcher> {
+        let (changed, mut changes) = mpsc::channel(1);
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                // One pending notice is enough: what it causes reads the file as it is then.
+                let _ = changed.try_send(());
+            }
+        })?;
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        watcher.watch(folder, RecursiveMode::NonRecursive)?;
+        let configuration = self.clone();
+        tokio::spawn(async move {
+            while changes.recv().await.is_some() {
+                tokio::time::sleep(SETTLE).await;
+                let configuration = configuration.clone();
+                let control = tokio::runtime::Handle::current();
+                let reload = tokio::task::spawn_blocking(move || {
+                    let _entered = control.enter();
+                    configuration.reload();
+                });
+                if reload.await.is_err() {
+                    tracing::error!("applying a configuration update panicked; the last good one stays in force");
+                }
+            }
+        });
+        Ok(watcher)
+    }
+}
+
+fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result<(), UpdateError> {
+    if old.admin != new.admin {
+        return Err(UpdateError::NeedsRestart { setting: "admin", old: old.admin.to_string() });
+    }
+    if old.workers != new.workers {
+        let old = old.workers.map_or_else(|| "its default".to_owned(), |workers| workers.to_string());
+        return Err(UpdateError::NeedsRestart { setting: "workers", old });
+    }
+    Ok(())
+}
+
+/// Running listeners that stay as they are. Keepalive is set on the listening socket, so a change of it opens all anew.
+fn kept_listeners(
+    old: &NodeSettings,
+    new: &NodeSettings,
+    running: &[RunningListener],
+) -> Vec<underpass_config::Listener> {
+    let same_keepalive = old.keepalive == new.keepalive;
+    let stays = |listener: &&RunningListener| same_keepalive && new.listeners.contains(&*listener.settings);
+    running.iter().filter(stays).map(|listener| (*listener.settings).clone()).collect()
+}
+
+fn open_listeners(
+    settings: &NodeSettings,
+    kept: &[underpass_config::Listener],
+) -> Result<Vec<OpenListener>, ListenError> {
+    let missing = settings.listeners.iter().filter(|listener| !kept.contains(listener));
+    missing.map(|listener| OpenListener::open(listener, &settings.keepalive)).collect()
+}

@@ -1,0 +1,128 @@
+//! One relayed connection, as the rest of the proxy sees it: what it is, what it has moved, and how to end it.
+//!
+//! A `Flow` is shared between the task that relays it and everything that looks at it from outside (metrics, the admin
+//! view, policy re-evaluation). The task writes the counters, each with a plain add; outsiders read them, and may ask the flow to
+//! end. `FlowGuard` is the task's side: dropping it takes the flow out of the table, with its counts, whatever path the
+//! task leaves by.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use atomic_waker::AtomicWaker;
+use underpass_config::{PolicyKey, ServiceKey, Text, Workload};
+
+use crate::ending::Ending;
+use crate::source::Source;
+
+/// Number of a flow, unique in the process for as long as it is open.
+pub type FlowId = u64;
+
+/// What a flow is, settled when its endpoint was chosen.
+#[derive(Clone, Debug)]
+pub struct FlowFacts {
+    /// Name of the listener that accepted it.
+    pub listener: Text,
+    /// Who opened it.
+    pub source: Source,
+    /// The address that is connected to.
+    pub destination: SocketAddr,
+    /// The workload at that address, when the mesh knows one.
+    pub destination_workload: Option<Arc<Workload>>,
+    /// The service it was opened to, if by service.
+    pub service: Option<ServiceKey>,
+    /// The ALLOW policy that let it in, if one was needed.
+    pub policy: Option<PolicyKey>,
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Flow {
+    /// What it is.
+    pub facts: FlowFacts,
+    /// When the client was accepted.
+    pub started: SystemTime,
+    sent: AtomicU64,
+    received: AtomicU64,
+    requested_end: AtomicU8,
+    relaying: AtomicU8,
+    waker: AtomicWaker,
+}
+
+impl Flow {
+    /// A flow that has moved nothing yet.
+    pub fn new(facts: FlowFacts, started: SystemTime) -> Self {
+        Self {
+            facts,
+            started,
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            requested_end: AtomicU8::new(0),
+            relaying: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// Bytes that the destination's kernel has taken from the client.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that the client's kernel has taken from the destination.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Bytes moved in both directions.
+    pub fn bytes_moved(&self) -> u64 {
+        self.sent().wrapping_add(self.received())
+    }
+
+    /// Only the relaying task counts, so a load and a store are enough: no locked instruction for each chunk.
+    pub fn count_sent(&self, bytes: usize) {
+        self.sent.store(self.sent().wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+
+    /// See [`Flow::count_sent`].
+    pub fn count_received(&self, bytes: usize) {
+        self.received.store(self.received().wrapping_add(bytes as u64), Ordering::Relaxed);
+    }
+
+    /// Whether the destination has been connected to.
+    pub fn is_established(&self) -> bool {
+        self.relaying.load(Ordering::Relaxed) != 0
+    }
+
+    /// Notes that the destination has been connected to.
+    pub fn establish(&self) {
+        self.relaying.store(1, Ordering::Relaxed);
+    }
+
+    /// Asks the flow to end; the first reason given stays.
+    pub fn end(&self, ending: Ending) {
+        let _ = self.requested_end.compare_exchange(0, ending as u8, Ordering::AcqRel, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
+    /// The end that was asked for, if one was.
+    pub fn requested_end(&self) -> Option<Ending> {
+        Ending::from_discriminant(self.requested_end.load(Ordering::Acquire))
+    }
+
+    /// Ready once an end was asked for.
+    pub fn poll_end(&self, cx: &mut Context<'_>) -> Poll<Ending> {
+        if let Some(ending) = self.requested_end() {
+            return Poll::Ready(ending);
+        }
+        self.waker.register(cx.waker());
+        // Asked for between the look and the registration?
+        self.requested_end().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Resolves when an end was asked for.
+    pub async fn ended(&self) -> Ending {
+        std::future::poll_fn(|cx| self.poll_end(cx)).await
+    }
+}

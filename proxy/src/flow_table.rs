@@ -1,0 +1,184 @@
+//! All open flows, with exact counts of those that have ended, and an index from configuration to flows.
+//!
+//! **One idea.** Each core has a shard of its own, so opening and closing a flow takes a lock that only readers (a metrics
+//! scrape, the admin view, a configuration change) ever contend for. Within a shard, flows with the same client workload,
+//! destination workload and service share a [`Path`]: the unit of metrics (a path is a label set) and of the index (a policy guards
+//! destinations, hence paths).
+//!
+//! **Invariants.** A path's counts are those of its ended flows; what a live flow has moved is read from the flow itself,
+//! and added to the path in the same critical section that removes the flow. So a scrape, which holds the lock too, counts
+//! each byte once and never sees a sum go down.
+
+mod shard;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use underpass_config::{Limits, Mesh, NodeSettings, Service, Touched, Workload};
+
+pub use shard::{Path, PathCounts};
+use shard::ShardState;
+
+use crate::ending::Ending;
+use crate::flow::{Flow, FlowFacts, FlowId};
+use crate::limits::{OpenConnections, Place};
+
+/// Bits of a [`FlowId`] that hold the place in the shard; the rest is the shard's number.
+const PLACE_BITS: u32 = 40;
+
+/// The flows of the whole process.
+#[derive(Debug)]
+pub struct FlowTable {
+    shards: Box<[Mutex<ShardState>]>,
+    open: OpenConnections,
+}
+
+/// What a path is made of: the ends of a connection as the configuration knows them.
+#[derive(Clone, Debug)]
+pub struct PathEnds {
+    /// The client's workload.
+    pub source: Option<Arc<Workload>>,
+    /// The destination's workload.
+    pub destination: Option<Arc<Workload>>,
+    /// The service it was reached by.
+    pub service: Option<Arc<Service>>,
+    /// Whether the destination is on this node, which then reports its side too.
+    pub destination_is_local: bool,
+}
+
+impl PathEnds {
+    /// The ends of a connection served by `node`.
+    pub fn new(
+        source: Option<&Arc<Workload>>,
+        destination: Option<&Arc<Workload>>,
+        service: Option<&Arc<Service>>,
+        node: &NodeSettings,
+    ) -> Self {
+        let destination_is_local = destination.is_some_and(|w| w.node == node.name);
+        Self { source: source.cloned(), destination: destination.cloned(), service: service.cloned(), destination_is_local }
+    }
+}
+
+/// The relaying task's hold on its flow. Dropping it closes the flow in the table.
+#[derive(Debug)]
+pub struct FlowGuard {
+    table: Arc<FlowTable>,
+    shard: usize,
+    place: usize,
+    flow: Arc<Flow>,
+    /// What is counted if the task goes without a word, as it does when the process stops.
+    ending: Ending,
+    counted: bool,
+    _limits: Place,
+}
+
+impl FlowTable {
+    /// A table for `cores` cores.
+    pub fn new(cores: usize) -> Self {
+        Self { shards: (0..cores).map(|_| Mutex::default()).collect(), open: OpenConnections::default() }
+    }
+
+    /// The counters of open connections.
+    pub fn open_connections(&self) -> &OpenConnections {
+        &self.open
+    }
+
+    fn shard(&self, index: usize) -> MutexGuard<'_, ShardState> {
+        self.shards[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all_shards(&self) -> impl Iterator<Item = MutexGuard<'_, ShardState>> {
+        (0..self.shards.len()).map(|i| self.shard(i))
+    }
+
+    /// Enters a flow of core `shard`. From here on configuration changes find it.
+    ///
+    /// # Errors
+    /// `Ending::ConnectionLimit` when the client's workload or namespace has as many open as `limits` let it have.
+    pub fn open(
+        self: &Arc<Self>,
+        shard: usize,
+        ends: PathEnds,
+        facts: FlowFacts,
+        started: SystemTime,
+        limits: &Limits,
+    ) -> Result<FlowGuard, Ending> {
+        let mut state = self.shard(shard);
+        let path = state.path(ends, &self.open);
+        let Some(place) = state.tenant(path).admit(limits) else { return Err(Ending::ConnectionLimit) };
+        let flow = Arc::new(Flow::new(facts, started));
+        let index = state.insert(path, flow.clone());
+        Ok(FlowGuard { table: self.clone(), shard, place: index, flow, ending: Ending::Drained, counted: true, _limits: place })
+    }
+
+    /// Counts a connection that ended before it became a flow.
+    pub fn count_refused(&self, shard: usize, ends: PathEnds, ending: Ending) {
+        let mut state = self.shard(shard);
+        let path = state.path(ends, &self.open);
+        state.count_refused(path, ending);
+    }
+
+    /// All open flows.
+    pub fn flows(&self) -> Vec<(FlowId, Arc<Flow>)> {
+        let mut all = Vec::new();
+        for (number, shard) in self.all_shards().enumerate() {
+            all.extend(shard.flows().map(|(place, flow)| (id(number, place), flow.clone())));
+        }
+        all
+    }
+
+    /// Calls `see` with each path and its counts, those of its live flows included.
+    pub fn visit_paths(&self, mut see: impl FnMut(&Path, &PathCounts)) {
+        for shard in self.all_shards() {
+            shard.visit_paths(&mut see);
+        }
+    }
+
+    /// Takes note of a configuration change: forgets the label sets of workloads and services that are gone, and returns the
+    /// flows whose verdict or endpoint the change may have altered. The work is proportional to those, not to all flows.
+    pub fn apply(&self, touched: &Touched, mesh: &Mesh) -> Vec<Arc<Flow>> {
+        let mut affected = Vec::new();
+        for mut shard in self.all_shards() {
+            shard.apply(touched, mesh, &mut affected);
+        }
+        self.open.forget_unused();
+        affected
+    }
+}
+
+fn id(shard: usize, place: usize) -> FlowId {
+    ((shard as u64) << PLACE_BITS) | place as u64
+}
+
+impl FlowGuard {
+    /// The flow.
+    pub fn flow(&self) -> &Arc<Flow> {
+        &self.flow
+    }
+
+    /// Ends the flow: takes it out of the table and adds its counts to its path.
+    pub fn finish(mut self, ending: Ending) -> Arc<Flow> {
+        self.ending = ending;
+        self.flow.clone()
+    }
+
+    /// Takes the flow out of the table without counting it: another endpoint is tried, as another flow.
+    pub fn abandon(mut self) {
+        self.counted = false;
+    }
+}
+
+impl Drop for FlowGuard {
+    fn drop(&mut self) {
+        let mut state = self.table.shard(self.shard);
+        if self.counted {
+            state.close(self.place, self.ending);
+        } else {
+            state.remove(self.place);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_table/tests.rs"]
+mod tests;

@@ -1,0 +1,293 @@
+//! One core's flows and paths, and the index from what a configuration change names to the paths it may concern.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use slab::Slab;
+use underpass_config::{Mesh, PolicyKey, ServiceKey, Text, Touched, Workload, WorkloadUid};
+
+use super::PathEnds;
+use crate::ending::Ending;
+use crate::flow::Flow;
+use crate::limits::{OpenConnections, TenantCounters};
+
+/// Flows of one client workload to one destination workload by one service: one set of metric labels.
+#[derive(Debug)]
+pub struct Path {
+    /// What it leads from and to.
+    pub ends: PathEnds,
+    counts: PathCounts,
+    flows: HashSet<usize>,
+    tenant: TenantCounters,
+    /// New flows use another path, because this one's labels are of the past.
+    retired: bool,
+    /// A workload or service of it is gone: it is forgotten with its last flow.
+    gone: bool,
+}
+
+/// Counts of a path.
+#[derive(Clone, Debug, Default)]
+pub struct PathCounts {
+    /// Ended connections, by [`Ending`] (index: discriminant − 1), refused ones included.
+    pub ended: [u64; Ending::ALL.len()],
+    /// Ended connections whose destination had been connected to.
+    pub established_ended: u64,
+    /// Open connections whose destination has been connected to.
+    pub established_open: u64,
+    /// Bytes from client to destination.
+    pub sent: u64,
+    /// Bytes from destination to client.
+    pub received: u64,
+}
+
+impl PathCounts {
+    fn is_zero(&self) -> bool {
+        self.ended.iter().all(|&count| count == 0)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PathKey {
+    source: Option<WorkloadUid>,
+    destination: Option<WorkloadUid>,
+    service: Option<ServiceKey>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    flow: Arc<Flow>,
+    path: usize,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ShardState {
+    flows: Slab<Entry>,
+    paths: Slab<Path>,
+    current: HashMap<PathKey, usize>,
+    by_workload: HashMap<WorkloadUid, HashSet<usize>>,
+    by_policy: HashMap<PolicyKey, HashSet<usize>>,
+    by_namespace: HashMap<Text, HashSet<usize>>,
+    by_service: HashMap<ServiceKey, HashSet<usize>>,
+    /// Flows with an end that is no workload: the address may become one.
+    by_address: HashMap<IpAddr, HashSet<usize>>,
+}
+
+fn key(ends: &PathEnds) -> PathKey {
+    PathKey {
+        source: ends.source.as_ref().map(|w| w.uid.clone()),
+        destination: ends.destination.as_ref().map(|w| w.uid.clone()),
+        service: ends.service.as_ref().map(|s| s.key.clone()),
+    }
+}
+
+fn add<K: Eq + Hash + Clone>(index: &mut HashMap<K, HashSet<usize>>, key: &K, value: usize) {
+    match index.get_mut(key) {
+        Some(set) => {
+            set.insert(value);
+        }
+        None => {
+            index.insert(key.clone(), HashSet::from([value]));
+        }
+    }
+}
+
+fn drop_from<K: Eq + Hash>(index: &mut HashMap<K, HashSet<usize>>, key: &K, value: usize) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(&value);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// Addresses of a flow that are not those of a known workload.
+fn unknown_addresses(flow: &Flow) -> impl Iterator<Item = IpAddr> {
+    let source = flow.facts.source.workload().is_none().then(|| flow.facts.source.ip());
+    let destination = flow.facts.destination_workload.is_none().then(|| flow.facts.destination.ip());
+    source.into_iter().chain(destination)
+}
+
+/// Whether the labels of metrics would differ.
+fn labels_differ(a: &Workload, b: &Workload) -> bool {
+    (&a.name, &a.namespace, &a.identity, &a.cluster_id, &a.addresses)
+        != (&b.name, &b.namespace, &b.identity, &b.cluster_id, &b.addresses)
+        || (&a.canonical_name, &a.canonical_revision, &a.workload_name)
+            != (&b.canonical_name, &b.canonical_revision, &b.workload_name)
+}
+
+impl ShardState {
+    pub(super) fn flows(&self) -> impl Iterator<Item = (usize, &Arc<Flow>)> {
+        self.flows.iter().map(|(place, entry)| (place, &entry.flow))
+    }
+
+    /// The path for these ends, made when first seen.
+    pub(super) fn path(&mut self, ends: PathEnds, open: &OpenConnections) -> usize {
+        let key = key(&ends);
+        if let Some(&path) = self.current.get(&key) {
+            return path;
+        }
+        let tenant = open.tenant(ends.source.as_deref());
+        let flows = HashSet::new();
+        let path =
+            self.paths.insert(Path { ends, counts: PathCounts::default(), flows, tenant, retired: false, gone: false });
+        self.current.insert(key, path);
+        self.index(path);
+        path
+    }
+
+    pub(super) fn tenant(&self, path: usize) -> &TenantCounters {
+        &self.paths[path].tenant
+    }
+
+    pub(super) fn insert(&mut self, path: usize, flow: Arc<Flow>) -> usize {
+        let place = self.flows.vacant_key();
+        for address in unknown_addresses(&flow) {
+            add(&mut self.by_address, &address, place);
+        }
+        self.paths[path].flows.insert(place);
+        self.flows.insert(Entry { flow, path })
+    }
+
+    pub(super) fn count_refused(&mut self, path: usize, ending: Ending) {
+        self.paths[path].counts.ended[ending as usize - 1] += 1;
+    }
+
+    /// Ends the flow at `place` and counts it.
+    pub(super) fn close(&mut self, place: usize, ending: Ending) {
+        let entry = &self.flows[place];
+        let counts = &mut self.paths[entry.path].counts;
+        counts.ended[ending as usize - 1] += 1;
+        counts.established_ended += u64::from(entry.flow.is_established());
+        counts.sent += entry.flow.sent();
+        counts.received += entry.flow.received();
+        self.remove(place);
+    }
+
+    /// Takes the flow at `place` out without counting it.
+    pub(super) fn remove(&mut self, place: usize) {
+        let entry = self.flows.remove(place);
+        for address in unknown_addresses(&entry.flow) {
+            drop_from(&mut self.by_address, &address, place);
+        }
+        let path = &mut self.paths[entry.path];
+        path.flows.remove(&place);
+        // A path that never counted anything may have been made from a snapshot that is no longer in force.
+        if path.flows.is_empty() && (path.gone || path.counts.is_zero()) {
+            self.forget(entry.path);
+        }
+    }
+
+    pub(super) fn visit_paths(&self, see: &mut impl FnMut(&Path, &PathCounts)) {
+        for (_, path) in &self.paths {
+            let mut counts = path.counts.clone();
+            for &place in &path.flows {
+                let flow = &self.flows[place].flow;
+                counts.established_open += u64::from(flow.is_established());
+                counts.sent += flow.sent();
+                counts.received += flow.received();
+            }
+            see(path, &counts);
+        }
+    }
+
+    fn index(&mut self, path: usize) {
+        let ends = self.paths[path].ends.clone();
+        for workload in [&ends.source, &ends.destination].into_iter().flatten() {
+            add(&mut self.by_workload, &workload.uid, path);
+        }
+        if let Some(destination) = &ends.destination {
+            add(&mut self.by_namespace, &destination.namespace, path);
+            for policy in &destination.authorization_policies {
+                add(&mut self.by_policy, policy, path);
+            }
+        }
+        if let Some(service) = &ends.service {
+            add(&mut self.by_service, &service.key, path);
+        }
+    }
+
+    fn unindex(&mut self, path: usize) {
+        let ends = self.paths[path].ends.clone();
+        for workload in [&ends.source, &ends.destination].into_iter().flatten() {
+            drop_from(&mut self.by_workload, &workload.uid, path);
+        }
+        if let Some(destination) = &ends.destination {
+            drop_from(&mut self.by_namespace, &destination.namespace, path);
+            for policy in &destination.authorization_policies {
+                drop_from(&mut self.by_policy, policy, path);
+            }
+        }
+        if let Some(service) = &ends.service {
+            drop_from(&mut self.by_service, &service.key, path);
+        }
+    }
+
+    fn forget(&mut self, path: usize) {
+        self.unindex(path);
+        let forgotten = self.paths.remove(path);
+        let key = key(&forgotten.ends);
+        if self.current.get(&key) == Some(&path) {
+            self.current.remove(&key);
+        }
+    }
+
+    /// See [`super::FlowTable::apply`].
+    pub(super) fn apply(&mut self, touched: &Touched, mesh: &Mesh, affected: &mut Vec<Arc<Flow>>) {
+        let mut flows = self.flows_at(touched);
+        for path in self.paths_of(touched) {
+            flows.extend(&self.paths[path].flows);
+            self.refresh(path, mesh);
+        }
+        affected.extend(flows.into_iter().filter_map(|place| self.flows.get(place)).map(|entry| entry.flow.clone()));
+    }
+
+    fn flows_at(&self, touched: &Touched) -> HashSet<usize> {
+        touched.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten().copied().collect()
+    }
+
+    fn paths_of(&self, touched: &Touched) -> HashSet<usize> {
+        if touched.everything {
+            return self.paths.iter().map(|(path, _)| path).collect();
+        }
+        let workloads = touched.workloads.iter().filter_map(|uid| self.by_workload.get(uid));
+        let namespaces = touched.namespaces.iter().filter_map(|name| self.by_namespace.get(name));
+        let policies = touched.policies.iter().filter_map(|policy| self.by_policy.get(policy));
+        let services = touched.services.iter().filter_map(|service| self.by_service.get(service));
+        workloads.chain(namespaces).chain(policies).chain(services).flatten().copied().collect()
+    }
+
+    /// Brings a path up to the new configuration: its ends are replaced by their new selves; it is retired when its
+    /// labels have changed, and forgotten when an end is gone.
+    fn refresh(&mut self, path: usize, mesh: &Mesh) {
+        self.unindex(path);
+        let state = &mut self.paths[path];
+        let (mut gone, mut relabelled) = (false, false);
+        for end in [&mut state.ends.source, &mut state.ends.destination] {
+            let Some(workload) = end else { continue };
+            match mesh.workload(&workload.uid) {
+                None => gone = true,
+                Some(current) if labels_differ(workload, current) => relabelled = true,
+                Some(current) => *workload = current.clone(),
+            }
+        }
+        if let Some(service) = &mut state.ends.service {
+            match mesh.service(&service.key) {
+                None => gone = true,
+                Some(current) => *service = current.service().clone(),
+            }
+        }
+        state.gone = gone;
+        state.retired |= gone || relabelled;
+        let (retired, unused) = (state.retired, state.flows.is_empty());
+        let key = key(&state.ends);
+        self.index(path);
+        if retired && self.current.get(&key) == Some(&path) {
+            self.current.remove(&key);
+        }
+        if gone && unused {
+            self.forget(path);
+        }
+    }
+}

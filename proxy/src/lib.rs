@@ -1,0 +1,28 @@
+//! The Underpass proxy.
+//!
+//! A connection's way through this crate: `listener` accepts it and learns where it wants to go, `cores` gives it to a core,
+//! `serve` walks it through the steps, `source` says who opened it, `destination` and `upstream` decide and connect, `relay` moves
+//! its bytes, `flow` and `flow_table` are its trace, `telemetry` tells of it. `node` holds what they share, `configuration` changes
+//! it, `admin` shows it, `run` starts and stops everything.
+
+#![deny(unsafe_code)]
+
+mod admin;
+mod buffer;
+mod configuration;
+mod cores;
+mod destination;
+mod ending;
+mod flow;
+mod flow_table;
+mod limits;
+mod listener;
+mod logging;
+mod node;
+mod relay;
+pub mod run;
+mod serve;
+mod socket;
+mod source;
+mod telemetry;
+mod upstream;

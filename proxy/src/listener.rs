@@ -1,0 +1,224 @@
+//! Where connections come in, and how a listener learns where each wants to go.
+//!
+//! A listener is opened before the configuration that asks for it is put in force, so that an address that cannot be
+//! bound rejects the update whole. Each listener is accepted from on one core; the connection is then served by the core that has
+//! the fewest.
+
+pub mod http_connect;
+pub mod socks5;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use underpass_config::{Destination, Keepalive, Listener};
+
+use crate::cores::Cores;
+use crate::ending::Ending;
+use crate::flow::Flow;
+use crate::node::Node;
+use crate::serve::Accepted;
+use crate::socket;
+
+/// Pause after a failed accept. When descriptors have run out, trying at once would spin.
+const ACCEPT_RETRY: Duration = Duration::from_millis(20);
+
+/// A listener's address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {name} cannot listen on {address}: {source}; free the address or change the listener's")]
+pub struct ListenError {
+    name: String,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// An open listening socket with its settings.
+#[derive(Debug)]
+pub struct OpenListener {
+    /// Its settings.
+    pub settings: Arc<Listener>,
+    socket: OwnedFd,
+}
+
+/// An accept loop; dropping it closes the listener after everything that already waits has been accepted.
+#[derive(Debug)]
+pub struct RunningListener {
+    /// Its settings.
+    pub settings: Arc<Listener>,
+    _stop: watch::Sender<()>,
+}
+
+impl OpenListener {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn open(settings: &Listener, keepalive: &Keepalive) -> Result<Self, ListenError> {
+        let socket = socket::listen(settings.address, keepalive).map_err(|source| ListenError {
+            name: settings.name.to_string(),
+            address: settings.address,
+            source,
+        })?;
+        Ok(Self { settings: Arc::new(settings.clone()), socket })
+    }
+
+    /// Starts to accept, on the core whose turn it is.
+    pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> RunningListener {
+        let (stop, stopped) = watch::channel(());
+        let settings = self.settings.clone();
+        let core = cores.next_accepting();
+        let on = cores.clone();
+        on.spawn_on(core, accept_until_stopped(self, node, cores, core, stopped));
+        RunningListener { settings, _stop: stop }
+    }
+}
+
+async fn accept_until_stopped(
+    open: OpenListener,
+    node: Arc<Node>,
+    cores: Arc<Cores>,
+    core: usize,
+    mut stopped: watch::Receiver<()>,
+) {
+    let OpenListener { settings, socket } = open;
+    let Ok(listener) = socket::register(socket) else {
+        tracing::error!(listener = %settings.name, "cannot be polled; it accepts nothing");
+        return;
+    };
+    let acceptor = Acceptor { listener: &listener, settings, node: node.clone(), cores, core };
+    tokio::select! {
+        biased;
+        _ = stopped.changed() => {}
+        () = node.drain_started() => {}
+        () = acceptor.accept_all() => {}
+    }
+    // Clients whose connect() has already succeeded are served, not reset by the close.
+    while acceptor.accept_one().is_ok() {}
+}
+
+struct Acceptor<'a> {
+    listener: &'a AsyncFd<OwnedFd>,
+    settings: Arc<Listener>,
+    node: Arc<Node>,
+    cores: Arc<Cores>,
+    core: usize,
+}
+
+impl Acceptor<'_> {
+    async fn accept_all(&self) {
+        loop {
+            let Ok(mut ready) = self.listener.readable().await else { return };
+            match ready.try_io(|_| self.accept_one()) {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) if is_of_the_client(&error) => {}
+                Ok(Err(error)) => {
+                    self.node.telemetry.count_accept_error();
+                    tracing::warn!(listener = %self.settings.name, %error, "accept failed; trying again");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn accept_one(&self) -> io::Result<()> {
+        let (socket, peer) = socket::accept(self.listener.get_ref())?;
+        let (node, listener) = (self.node.clone(), self.settings.clone());
+        self.cores.serve(Accepted { node, listener, socket, peer }, self.core);
+        Ok(())
+    }
+}
+
+/// The client gave up between its SYN and our accept (accept(2) lists these as errors to be treated like EAGAIN).
+fn is_of_the_client(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset)
+}
+
+/// What the client asked for, and how it is to be answered.
+#[derive(Debug)]
+pub struct Handshake {
+    /// Where it wants to go.
+    pub destination: Destination,
+    answer: Answer,
+    /// Bytes of the stream that came with the request.
+    early: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    None,
+    Socks5,
+    HttpConnect,
+}
+
+impl Handshake {
+    /// The listener itself says where to go.
+    pub fn without_request(destination: Destination) -> Self {
+        Self { destination, answer: Answer::None, early: Vec::new() }
+    }
+
+    /// Tells the client that it is connected, and sends on what it sent early.
+    ///
+    /// # Errors
+    /// When either side has gone.
+    pub async fn accepted(&mut self, downstream: &TcpStream, upstream: &TcpStream, flow: &Flow) -> io::Result<()> {
+        let answer = match self.answer {
+            Answer::None => return Ok(()),
+            Answer::Socks5 => socks5::success(upstream.local_addr()?),
+            Answer::HttpConnect => http_connect::SUCCESS.to_vec(),
+        };
+        write_all(downstream, &answer).await?;
+        write_all(upstream, &self.early).await?;
+        flow.count_sent(self.early.len());
+        self.early = Vec::new();
+        Ok(())
+    }
+
+    /// Tells the client why it is not connected, in its protocol's words. A client that is not there any more is not told.
+    pub async fn refused(&self, downstream: &TcpStream, ending: Ending) {
+        let answer = match self.answer {
+            Answer::None => return,
+            Answer::Socks5 => socks5::failure(ending),
+            Answer::HttpConnect => http_connect::failure(ending),
+        };
+        if write_all(downstream, &answer).await.is_ok() {
+            // The reset that follows must not overtake the answer in the client's queue: let the client see FIN first.
+            linger_until_read(downstream).await;
+        }
+    }
+}
+
+/// Sends FIN and waits, briefly, for the client to close or send nothing more.
+async fn linger_until_read(downstream: &TcpStream) {
+    let _ = rustix::net::shutdown(downstream, rustix::net::Shutdown::Write);
+    let mut scrap = [0; 512];
+    let drained = async { while read_some(downstream, &mut scrap).await.is_ok_and(|n| n > 0) {} };
+    let _ = tokio::time::timeout(Duration::from_secs(1), drained).await;
+}
+
+/// Reads at least one byte, or nothing at the end of the stream.
+async fn read_some(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        stream.readable().await?;
+        match stream.try_read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+    }
+}
+
+async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! What all cores share: the current snapshot, the flows, telemetry, and the one way to change the configuration.
+//!
+//! **Changing.** A new snapshot is published first and the flow table is told second; a connection is entered into the
+//! table first and looks at the generation second. Whichever comes first, a flow that was decided on the older snapshot is
+//! seen by one of the two, so no connection outlives a policy that denies it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use underpass_config::{Config, ConnectionFacts, Mesh, Touched};
+
+use crate::ending::Ending;
+use crate::flow::Flow;
+use crate::flow_table::FlowTable;
+use crate::telemetry::Telemetry;
+
+/// One version of the configuration, immutable.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The configuration.
+    pub config: Config,
+    /// Counts the changes; a later snapshot has a larger one.
+    pub generation: u64,
+}
+
+/// The proxy of one node.
+#[derive(Debug)]
+pub struct Node {
+    snapshot: ArcSwap<Snapshot>,
+    generation: AtomicU64,
+    /// Serialises changes; never taken by connections.
+    changing: Mutex<()>,
+    /// Open connections.
+    pub flows: Arc<FlowTable>,
+    /// Metrics and access log.
+    pub telemetry: Telemetry,
+    draining: AtomicBool,
+    drain: watch::Sender<bool>,
+}
+
+impl Node {
+    /// A node that serves `config` on `cores` cores.
+    pub fn new(config: Config, flows: Arc<FlowTable>, telemetry: Telemetry) -> Arc<Self> {
+        Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(Snapshot { config, generation: 1 }),
+            generation: AtomicU64::new(1),
+            changing: Mutex::new(()),
+            flows,
+            telemetry,
+            draining: AtomicBool::new(false),
+            drain: watch::Sender::new(false),
+        })
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Whether `snapshot` is still the one in force.
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        self.generation.load(Ordering::SeqCst) == snapshot.generation
+    }
+
+    /// Puts `config` in force: new connections are decided by it, and open ones that it concerns are decided again.
+    /// Returns how many were denied.
+    pub fn publish(self: &Arc<Self>, config: Config, touched: &Touched) -> usize {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.generation.load(Ordering::Relaxed) + 1;
+        let snapshot = Arc::new(Snapshot { config, generation });
+        self.snapshot.store(snapshot.clone());
+        self.generation.store(generation, Ordering::SeqCst);
+        let affected = self.flows.apply(touched, &snapshot.config.mesh);
+        affected.iter().filter(|flow| self.reconsider(flow, &snapshot)).count()
+    }
+
+    /// Decides an open flow again. True if it is denied now.
+    fn reconsider(self: &Arc<Self>, flow: &Arc<Flow>, snapshot: &Snapshot) -> bool {
+        let config = &snapshot.config;
+        if !is_allowed(flow, config) {
+            flow.end(Ending::PolicyRevoked);
+            return true;
+        }
+        if endpoint_is_gone(flow, &config.mesh) {
+            self.end_after_drain(flow.clone(), config);
+        }
+        false
+    }
+
+    fn end_after_drain(self: &Arc<Self>, flow: Arc<Flow>, config: &Config) {
+        let (node, patience) = (Arc::downgrade(self), config.node.timeouts.drain);
+        let Ok(control) = tokio::runtime::Handle::try_current() else { return };
+        let flow = Arc::downgrade(&flow);
+        control.spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let (Some(node), Some(flow)) = (node.upgrade(), flow.upgrade())
+                && endpoint_is_gone(&flow, &node.snapshot().config.mesh)
+            {
+                flow.end(Ending::EndpointDrained);
+            }
+        });
+    }
+
+    /// Starts to drain: listeners close, `/ready` says no. Idempotent.
+    pub fn start_drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+        self.drain.send_replace(true);
+    }
+
+    /// Whether the node drains.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Resolves when the node starts to drain.
+    pub async fn drain_started(&self) {
+        // The sender lives as long as the node, so this waits for the value.
+        let _ = self.drain.subscribe().wait_for(|draining| *draining).await;
+    }
+}
+
+/// The verdict on a flow by `config`, as if it were opened now by the same client to the same place.
+fn is_allowed(flow: &Flow, config: &Config) -> bool {
+    let source = flow.facts.source.refreshed(&config.mesh, &config.node);
+    let destination = match &flow.facts.destination_workload {
+        Some(known) => config.mesh.workload(&known.uid),
+        None => config.mesh.workload_at(&config.node.network, flow.facts.destination.ip()),
+    };
+    // A destination that is gone has no policies; its flows are drained instead.
+    let Some(destination) = destination else { return true };
+    let facts = ConnectionFacts {
+        source: source.identity(),
+        source_ip: source.ip(),
+        destination: flow.facts.destination,
+    };
+    config.mesh.authorize(&facts, destination).decision.is_allowed()
+}
+
+/// Whether a flow's endpoint has left the mesh, or the service by which it was reached. Being unready is no reason: as in
+/// Kubernetes, that keeps new connections away and leaves the open ones alone.
+fn endpoint_is_gone(flow: &Flow, mesh: &Mesh) -> bool {
+    let Some(known) = &flow.facts.destination_workload else { return false };
+    let Some(workload) = mesh.workload(&known.uid) else { return true };
+    let Some(service) = &flow.facts.service else { return false };
+    let was_member = known.services.iter().any(|membership| membership.service == *service);
+    was_member
+        && (mesh.service(service).is_none() || !workload.services.iter().any(|membership| membership.service == *service))
+}

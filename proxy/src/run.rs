@@ -1,0 +1,164 @@
+//! The running proxy: what is started in which order, and how it stops.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
+use underpass_config::{Config, ConfigError};
+
+use crate::admin::{self, Admin};
+use crate::configuration::{Configuration, UpdateError};
+use crate::cores::Cores;
+use crate::ending::Ending;
+use crate::flow_table::FlowTable;
+use crate::logging::{LogFilter, LogFilterError};
+use crate::node::Node;
+use crate::telemetry::{AccessLogError, AccessLogWriter, Telemetry};
+
+/// How often a drain looks whether the last connection has gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// How long connections that were told to end may take to do so.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Why the proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration file cannot be read.
+    #[error("{} cannot be read: {source}; give the configuration file with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration is not valid.
+    #[error("{} is not a valid configuration:\n{source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ConfigError,
+    },
+    /// The log filter is not valid.
+    #[error("node.log: {0}")]
+    Log(#[from] LogFilterError),
+    /// The access log cannot be opened.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Listeners(#[from] UpdateError),
+    /// The admin server cannot listen.
+    #[error("the admin server cannot listen on {address}: {source}; free the address or change node.admin")]
+    Admin {
+        /// Its address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration file cannot be watched.
+    #[error("{} cannot be watched for changes: {source}; raise fs.inotify.max_user_watches or max_user_instances", path.display())]
+    Watch {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: notify::Error,
+    },
+    /// Threads, epoll or signals are not to be had.
+    #[error("the machine does not give what the proxy needs: {0}")]
+    Machine(#[from] io::Error),
+}
+
+/// Reads and validates a configuration file.
+///
+/// # Errors
+/// When it cannot be read or is not valid.
+pub fn load(path: &Path) -> Result<(String, Config), StartError> {
+    let text = std::fs::read_to_string(path).map_err(|source| StartError::Read { path: path.into(), source })?;
+    let config = Config::from_yaml(&text).map_err(|source| StartError::Config { path: path.into(), source })?;
+    Ok((text, config))
+}
+
+/// Runs the proxy until it is told to stop and has drained. `admin` overrides the configured admin address.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
+    let (text, config) = load(path)?;
+    let log = LogFilter::install(&config.node.log)?;
+    let count = config.node.workers.map_or_else(available_cores, usize::from);
+    let access_log = Arc::new(AccessLogWriter::open(&config.node.access_log)?);
+    let (cores, threads) = Cores::start(count)?;
+    let flows = Arc::new(FlowTable::new(count));
+    let telemetry = Telemetry::new(&flows, access_log.clone());
+    let admin_address = admin.unwrap_or(config.node.admin);
+    let node = Node::new(config, flows, telemetry);
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
+    let outcome = control.block_on(async {
+        let listener = TcpListener::bind(admin_address).await;
+        let listener = listener.map_err(|source| StartError::Admin { address: admin_address, source })?;
+        let configuration = Configuration::start(path.into(), text, node.clone(), cores.clone(), log.clone())?;
+        let watcher = configuration.watch().map_err(|source| StartError::Watch { path: path.into(), source })?;
+        tokio::spawn(admin::serve(listener, Admin { node: node.clone(), configuration: configuration.clone(), log }));
+        tracing::info!(admin = %admin_address, cores = count, "serving");
+        wait_for_stop(&node, &configuration).await?;
+        drop(watcher);
+        drain(&node).await;
+        Ok(())
+    });
+    drop(threads);
+    access_log.close();
+    outcome
+}
+
+fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Returns when a signal or the admin server asks for the end. SIGHUP reads the configuration again.
+async fn wait_for_stop(node: &Arc<Node>, configuration: &Arc<Configuration>) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = node.drain_started() => break,
+            _ = hangup.recv() => configuration.reload(),
+        }
+    }
+    node.start_drain();
+    Ok(())
+}
+
+/// Lets open connections finish for `timeouts.drain`, then resets the rest.
+async fn drain(node: &Node) {
+    let patience = node.snapshot().config.node.timeouts.drain;
+    tracing::info!(connections = node.flows.open_connections().total(), ?patience, "draining");
+    if !wait_until_empty(node, patience).await {
+        let late = node.flows.flows();
+        tracing::info!(connections = late.len(), "resetting connections that did not finish in time");
+        for (_, flow) in late {
+            flow.end(Ending::Drained);
+        }
+        wait_until_empty(node, LAST_WORDS).await;
+    }
+}
+
+async fn wait_until_empty(node: &Node, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while node.flows.open_connections().total() > 0 {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+    true
+}

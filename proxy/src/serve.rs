@@ -1,0 +1,170 @@
+//! One client connection, from accept to its log line.
+//!
+//! The steps, each in a room of its own: the handshake learns where the client wants to go (`listener`), `upstream`
+//! decides and connects, the client is told, `relay` moves bytes, and the end is counted and logged. Whatever fails, the client
+//! gets the answer of its protocol and then a reset, never a silent FIN.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::net::TcpStream;
+use underpass_config::{Listener, ListenerProtocol};
+
+use crate::ending::Ending;
+use crate::flow::Flow;
+use crate::flow_table::PathEnds;
+use crate::listener::{Handshake, http_connect, socks5};
+use crate::node::Node;
+use crate::relay::relay;
+use crate::socket::{self, TcpQuality};
+use crate::source::Source;
+use crate::telemetry::Line;
+use crate::upstream::{Connected, Refused, Request};
+
+/// An accepted connection on its way to the core that serves it.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The listener that accepted it.
+    pub listener: Arc<Listener>,
+    /// The client's socket, not yet known to any runtime.
+    pub socket: OwnedFd,
+    /// The client's address.
+    pub peer: SocketAddr,
+}
+
+/// Serves one client on core `core` until it is gone.
+pub async fn serve(accepted: Accepted, core: usize) {
+    let started = SystemTime::now();
+    let Accepted { node, listener, socket, peer } = accepted;
+    let Ok(downstream) = TcpStream::from_std(socket.into()) else {
+        // The runtime's epoll refused it: closing resets or ends it, there is nothing else to do with it.
+        return node.telemetry.count_accept_error();
+    };
+    let snapshot = node.snapshot();
+    let settings = snapshot.config.node.clone();
+    let source = Source::by_address(&snapshot.config.mesh, &settings, peer);
+    drop(snapshot);
+    let session = Session { node, listener, source, started, core };
+    let Some(_place) = session.node.flows.open_connections().admit(&settings.limits) else {
+        session.refuse_unconnected(&downstream, Ending::ConnectionLimit);
+        return;
+    };
+    let Some((downstream, connected)) = Box::pin(session.connect(downstream)).await else { return };
+    let Connected { stream: upstream, guard, load } = connected;
+    let ending = relay(&downstream, &upstream, guard.flow(), settings.timeouts.idle).await;
+    let quality = if session.node.telemetry.access_log.is_on() { socket::quality(&upstream) } else { TcpQuality::default() };
+    drop(load);
+    // Logged and counted before the sockets close: whoever sees the end can already see its trace.
+    let flow = guard.finish(ending);
+    session.log_flow(&flow, ending, quality);
+}
+
+struct Session {
+    node: Arc<Node>,
+    listener: Arc<Listener>,
+    source: Source,
+    started: SystemTime,
+    core: usize,
+}
+
+impl Session {
+    /// Handshake, decision and connection. None when the client was turned away, which is then logged and done.
+    async fn connect(&self, downstream: TcpStream) -> Option<(TcpStream, Connected)> {
+        let limit = self.node.snapshot().config.node.timeouts.handshake;
+        let handshake = match &self.listener.protocol {
+            ListenerProtocol::Fixed { destination } => Ok(Handshake::without_request(destination.clone())),
+            ListenerProtocol::Socks5 => timed(limit, socks5::accept(&downstream)).await,
+            ListenerProtocol::HttpConnect => timed(limit, http_connect::accept(&downstream)).await,
+        };
+        let mut handshake = match handshake {
+            Ok(handshake) => handshake,
+            Err(ending) => {
+                self.refuse_unconnected(&downstream, ending);
+                return None;
+            }
+        };
+        let (node, core, started) = (&self.node, self.core, self.started);
+        let request = Request { node, core, listener: &self.listener.name, source: &self.source, started };
+        match request.connect(&handshake.destination).await {
+            Ok(connected) => {
+                if handshake.accepted(&downstream, &connected.stream, connected.guard.flow()).await.is_err() {
+                    self.finish_early(connected, Ending::DownstreamReset);
+                    return None;
+                }
+                Some((downstream, connected))
+            }
+            Err(refused) => {
+                handshake.refused(&downstream, refused.ending).await;
+                socket::reset_on_close(&downstream);
+                self.log_refused(&refused);
+                None
+            }
+        }
+    }
+
+    /// The client went while it was being told of its success.
+    fn finish_early(&self, connected: Connected, ending: Ending) {
+        socket::reset_on_close(&connected.stream);
+        let quality = socket::quality(&connected.stream);
+        let flow = connected.guard.finish(ending);
+        self.log_flow(&flow, ending, quality);
+    }
+
+    fn refuse_unconnected(&self, downstream: &TcpStream, ending: Ending) {
+        socket::reset_on_close(downstream);
+        let ends = PathEnds::new(self.source.workload(), None, None, &self.node.snapshot().config.node);
+        self.node.flows.count_refused(self.core, ends, ending);
+        self.log_refused(&ending.into());
+    }
+
+    fn log_flow(&self, flow: &Flow, ending: Ending, quality: TcpQuality) {
+        let facts = &flow.facts;
+        let line = Line {
+            source: facts.source.address(),
+            source_workload: facts.source.workload().map(|w| &**w),
+            destination: Some(facts.destination),
+            destination_workload: facts.destination_workload.as_deref(),
+            service: facts.service.as_ref(),
+            started: flow.started,
+            sent: flow.sent(),
+            received: flow.received(),
+            quality,
+            listener: &facts.listener,
+            policy: facts.policy.as_ref(),
+            ending,
+            ended: SystemTime::now(),
+        };
+        self.node.telemetry.connection_ended(&line, false);
+    }
+
+    fn log_refused(&self, refused: &Refused) {
+        let target = refused.target.as_deref();
+        let line = Line {
+            source: self.source.address(),
+            source_workload: self.source.workload().map(|w| &**w),
+            destination: target.map(|t| t.address),
+            destination_workload: target.and_then(|t| t.ends.destination.as_deref()),
+            service: target.and_then(|t| t.ends.service.as_ref()).map(|s| &s.key),
+            started: self.started,
+            sent: 0,
+            received: 0,
+            quality: TcpQuality::default(),
+            listener: &self.listener.name,
+            policy: target.and_then(|t| t.policy.as_ref()),
+            ending: refused.ending,
+            ended: SystemTime::now(),
+        };
+        self.node.telemetry.connection_ended(&line, true);
+    }
+}
+
+async fn timed(
+    limit: std::time::Duration,
+    handshake: impl Future<Output = Result<Handshake, Ending>>,
+) -> Result<Handshake, Ending> {
+    tokio::time::timeout(limit, handshake).await.unwrap_or(Err(Ending::HandshakeFailed))
+}

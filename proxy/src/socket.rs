@@ -1,0 +1,181 @@
+//! Socket calls that tokio and the standard library do not offer, behind safe functions.
+//!
+//! This is the proxy's only room with `unsafe`, and it holds two blocks: `getsockopt(TCP_INFO)`, whose answer has a length
+//! that depends on the kernel, and the registration of a listening socket with the runtime. Everything else goes through
+//! `rustix` and `socket2`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::unix::AsyncFd;
+use underpass_config::Keepalive;
+
+/// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+
+/// Opens a listening socket. What is set on it here (NODELAY, keepalive) is inherited by each accepted socket (Linux
+/// `tcp_create_openreq_child`), so that an accept costs no further system call.
+///
+/// # Errors
+/// Those of socket(2), bind(2) and listen(2).
+pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd> {
+    let socket = tcp_socket(address)?;
+    let options = SockRef::from(&socket);
+    options.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        options.set_only_v6(false)?;
+    }
+    set_stream_options(&socket, keepalive)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// A non-blocking, close-on-exec TCP socket of `address`' family.
+///
+/// # Errors
+/// Those of socket(2), such as the process being out of file descriptors.
+pub fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+/// Registers a listening socket with this thread's runtime. Unlike tokio's own listener it leaves accepted sockets
+/// unregistered, so that another core's runtime can take them.
+///
+/// # Errors
+/// Those of epoll_ctl(2).
+pub fn register(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by the `AsyncFd`, so it stays open, and the same, for as long as it is registered.
+    #[allow(unsafe_code)]
+    let registered = unsafe { AsyncFd::register(listener) };
+    Ok(registered?)
+}
+
+/// Accepts one connection as a non-blocking socket, with its peer's canonical address.
+///
+/// # Errors
+/// `WouldBlock` when none waits; otherwise those of accept4(2).
+pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, peer) = rustix::net::acceptfrom_with(listener, flags)?;
+    let peer = peer.and_then(internet_address).ok_or_else(|| io::Error::other("accepted a peer without an address"))?;
+    Ok((socket, canonical(peer)))
+}
+
+fn internet_address(address: SocketAddrAny) -> Option<SocketAddr> {
+    SocketAddr::try_from(address).ok()
+}
+
+/// The IPv4 address inside a v4-mapped IPv6 address (RFC 4291, 2.5.5.2); any other address as it is.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Sets what every proxied stream has: no Nagle delay, and keepalive probes so that a vanished peer is noticed.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_stream_options(socket: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
+    let options = SockRef::from(socket);
+    options.set_tcp_nodelay(true)?;
+    let probes =
+        TcpKeepalive::new().with_time(keepalive.time).with_interval(keepalive.interval).with_retries(keepalive.probes);
+    options.set_tcp_keepalive(&probes)
+}
+
+/// Makes the next close of `socket` send RST instead of FIN (socket(7), SO_LINGER with a zero time).
+pub fn reset_on_close(socket: &impl AsFd) {
+    // Fails only on a descriptor that is no socket; then close has nothing to reset.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// What the kernel measured about one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpQuality {
+    /// Segments considered lost now (`tcpi_lost`).
+    pub lost: u32,
+    /// Retransmitted segments, over the connection's life (`tcpi_total_retrans`).
+    pub retransmissions: u32,
+    /// Smoothed round-trip time in microseconds (`tcpi_rtt`).
+    pub smoothed_rtt_us: u32,
+    /// Smallest round-trip time in microseconds (`tcpi_min_rtt`).
+    pub min_rtt_us: u32,
+}
+
+/// Offsets in `struct tcp_info` (include/uapi/linux/tcp.h): part of the kernel's ABI, fields are only ever appended.
+mod tcp_info_offset {
+    pub(super) const LOST: usize = 32;
+    pub(super) const RTT: usize = 68;
+    pub(super) const TOTAL_RETRANS: usize = 100;
+    pub(super) const MIN_RTT: usize = 148;
+    pub(super) const END: usize = 152;
+}
+
+/// Reads `TCP_INFO`. A kernel that does not answer gives zeros: these figures inform, they decide nothing.
+pub fn quality(socket: &impl AsRawFd) -> TcpQuality {
+    let mut raw = [0u8; tcp_info_offset::END];
+    let mut length = raw.len() as libc::socklen_t;
+    // SAFETY: `raw` is writable for `length` bytes, `length` says so, and the kernel writes no more than that.
+    #[allow(unsafe_code)]
+    let answer = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, raw.as_mut_ptr().cast(), &mut length)
+    };
+    if answer != 0 {
+        return TcpQuality::default();
+    }
+    let field = |at: usize| {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&raw[at..at + 4]);
+        u32::from_ne_bytes(bytes)
+    };
+    TcpQuality {
+        lost: field(tcp_info_offset::LOST),
+        retransmissions: field(tcp_info_offset::TOTAL_RETRANS),
+        smoothed_rtt_us: field(tcp_info_offset::RTT),
+        min_rtt_us: field(tcp_info_offset::MIN_RTT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn quality_of_a_live_connection_has_a_round_trip_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let measured = quality(&client);
+        assert!(measured.smoothed_rtt_us > 0 && measured.min_rtt_us > 0, "{measured:?}");
+        assert!(measured.min_rtt_us < 1_000_000, "{measured:?}");
+    }
+
+    #[test]
+    fn an_accepted_socket_inherits_nodelay_and_keepalive() {
+        let keepalive =
+            Keepalive { time: Duration::from_secs(77), interval: Duration::from_secs(5), probes: 3 };
+        let listener = listen("127.0.0.1:0".parse().unwrap(), &keepalive).unwrap();
+        let address = SockRef::from(&listener).local_addr().unwrap().as_socket().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        rustix::event::poll(&mut [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)], None).unwrap();
+        let (accepted, peer) = accept(&listener).unwrap();
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert!(SockRef::from(&accepted).tcp_nodelay().unwrap());
+        assert_eq!(SockRef::from(&accepted).tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+    }
+
+    #[test]
+    fn v4_mapped_addresses_are_canonicalised() {
+        let mapped: SocketAddr = "[::ffff:10.0.0.1]:80".parse().unwrap();
+        assert_eq!(canonical(mapped), "10.0.0.1:80".parse().unwrap());
+        let v6: SocketAddr = "[fd00::1]:80".parse().unwrap();
+        assert_eq!(canonical(v6), v6);
+    }
+}

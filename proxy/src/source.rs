@@ -1,0 +1,72 @@
+//! Who opened a connection.
+//!
+//! Policy must never see an identity that the peer merely claims. A `Source` can only be made here, from what the kernel
+//! says about the connection: today the peer's address, looked up among the workloads; with capture, the network
+//! namespace that the socket came from. Its fields are private for that reason.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use underpass_config::{Identity, Mesh, NodeSettings, Position, Workload};
+
+/// The verified origin of one connection.
+#[derive(Clone, Debug)]
+pub struct Source {
+    address: SocketAddr,
+    workload: Option<Arc<Workload>>,
+}
+
+impl Source {
+    /// The workload that owns `peer`'s address in the node's network, if there is one.
+    ///
+    /// On a plain listener the address is as trustworthy as the network between: the listener is meant for loopback and for
+    /// networks that prevent spoofing.
+    pub fn by_address(mesh: &Mesh, node: &NodeSettings, peer: SocketAddr) -> Source {
+        Source { address: peer, workload: mesh.workload_at(&node.network, peer.ip()).cloned() }
+    }
+
+    /// The same connection, judged by a newer snapshot: what a workload is may have changed, who it is may not.
+    /// A workload that has gone keeps the identity under which it connected.
+    pub fn refreshed(&self, mesh: &Mesh, node: &NodeSettings) -> Source {
+        match &self.workload {
+            None => Source::by_address(mesh, node, self.address),
+            Some(known) => {
+                let workload = mesh.workload(&known.uid).unwrap_or(known).clone();
+                Source { address: self.address, workload: Some(workload) }
+            }
+        }
+    }
+
+    /// The peer's address and port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The peer's IP address.
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip()
+    }
+
+    /// The workload, when the mesh knows one at this address.
+    pub fn workload(&self) -> Option<&Arc<Workload>> {
+        self.workload.as_ref()
+    }
+
+    /// The identity that policy decides about.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.workload.as_deref().map(|w| &w.identity)
+    }
+
+    /// Where the client is, for locality-aware balancing; an unknown client is taken to be on this node.
+    pub fn position(&self, node: &NodeSettings) -> Position {
+        match &self.workload {
+            Some(workload) => Position::of(workload),
+            None => Position {
+                network: node.network.clone(),
+                cluster_id: node.cluster_id.clone(),
+                locality: node.locality.clone(),
+                node: node.name.clone(),
+            },
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What the proxy tells of its work: metrics, the access log, and the last refusals.
+//!
+//! A refused connection says why in three places with the same word ([`crate::ending::Ending`]): its access-log line, the
+//! `response_flags` of the metrics, and `/refusals`.
+
+mod access_log;
+mod labels;
+mod metrics;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use underpass_config::{Action, DryRunMatch};
+
+pub use access_log::{AccessLogError, AccessLogWriter, Line};
+
+use crate::flow_table::FlowTable;
+
+/// Refusals kept for `/refusals`.
+const REFUSALS_KEPT: usize = 128;
+
+/// Metrics and access log of one process.
+#[derive(Debug)]
+pub struct Telemetry {
+    registry: Registry,
+    /// Where access-log lines go.
+    pub access_log: Arc<AccessLogWriter>,
+    refusals: Mutex<VecDeque<serde_json::Value>>,
+    dry_run: Family<Vec<(&'static str, String)>, Counter>,
+    config_updates: Family<Vec<(&'static str, &'static str)>, Counter>,
+    accept_errors: Counter,
+}
+
+impl Telemetry {
+    /// Telemetry that counts `flows` and logs to `access_log`.
+    pub fn new(flows: &Arc<FlowTable>, access_log: Arc<AccessLogWriter>) -> Self {
+        let mut registry = Registry::default();
+        let dry_run = Family::default();
+        let config_updates = Family::default();
+        let accept_errors = Counter::default();
+        registry.register(
+            "underpass_authorization_dry_run",
+            "Connections about which a dry-run policy would have decided, by policy and what it would have done",
+            dry_run.clone(),
+        );
+        registry.register(
+            "underpass_config_updates",
+            "Configuration updates, by whether they were applied or rejected",
+            config_updates.clone(),
+        );
+        registry.register("underpass_accept_errors", "Failed accepts, such as for want of descriptors", accept_errors.clone());
+        for result in ["applied", "rejected"] {
+            let _ = config_updates.get_or_create(&vec![("result", result)]);
+        }
+        registry.register_collector(Box::new(metrics::ConnectionMetrics::new(flows.clone())));
+        registry.register_collector(Box::new(metrics::ProcessMetrics::new(flows.clone(), access_log.clone())));
+        let refusals = Mutex::new(VecDeque::with_capacity(REFUSALS_KEPT));
+        Self { registry, access_log, refusals, dry_run, config_updates, accept_errors }
+    }
+
+    /// The metrics in OpenMetrics text.
+    ///
+    /// # Errors
+    /// Only what formatting into memory can fail with.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// Counts what a dry-run policy would have done.
+    pub fn count_dry_run(&self, matched: &DryRunMatch) {
+        let would = match matched.would {
+            Action::Allow => "allow",
+            Action::Deny => "deny",
+        };
+        let labels = vec![("policy", matched.policy.to_string()), ("would", would.to_owned())];
+        self.dry_run.get_or_create(&labels).inc();
+    }
+
+    /// Counts a configuration update.
+    pub fn count_config_update(&self, applied: bool) {
+        let result = if applied { "applied" } else { "rejected" };
+        self.config_updates.get_or_create(&vec![("result", result)]).inc();
+    }
+
+    /// Counts a failed accept.
+    pub fn count_accept_error(&self) {
+        self.accept_errors.inc();
+    }
+
+    /// Writes the line of a connection that has ended, and keeps it for `/refusals` if it never began.
+    pub fn connection_ended(&self, line: &Line<'_>, refused: bool) {
+        self.access_log.write(line);
+        if refused {
+            let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            if refusals.len() == REFUSALS_KEPT {
+                refusals.pop_front();
+            }
+            refusals.push_back(line.to_json());
+        }
+    }
+
+    /// The last refused connections, oldest first.
+    pub fn refusals(&self) -> Vec<serde_json::Value> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}

@@ -1,0 +1,227 @@
+//! One line for each connection, at its end.
+//!
+//! The field names are Kmesh's, with identities, policy, reason and response flag added; text and JSON carry the same
+//! fields in the same order. Lines leave the cores through a bounded queue to a thread that writes them: a slow disk or terminal
+//! never holds up traffic, and what the queue could not take is counted (`underpass_access_log_dropped_total`).
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use underpass_config::{AccessLog, LogFormat, PolicyKey, ServiceKey, Text, Workload};
+
+use crate::ending::Ending;
+use crate::socket::TcpQuality;
+
+/// Lines that may wait for the writing thread.
+const QUEUED_LINES: usize = 16 * 1024;
+
+/// Why the access log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("the access log {} cannot be opened for appending: {source}; check node.access_log.path", path.display())]
+pub struct AccessLogError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// Everything a line says.
+#[derive(Debug)]
+pub struct Line<'a> {
+    /// The client's address.
+    pub source: SocketAddr,
+    /// The client's workload.
+    pub source_workload: Option<&'a Workload>,
+    /// The address connected to, or that would have been.
+    pub destination: Option<SocketAddr>,
+    /// The workload there.
+    pub destination_workload: Option<&'a Workload>,
+    /// The service asked for.
+    pub service: Option<&'a ServiceKey>,
+    /// When the client was accepted.
+    pub started: SystemTime,
+    /// Bytes from client to destination.
+    pub sent: u64,
+    /// Bytes from destination to client.
+    pub received: u64,
+    /// What the kernel measured towards the destination.
+    pub quality: TcpQuality,
+    /// The listener.
+    pub listener: &'a Text,
+    /// The policy that allowed or denied it.
+    pub policy: Option<&'a PolicyKey>,
+    /// How it ended.
+    pub ending: Ending,
+    /// When it ended.
+    pub ended: SystemTime,
+}
+
+enum Value {
+    Text(String),
+    Number(u64),
+}
+
+impl Line<'_> {
+    fn fields(&self) -> [(&'static str, Value); 24] {
+        let text = |value: Option<String>| Value::Text(value.unwrap_or_else(|| "-".to_owned()));
+        let workload = |w: Option<&Workload>| text(w.map(|w| w.name.to_string()));
+        let namespace = |w: Option<&Workload>| text(w.map(|w| w.namespace.to_string()));
+        let identity = |w: Option<&Workload>| text(w.map(|w| w.identity.to_string()));
+        let hostname = |s: &ServiceKey| s.as_ref().split_once('/').map_or(s.to_string(), |(_, host)| host.to_owned());
+        let lived = self.ended.duration_since(self.started).unwrap_or(Duration::ZERO);
+        let word = |word: &str| Value::Text(word.to_owned());
+        [
+            ("src.addr", text(Some(self.source.to_string()))),
+            ("src.workload", workload(self.source_workload)),
+            ("src.namespace", namespace(self.source_workload)),
+            ("src.identity", identity(self.source_workload)),
+            ("dst.addr", text(self.destination.map(|d| d.to_string()))),
+            ("dst.service", text(self.service.map(hostname))),
+            ("dst.workload", workload(self.destination_workload)),
+            ("dst.namespace", namespace(self.destination_workload)),
+            ("dst.identity", identity(self.destination_workload)),
+            ("start_time", text(Some(humantime::format_rfc3339_nanos(self.started).to_string()))),
+            ("direction", word("OUTBOUND")),
+            ("state", word("BPF_TCP_CLOSE")),
+            ("sent_bytes", Value::Number(self.sent)),
+            ("received_bytes", Value::Number(self.received)),
+            ("packet_loss", Value::Number(u64::from(self.quality.lost))),
+            ("retransmissions", Value::Number(u64::from(self.quality.retransmissions))),
+            ("srtt", text(Some(format!("{}us", self.quality.smoothed_rtt_us)))),
+            ("min_rtt", text(Some(format!("{}us", self.quality.min_rtt_us)))),
+            ("duration", text(Some(format!("{:.6}ms", lived.as_secs_f64() * 1000.0)))),
+            ("listener", text(Some(self.listener.to_string()))),
+            ("policy", text(self.policy.map(ToString::to_string))),
+            ("reason", word(self.ending.word())),
+            ("response_flags", word(self.ending.response_flag())),
+            ("time", text(Some(humantime::format_rfc3339_nanos(self.ended).to_string()))),
+        ]
+    }
+
+    /// The line as one JSON object.
+    pub fn to_json(&self) -> serde_json::Value {
+        let fields = self.fields().into_iter().map(|(name, value)| {
+            let value = match value {
+                Value::Text(text) => serde_json::Value::String(text),
+                Value::Number(number) => number.into(),
+            };
+            (name.to_owned(), value)
+        });
+        serde_json::Value::Object(fields.collect())
+    }
+
+    /// The line as `time access name=value …`.
+    pub fn to_text(&self) -> String {
+        let mut line = format!("{} access", humantime::format_rfc3339_nanos(self.ended));
+        for (name, value) in self.fields().into_iter().filter(|(name, _)| *name != "time") {
+            let _ = match value {
+                Value::Number(number) => write!(line, " {name}={number}"),
+                Value::Text(text) if needs_quotes(&text) => write!(line, " {name}={text:?}"),
+                Value::Text(text) => write!(line, " {name}={text}"),
+            };
+        }
+        line
+    }
+}
+
+fn needs_quotes(text: &str) -> bool {
+    text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '=')
+}
+
+#[derive(Debug)]
+struct Sink {
+    settings: AccessLog,
+    writer: Option<(NonBlocking, WorkerGuard)>,
+}
+
+/// The access log's queue and thread.
+#[derive(Debug)]
+pub struct AccessLogWriter {
+    sink: ArcSwap<Sink>,
+    dropped_before: AtomicU64,
+}
+
+impl AccessLogWriter {
+    /// Opens the log that `settings` name.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for appending.
+    pub fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
+        Ok(Self { sink: ArcSwap::from_pointee(Sink::open(settings)?), dropped_before: AtomicU64::new(0) })
+    }
+
+    /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for appending.
+    pub fn prepare(&self, settings: &AccessLog) -> Result<Option<Prepared>, AccessLogError> {
+        if self.sink.load().settings == *settings { Ok(None) } else { Sink::open(settings).map(|s| Some(Prepared(s))) }
+    }
+
+    /// Puts what was prepared in force; lines already queued are still written where they belong.
+    pub fn replace(&self, prepared: Prepared) {
+        let old = self.sink.swap(Arc::new(prepared.0));
+        self.dropped_before.fetch_add(old.dropped(), Ordering::Relaxed);
+    }
+
+    /// Queues a line.
+    pub fn write(&self, line: &Line<'_>) {
+        let sink = self.sink.load();
+        let Some((writer, _)) = &sink.writer else { return };
+        let mut text = match sink.settings.format {
+            LogFormat::Off => return,
+            LogFormat::Text => line.to_text(),
+            LogFormat::Json => line.to_json().to_string(),
+        };
+        text.push('\n');
+        // A full queue is counted by the queue itself.
+        let _ = writer.clone().write_all(text.as_bytes());
+    }
+
+    /// Whether lines are written at all.
+    pub fn is_on(&self) -> bool {
+        self.sink.load().writer.is_some()
+    }
+
+    /// Lines that were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.dropped_before.load(Ordering::Relaxed) + self.sink.load().dropped()
+    }
+
+    /// Writes out what is queued and stops.
+    pub fn close(&self) {
+        let off = AccessLog { format: LogFormat::Off, ..self.sink.load().settings.clone() };
+        drop(self.sink.swap(Arc::new(Sink { settings: off, writer: None })));
+    }
+}
+
+/// An opened log that is not in force yet.
+#[derive(Debug)]
+pub struct Prepared(Sink);
+
+impl Sink {
+    fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
+        let queue = || NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUED_LINES);
+        let writer = match settings.format {
+            LogFormat::Off => None,
+            _ if settings.path.as_os_str() == "-" => Some(queue().thread_name("access-log").finish(std::io::stdout())),
+            _ => {
+                let path = &settings.path;
+                let file = OpenOptions::new().create(true).append(true).open(path);
+                let file = file.map_err(|source| AccessLogError { path: path.clone(), source })?;
+                Some(queue().thread_name("access-log").finish(file))
+            }
+        };
+        Ok(Self { settings: settings.clone(), writer })
+    }
+
+    fn dropped(&self) -> u64 {
+        self.writer.as_ref().map_or(0, |(writer, _)| writer.error_counter().dropped_lines() as u64)
+    }
+}

@@ -1,0 +1,158 @@
+//! The connection metrics, gathered from the flow table when they are asked for.
+//!
+//! Nothing is formatted or looked up while bytes move: a scrape walks the paths, turns each into its label sets, and adds up
+//! paths that have the same (each core has its own). Directions: for Istio, *received* is what the client sent and *sent* what
+//! it got back, for both reporters. For Kmesh, *sent* is what the reporter's own side sent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::AccessLogWriter;
+use super::labels::{self, Labels, Reporter};
+use crate::ending::Ending;
+use crate::flow_table::{FlowTable, PathCounts, PathEnds};
+
+/// One family's series.
+type Series = BTreeMap<Labels, u64>;
+
+/// The twelve connection metrics.
+#[derive(Debug)]
+pub(super) struct ConnectionMetrics {
+    flows: Arc<FlowTable>,
+}
+
+/// Series of one owner (Istio, Kmesh's workloads, Kmesh's services), by what they count.
+#[derive(Default)]
+struct Group {
+    opened: Series,
+    closed: Series,
+    sent: Series,
+    received: Series,
+}
+
+#[derive(Default)]
+struct Scrape {
+    istio: Group,
+    kmesh_workload: Group,
+    kmesh_service: Group,
+}
+
+fn add(series: &mut Series, labels: Labels, value: u64) {
+    *series.entry(labels).or_default() += value;
+}
+
+impl Group {
+    fn add_established(&mut self, labels: Labels, reporter: Reporter, counts: &PathCounts) {
+        let (sent, received) = match reporter {
+            Reporter::Source => (counts.sent, counts.received),
+            Reporter::Destination => (counts.received, counts.sent),
+        };
+        if counts.established_ended + counts.established_open == 0 {
+            return;
+        }
+        add(&mut self.opened, labels.clone(), counts.established_ended + counts.established_open);
+        add(&mut self.closed, labels.clone(), counts.established_ended);
+        add(&mut self.sent, labels.clone(), sent);
+        add(&mut self.received, labels, received);
+    }
+
+    fn encode(&self, prefix: &str, subject: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let families = [
+            ("connections_opened", "Connections opened", &self.opened),
+            ("connections_closed", "Connections closed", &self.closed),
+            ("sent_bytes", "Bytes sent, on open connections too", &self.sent),
+            ("received_bytes", "Bytes received, on open connections too", &self.received),
+        ];
+        for (name, help, series) in families {
+            let (name, help) = (format!("{prefix}_{name}"), format!("{help}, {subject}"));
+            let mut family = encoder.encode_descriptor(&name, &help, None, MetricType::Counter)?;
+            for (labels, value) in series {
+                ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Scrape {
+    fn add(&mut self, ends: &PathEnds, reporter: Reporter, counts: &PathCounts) {
+        self.add_istio(ends, reporter, counts);
+        self.kmesh_workload.add_established(labels::kmesh_workload(ends, reporter), reporter, counts);
+        if let Some(labels) = labels::kmesh_service(ends, reporter) {
+            self.kmesh_service.add_established(labels, reporter, counts);
+        }
+    }
+
+    /// Istio counts refused connections too, as opened and closed at once, with the flag that says why.
+    fn add_istio(&mut self, ends: &PathEnds, reporter: Reporter, counts: &PathCounts) {
+        let open = labels::istio(ends, reporter, "-");
+        let ended: u64 = counts.ended.iter().sum();
+        add(&mut self.istio.opened, open.clone(), ended + counts.established_open);
+        for (ending, count) in Ending::ALL.into_iter().zip(counts.ended) {
+            if count > 0 {
+                add(&mut self.istio.closed, labels::istio(ends, reporter, ending.response_flag()), count);
+            }
+        }
+        add(&mut self.istio.sent, open.clone(), counts.received);
+        add(&mut self.istio.received, open, counts.sent);
+    }
+}
+
+impl ConnectionMetrics {
+    pub(super) fn new(flows: Arc<FlowTable>) -> Self {
+        Self { flows }
+    }
+
+    fn scrape(&self) -> Scrape {
+        let mut scrape = Scrape::default();
+        self.flows.visit_paths(|path, counts| {
+            scrape.add(&path.ends, Reporter::Source, counts);
+            if path.ends.destination_is_local {
+                scrape.add(&path.ends, Reporter::Destination, counts);
+            }
+        });
+        scrape
+    }
+}
+
+impl Collector for ConnectionMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let scrape = self.scrape();
+        scrape.istio.encode("istio_tcp", "as Istio counts them", &mut encoder)?;
+        scrape.kmesh_workload.encode("kmesh_tcp_workload", "by destination workload", &mut encoder)?;
+        scrape.kmesh_service.encode("kmesh_tcp", "by destination service", &mut encoder)
+    }
+}
+
+/// Figures of the process itself.
+#[derive(Debug)]
+pub(super) struct ProcessMetrics {
+    flows: Arc<FlowTable>,
+    access_log: Arc<AccessLogWriter>,
+}
+
+impl ProcessMetrics {
+    pub(super) fn new(flows: Arc<FlowTable>, access_log: Arc<AccessLogWriter>) -> Self {
+        Self { flows, access_log }
+    }
+}
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let open = ConstGauge::new(i64::from(self.flows.open_connections().total()));
+        let help = "Client connections open now, those still being connected included";
+        let metric = encoder.encode_descriptor("underpass_connections_open", help, None, open.metric_type())?;
+        open.encode(metric)?;
+        let dropped = ConstCounter::new(self.access_log.dropped());
+        let help = "Access-log lines dropped because their destination was too slow";
+        let metric = encoder.encode_descriptor("underpass_access_log_dropped", help, None, dropped.metric_type())?;
+        dropped.encode(metric)
+    }
+}
