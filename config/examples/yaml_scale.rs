@@ -13,7 +13,10 @@ fn main() -> anyhow::Result<()> {
     let mut sizes = std::env::args().skip(1);
     let services = sizes.next().map_or(Ok(10_000), |size| size.parse())?;
     let endpoints = sizes.next().map_or(Ok(10), |size| size.parse())?;
-    ensure!((1..=60_000).contains(&services) && (1..=250).contains(&endpoints), "at most 60 000 services of 250 endpoints");
+    ensure!(
+        (1..=60_000).contains(&services) && (1..=250).contains(&endpoints),
+        "at most 60 000 services of 250 endpoints"
+    );
 
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), document(services, endpoints, 1)?)?;
@@ -26,7 +29,10 @@ fn main() -> anyhow::Result<()> {
     println!("bytes\t{bytes}");
     println!("load\t{:.3} s", took.as_secs_f64());
     println!("peak\t{} MB", peak_memory()? / 1000);
-    ensure!(config.mesh.workloads().count() == services * endpoints, "all workloads are there");
+    ensure!(
+        config.mesh.workloads().count() == services * endpoints,
+        "all workloads are there"
+    );
 
     let changed = document(services, endpoints, 2)?;
     let (updated, took) = timed(|| config.updated(&changed));
@@ -82,6 +88,9 @@ fn document(services: usize, endpoints: usize, revision: u32) -> Result<String, 
 /// The largest resident memory since the start or the last reset, in kB (proc(5): `VmHWM`).
 fn peak_memory() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("no VmHWM in /proc/self/status")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }

@@ -1,16 +1,20 @@
 //! L4 authorization with Istio's semantics: `istio.security.Authorization`, as ztunnel enforces it.
 //!
 //! A policy is an OR of groups; a group an AND of rules; a rule an OR of matches; a match an AND of fields; and a field
-//! holds if any of its positive values holds and none of its negative ones. What empty means at each level is easy to get
-//! wrong, and wrong is a hole, so it is written down once, here:
+//! holds if any of its positive values holds and none of its negative ones. What empty means at each level is easy to
+//! get wrong, and wrong is a hole, so it is written down once, here:
 //!
-//! | empty            | meaning                                             | why                                           |
-//! |------------------|-----------------------------------------------------|-----------------------------------------------|
-//! | policy (groups)  | matches nothing; as ALLOW it so denies everything   | Istio's allow-nothing policy                  |
-//! | group (rules)    | matches                                             | an AND of nothing                             |
-//! | rule (matches)   | matches                                             | the clause was not given                      |
-//! | match (fields)   | matches in DENY, not in ALLOW                       | what istiod leaves of a rule it could not send at L4; both ways this denies more, never less |
-//! | field (values)   | holds                                               | the field was not given                       |
+//! | empty            | meaning                                             | why                              |
+//! |------------------|-----------------------------------------------------|----------------------------------|
+//! | policy (groups)  | matches nothing; as ALLOW it so denies everything   | Istio's allow-nothing policy     |
+//! | group (rules)    | matches                                             | an AND of nothing                |
+//! | rule (matches)   | matches                                             | the clause was not given         |
+//! | match (fields)   | matches in DENY, not in ALLOW                       | see below; both ways fail closed |
+//! | field (values)   | holds                                               | the field was not given          |
+//!
+//! An empty match is what istiod leaves of a DENY rule whose attributes are all L7, so that it "will always match, so
+//! it is more restrictive" (`handleRule` in its `ambient/authorization.go`). ztunnel skips empty matches in both
+//! actions, and so does not enforce such a rule; we keep to what istiod means.
 //!
 //! A connection without an identity holds no positive matcher of identity, not even presence, and no negative one
 //! matches it either: `not_principals: [presence]` in a DENY policy is how istiod writes STRICT mTLS.

@@ -39,8 +39,10 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         // The text is gone before the mesh is built: of a large one, both at once would be the peak of memory.
         let document = {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.to_owned(),
+                source,
+            })?;
             Document::read(&text)?
         };
         Ok(Self::from_document(document))
@@ -51,10 +53,11 @@ impl Config {
         let services = document.services.into_iter().map(MeshChange::Service);
         let policies = document.policies.into_iter().map(MeshChange::Policy);
         let workloads = document.workloads.into_iter().map(MeshChange::Workload);
-        let t=crate::yaml::cpu();
         mesh.apply(services.chain(policies).chain(workloads));
-        eprintln!("apply {:.3}", crate::yaml::cpu()-t);
-        Self { node: Arc::new(document.node), mesh }
+        Self {
+            node: Arc::new(document.node),
+            mesh,
+        }
     }
 
     /// The configuration that `yaml` says, made from this one: resources that are written as before are the same
@@ -77,22 +80,47 @@ impl Config {
 /// What leads from `mesh` to `document`. What goes comes first, so that names and addresses are free when they are taken
 /// over.
 fn differences(mesh: &Mesh, document: Document) -> Vec<MeshChange> {
-    let Document { node: _, workloads, services, policies } = document;
+    let Document {
+        node: _,
+        workloads,
+        services,
+        policies,
+    } = document;
     let gone = {
         let uids: HashSet<_, RandomState> = workloads.iter().map(|workload| &workload.uid).collect();
         let services: HashSet<_, RandomState> = services.iter().map(|service| &service.key).collect();
         let policies: HashSet<_, RandomState> = policies.iter().map(|policy| &policy.key).collect();
-        let workloads = mesh.workloads().map(|workload| &workload.uid).filter(|uid| !uids.contains(uid));
-        let services = mesh.services().map(|state| &state.service().key).filter(|key| !services.contains(key));
-        let policies = mesh.policies().map(|policy| &policy.key).filter(|key| !policies.contains(key));
+        let workloads = mesh
+            .workloads()
+            .map(|workload| &workload.uid)
+            .filter(|uid| !uids.contains(uid));
+        let services = mesh
+            .services()
+            .map(|state| &state.service().key)
+            .filter(|key| !services.contains(key));
+        let policies = mesh
+            .policies()
+            .map(|policy| &policy.key)
+            .filter(|key| !policies.contains(key));
         let workloads = workloads.cloned().map(MeshChange::RemoveWorkload);
         let services = services.cloned().map(MeshChange::RemoveService);
         let policies = policies.cloned().map(MeshChange::RemovePolicy);
         workloads.chain(services).chain(policies).collect::<Vec<_>>()
     };
-    let services = services.into_iter().filter(|new| mesh.service(&new.key).is_none_or(|old| **old.service() != *new));
-    let policies = policies.into_iter().filter(|new| mesh.policy(&new.key).is_none_or(|old| **old != *new));
-    let workloads = workloads.into_iter().filter(|new| mesh.workload(&new.uid).is_none_or(|old| **old != *new));
-    let came = services.map(MeshChange::Service).chain(policies.map(MeshChange::Policy));
-    gone.into_iter().chain(came).chain(workloads.map(MeshChange::Workload)).collect()
+    let services = services
+        .into_iter()
+        .filter(|new| mesh.service(&new.key).is_none_or(|old| **old.service() != *new));
+    let policies = policies
+        .into_iter()
+        .filter(|new| mesh.policy(&new.key).is_none_or(|old| **old != *new));
+    let workloads = workloads
+        .into_iter()
+        .filter(|new| mesh.workload(&new.uid).is_none_or(|old| **old != *new));
+    let came = services
+        .map(MeshChange::Service)
+        .chain(policies.map(MeshChange::Policy));
+    gone.into_iter()
+        .chain(came)
+        .chain(workloads.map(MeshChange::Workload))
+        .collect()
 }

@@ -1,7 +1,7 @@
 //! One endpoint of one service, and the count of connections it carries.
 //!
-//! An [`Endpoint`] is replaced whenever its workload changes; its [`EndpointLoad`] is not. So the balancer keeps counting
-//! through an update, and connections opened before it are released from the same count they were added to.
+//! An [`Endpoint`] is replaced whenever its workload changes; its [`EndpointLoad`] is not. So the balancer keeps
+//! counting through an update, and connections opened before it are released from the same count they were added to.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +20,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The port on which this endpoint serves `service_port`, or `None` if the service has no such port or this endpoint
-    /// doesn't serve it. As in ztunnel: the endpoint's own mapping first, then the service's.
+    /// The port on which this endpoint serves `service_port`, or `None` if the service has no such port or this
+    /// endpoint doesn't serve it. As in ztunnel: the endpoint's own mapping first, then the service's.
     pub fn target_port(&self, service: &Service, service_port: u16) -> Option<u16> {
         let declared = service.port(service_port)?;
         let own = self

@@ -1,9 +1,9 @@
 //! What the proxy believes about the mesh.
 //!
-//! Two halves share this crate. The **model** is what the proxy serves from: workloads, services, authorization policies
-//! and the [`Mesh`] that ties them together. The **front end** turns a file written by a person into that model and
-//! into the settings of this node. Other front ends (istiod's xDS) live elsewhere and speak to the same model through
-//! [`MeshChange`].
+//! Two halves share this crate. The **model** is what the proxy serves from: workloads, services, authorization
+//! policies and the [`Mesh`] that ties them together. The **front end** turns a file written by a person into that
+//! model and into the settings of this node. Other front ends (istiod's xDS) live elsewhere and speak to the same model
+//! through [`MeshChange`].
 //!
 //! The one idea: a [`Mesh`] is a value. Cloning it is O(1), changing a clone copies only the path to what changed, and
 //! whoever holds the older value is not disturbed. So a reader takes a snapshot and never a lock, and a rejected update

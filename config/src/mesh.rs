@@ -1,7 +1,7 @@
 //! The mesh as one immutable value: every look-up a connection needs, in constant time, from persistent maps.
 //!
-//! Addresses and names are indexed to what claims them (`claims`); a service's state holds its endpoints, and memberships
-//! of services that are not there wait beside them. How changes are made is in `change`.
+//! Addresses and names are indexed to what claims them (`claims`); a service's state holds its endpoints, and
+//! memberships of services that are not there wait beside them. How changes are made is in `change`.
 
 mod change;
 

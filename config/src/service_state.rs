@@ -14,8 +14,8 @@ use crate::{Endpoint, Position, Service, WorkloadUid, ranking};
 /// The endpoints of one service. Ordered, so that equal meshes list them alike.
 pub(crate) type Endpoints = OrdMap<WorkloadUid, Arc<Endpoint>>;
 
-/// Positions remembered per state. A node's clients share the node's own position; more than a few come only from clients
-/// on other nodes, and what does not fit is computed each time.
+/// Positions remembered per state. A node's clients share the node's own position; more than a few come only from
+/// clients on other nodes, and what does not fit is computed each time.
 const REMEMBERED_POSITIONS: usize = 8;
 
 /// A service and its endpoints at one moment.

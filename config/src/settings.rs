@@ -98,7 +98,7 @@ pub enum ListenerProtocol {
 pub enum Destination {
     /// An address: a workload's, a service's virtual IP, or anything else reachable.
     Address(SocketAddr),
-    /// A service's hostname.
+    /// The hostname of a service, or else a name that DNS knows.
     Host {
         /// As written; compared without case.
         host: Text,
@@ -143,10 +143,16 @@ impl FromStr for Destination {
     fn from_str(text: &str) -> Result<Self, DestinationError> {
         let (host, port) = text.rsplit_once(':').ok_or(DestinationError::NoPort)?;
         // `u16::from_str` takes a leading plus sign, which no one means.
-        let port = Some(port).filter(|p| p.bytes().all(|b| b.is_ascii_digit())).and_then(|p| p.parse().ok());
+        let port = Some(port)
+            .filter(|p| p.bytes().all(|b| b.is_ascii_digit()))
+            .and_then(|p| p.parse().ok());
         let port = port.filter(|port| *port != 0).ok_or(DestinationError::BadPort)?;
         if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            let ip: IpAddr = v6.parse().ok().filter(IpAddr::is_ipv6).ok_or(DestinationError::BadHost)?;
+            let ip: IpAddr = v6
+                .parse()
+                .ok()
+                .filter(IpAddr::is_ipv6)
+                .ok_or(DestinationError::BadHost)?;
             return Ok(Self::Address(SocketAddr::new(ip, port)));
         }
         if let Ok(ip) = host.parse::<Ipv4Addr>() {
@@ -155,7 +161,10 @@ impl FromStr for Destination {
         if !is_hostname(host) {
             return Err(DestinationError::BadHost);
         }
-        Ok(Self::Host { host: host.into(), port })
+        Ok(Self::Host {
+            host: host.into(),
+            port,
+        })
     }
 }
 
@@ -166,15 +175,20 @@ pub(crate) fn is_hostname(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
         (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
             && !label.starts_with('-')
             && !label.ends_with('-')
     };
-    let last_is_number = name.rsplit('.').next().is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    let last_is_number = name
+        .rsplit('.')
+        .next()
+        .is_none_or(|last| last.bytes().all(|b| b.is_ascii_digit()));
     name.len() <= 253 && !last_is_number && name.split('.').all(label)
 }
 
-/// How long things may take. None is zero.
+/// How long things may take. None is longer than a year, and only `drain` may be zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Timeouts {
     /// One attempt to connect to one endpoint. Default 5 s.
@@ -183,7 +197,7 @@ pub struct Timeouts {
     /// A connection on which no byte has moved in either direction. Default 1 h.
     #[serde(serialize_with = "as_written")]
     pub idle: Duration,
-    /// From the request to drain until what is left is closed. Default 30 s.
+    /// From the request to drain until what is left is closed; zero: at once. Default 30 s.
     #[serde(serialize_with = "as_written")]
     pub drain: Duration,
     /// From accept to the end of the SOCKS5 or CONNECT request. Default 10 s.
@@ -207,7 +221,7 @@ fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 
-/// How much is taken on at once. None is zero; a limit per namespace or workload never exceeds `connections`.
+/// How much is taken on at once. None is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Open connections of the whole node. Default 1 000 000.
@@ -254,7 +268,11 @@ pub struct Keepalive {
 
 impl Default for Keepalive {
     fn default() -> Self {
-        Self { time: Duration::from_secs(180), interval: Duration::from_secs(9), probes: 9 }
+        Self {
+            time: Duration::from_secs(180),
+            interval: Duration::from_secs(9),
+            probes: 9,
+        }
     }
 }
 
@@ -280,7 +298,10 @@ pub struct AccessLog {
 
 impl Default for AccessLog {
     fn default() -> Self {
-        Self { format: LogFormat::default(), path: "-".into() }
+        Self {
+            format: LogFormat::default(),
+            path: "-".into(),
+        }
     }
 }
 
@@ -303,10 +324,20 @@ mod tests {
 
     #[test]
     fn destinations_are_read_and_written_alike() {
-        for text in ["10.0.0.1:80", "[::1]:80", "web.shop.svc.cluster.local:80", "web:65535", "a_b.c-d.:1"] {
+        for text in [
+            "10.0.0.1:80",
+            "[::1]:80",
+            "web.shop.svc.cluster.local:80",
+            "web:65535",
+            "a_b.c-d.:1",
+        ] {
             let destination: Destination = text.parse().unwrap();
             assert_eq!(destination.to_string(), text);
-            assert_eq!(matches!(destination, Destination::Address(_)), text.starts_with(['1', '[']), "{text}");
+            assert_eq!(
+                matches!(destination, Destination::Address(_)),
+                text.starts_with(['1', '[']),
+                "{text}"
+            );
         }
     }
 

@@ -19,7 +19,7 @@ mod workloads;
 
 use serde::Deserialize;
 
-use crate::{Authorization, ConfigError, NodeSettings, Service, Workload};
+use crate::{Authorization, ConfigError, NodeSettings, Problems, Service, Workload};
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
 use reading::Reading;
@@ -50,23 +50,17 @@ pub(crate) struct Document {
 impl Document {
     /// Reads and checks the whole text.
     pub(crate) fn read(text: &str) -> Result<Self, ConfigError> {
-        let t0 = cpu();
-        let shape = serde_saphyr::from_str_with_options(text, options(text)).map_err(|error| {
-            ConfigError::Malformed(Box::new(locate::malformed(text, error)))
-        })?;
-        let t1 = cpu();
-        let r = Self::compile(&shape);
-        let t2 = cpu();
-        drop(shape);
-        let t3 = cpu();
-        eprintln!("parse {:.3} compile {:.3} drop {:.3}", t1-t0, t2-t1, t3-t2);
-        r.map_err(|mut problems| {
+        let malformed = |problem| ConfigError::Malformed(Box::new(problem));
+        let shape: Option<DocumentShape<'_>> = serde_saphyr::from_str_with_options(text, options(text))
+            .map_err(|error| malformed(locate::malformed(text, error)))?;
+        let shape = shape.ok_or_else(|| malformed(locate::empty()))?;
+        Self::compile(&shape).map_err(|mut problems| {
             locate::add_positions(text, &mut problems);
             ConfigError::Invalid(problems)
         })
     }
 
-    fn compile(shape: &DocumentShape<'_>) -> Result<Self, crate::error::Problems> {
+    fn compile(shape: &DocumentShape<'_>) -> Result<Self, Problems> {
         let mut reading = Reading::default();
         let node = shape.node.compile(&mut reading);
         let policies = Policies::compile(&shape.authorization_policies, &mut reading);
@@ -100,7 +94,7 @@ fn options(text: &str) -> serde_saphyr::Options {
             enforce_alias_anchor_ratio: false,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_EVENTS },
-        strict_booleans: true, duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::PassThrough,
+        strict_booleans: true,
         with_snippet: false,
     }
 }
@@ -109,5 +103,3 @@ fn options(text: &str) -> serde_saphyr::Options {
 const ALIASED_EVENTS: usize = 1_000_000;
 /// Text that aliases may add.
 const ALIASED_BYTES: usize = 64 << 20;
-
-pub(crate) fn cpu() -> f64 { let s = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap(); s.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9 }

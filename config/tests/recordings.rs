@@ -1,5 +1,5 @@
-//! What istiod really sends, loaded into the model: the policies decide and the services balance as the Kubernetes objects
-//! behind them say. Provenance: `recordings/README.md`.
+//! What istiod really sends, loaded into the model: the policies decide and the services balance as the Kubernetes
+//! objects behind them say. Provenance: `recordings/README.md`.
 
 #![allow(
     clippy::unwrap_used,
@@ -141,7 +141,7 @@ fn every_recorded_resource_is_in_the_mesh() {
     assert_eq!(targets, [[Some(8080), Some(9000), None]; 2]);
 }
 
-/// `server-allow-client`: from the client, trust domain `cluster.local` namespace `other`, or `shop` on 8080 and 9000; or
+/// `server-allow-client`: from the client, `cluster.local`'s namespace `other`, or `shop`, on 8080 and 9000; or
 /// from 10.244.0.0/16 but 10.244.9.9, to 10.244.1.0/24, not on 22.
 #[test]
 fn server_allow_client_allows_whom_it_names() {
@@ -178,7 +178,8 @@ fn server_allow_client_allows_whom_it_names() {
     }
 }
 
-/// What istiod leaves of PeerAuthentication: STRICT is a DENY of who has no identity, PERMISSIVE on a port an exception.
+/// What istiod leaves of PeerAuthentication: STRICT is a DENY of who has no identity, PERMISSIVE on a port an
+/// exception.
 #[test]
 fn peer_authentication_denies_who_has_no_identity() {
     let mesh = mesh(L4_POLICY);
@@ -255,7 +256,8 @@ fn mesh_deny_bans_an_account_everywhere_and_namespace_deny_a_namespace_here() {
     }
 }
 
-/// An ALLOW rule with methods or paths is not sent, and of a DENY rule all but those is. Both leave less allowed, never more.
+/// An ALLOW rule with methods or paths is not sent, and of a DENY rule all but those is. Both leave less allowed, never
+/// more.
 #[test]
 fn what_is_left_of_l7_rules_fails_closed() {
     let mesh = mesh(L4_POLICY);
@@ -276,7 +278,8 @@ fn what_is_left_of_l7_rules_fails_closed() {
     }
 }
 
-/// All policies of server-v1 as sent, and as they would be without the L7 DENY rule, which alone closes it to everybody.
+/// All policies of server-v1 as sent, and as they would be without the L7 DENY rule, which alone closes it to
+/// everybody.
 #[test]
 fn who_reaches_server_v1() {
     let mesh = mesh(L4_POLICY);
@@ -328,7 +331,8 @@ fn who_reaches_server_v1() {
 fn a_policy_with_an_unknown_field_is_refused() {
     let policy = |extra_in_policy: &str, extra_in_match: &str| {
         format!(
-            r#"{{"@type": "type.googleapis.com/istio.security.Authorization", "name": "p", "namespace": "shop"{extra_in_policy},
+            r#"{{"@type": "type.googleapis.com/istio.security.Authorization",
+                 "name": "p", "namespace": "shop"{extra_in_policy},
                  "groups": [{{"rules": [{{"matches": [{{"destination_ports": [80]{extra_in_match}}}]}}]}}]}}"#
         )
     };
@@ -342,7 +346,8 @@ fn a_policy_with_an_unknown_field_is_refused() {
     }
 }
 
-/// The client is on node-a in zone-a, as are server-v1's two pods, of which s9 is not ready; server-v2 is on node-b in zone-b.
+/// The client is on node-a in zone-a, as are server-v1's two pods, of which s9 is not ready; server-v2 is on node-b in
+/// zone-b.
 #[test]
 fn traffic_distribution_chooses_the_endpoints() {
     let mesh = mesh(LOCALITY);

@@ -58,8 +58,9 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
                 let answer = admin.answer(&request);
                 async move { Ok::<_, Infallible>(answer) }
             });
-            let connection =
-                hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "admin connection failed");
             }
@@ -72,7 +73,9 @@ type Answer = Response<Full<Bytes>>;
 fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
     response
 }
 
@@ -99,17 +102,25 @@ impl Admin {
                 self.node.start_drain();
                 text(StatusCode::OK, "draining\n")
             }
-            (_, "/" | "/metrics" | "/ready" | "/config_dump" | "/connections" | "/refusals" | "/logging" | "/drain") => {
-                text(StatusCode::METHOD_NOT_ALLOWED, HELP)
-            }
+            (
+                _,
+                "/" | "/metrics" | "/ready" | "/config_dump" | "/connections" | "/refusals" | "/logging" | "/drain",
+            ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }
     }
 
     fn metrics(&self) -> Answer {
         match self.node.telemetry.encode() {
-            Ok(body) => answer(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", body),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("metrics cannot be encoded: {error}\n")),
+            Ok(body) => answer(
+                StatusCode::OK,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                body,
+            ),
+            Err(error) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("metrics cannot be encoded: {error}\n"),
+            ),
         }
     }
 
@@ -142,7 +153,12 @@ impl Admin {
     }
 
     fn connections(&self) -> Value {
-        self.node.flows.flows().iter().map(|(id, flow)| connection(*id, flow)).collect()
+        self.node
+            .flows
+            .flows()
+            .iter()
+            .map(|(id, flow)| connection(*id, flow))
+            .collect()
     }
 
     fn set_log_level(&self, query: &str) -> Answer {

@@ -22,7 +22,8 @@ thread_local! {
 
 /// A buffer whose content is whatever its last user left.
 pub fn take() -> Buffer {
-    POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice())
+    POOL.with_borrow_mut(Vec::pop)
+        .unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice())
 }
 
 /// Returns a buffer to this core's pool.

@@ -4,6 +4,9 @@
 //! only then is anything put in force. What was rejected, and why, is in the log, in
 //! `underpass_config_updates_total{result="rejected"}` and in `/config_dump` until an update succeeds.
 
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -30,7 +33,7 @@ pub enum UpdateError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The file's content is not a valid configuration.
     #[error(transparent)]
@@ -63,6 +66,24 @@ pub struct Rejection {
     pub error: String,
 }
 
+/// Enough of a file's metadata to tell that it is another, or another content, without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified_ns: (i64, i64),
+}
+
+/// Whether a file that looks unchanged is read all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// Something in the file's folder changed.
+    IfChanged,
+    /// The operator asks (SIGHUP): what failed for the machine's sake may succeed now.
+    Always,
+}
+
 /// The one that applies changes.
 #[derive(Debug)]
 pub struct Configuration {
@@ -75,7 +96,10 @@ pub struct Configuration {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The file's content when it was last looked at, in force or rejected.
     text: String,
+    /// What the file system said of it then.
+    stamp: Option<Stamp>,
     running: Vec<RunningListener>,
     rejected: Option<Rejection>,
 }
@@ -94,26 +118,43 @@ impl Configuration {
     ) -> Result<Arc<Self>, UpdateError> {
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
-        let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
-        let state = Mutex::new(State { text, running, rejected: None });
-        Ok(Arc::new(Self { path, node, cores, log, state }))
+        let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect::<Result<_, _>>()?;
+        let state = Mutex::new(State { text, stamp: None, running,
+            rejected: None,
+        });
+        Ok(Arc::new(Self {
+            path,
+            node,
+            cores,
+            log,
+            state,
+        }))
     }
 
     /// The last update, if it was rejected.
     pub fn last_rejected(&self) -> Option<Rejection> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).rejected.clone()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .rejected
+            .clone()
     }
 
-    /// Reads the file again and applies it, if it has changed. Takes as long as parsing does: not for a core's thread.
-    pub fn reload(&self) {
+    /// Reads the file again and applies it. Takes as long as parsing does: not for a core's thread.
+    pub fn reload(&self, when: Reload) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = stamp(&self.path);
+        if when == Reload::IfChanged && stamp.is_some() && stamp == state.stamp {
+            return;
+        }
         let text = match std::fs::read_to_string(&self.path) {
             Ok(text) => text,
             // Between the steps of being replaced a file may be missing; what replaces it is seen next.
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => return,
+            Err(source) if source.kind() == io::ErrorKind::NotFound && when == Reload::IfChanged => return,
             Err(source) => return self.reject(&mut state, UpdateError::Read { path: self.path.clone(), source }),
         };
-        if text == state.text {
+        state.stamp = stamp;
+        if when == Reload::IfChanged && text == state.text {
             return;
         }
         match self.apply(&mut state, &text) {
@@ -129,7 +170,10 @@ impl Configuration {
     fn reject(&self, state: &mut State, error: UpdateError) {
         tracing::error!(file = %self.path.display(), "configuration update rejected, the last good one stays in force: {error}");
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        state.rejected = Some(Rejection { time, error: error.to_string() });
+        state.rejected = Some(Rejection {
+            time,
+            error: error.to_string(),
+        });
         self.node.telemetry.count_config_update(false);
     }
 
@@ -141,8 +185,11 @@ impl Configuration {
         refuse_what_needs_a_restart(old, &new)?;
         let filter = self.log.parse(&new.log)?;
         let access_log = self.node.telemetry.access_log.prepare(&new.access_log)?;
-        let kept = kept_listeners(old, &new, &state.running);
-        let opened = open_listeners(&new, &kept)?;
+        let kept: Vec<_> = state.running.iter().map(RunningListener::address).collect();
+        let started = open_listeners(&new, &kept)?
+            .into_iter()
+            .map(|opened| opened.run(self.node.clone(), self.cores.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
 
         // Nothing below fails.
         if new.log != old.log {
@@ -152,8 +199,7 @@ impl Configuration {
             self.node.telemetry.access_log.replace(prepared);
         }
         let denied = self.node.publish(config, &touched);
-        state.running.retain(|running| kept.contains(&*running.settings));
-        let started = opened.into_iter().map(|l| l.run(self.node.clone(), self.cores.clone()));
+        state.running.retain(|running| change_or_close(running, &new));
         state.running.extend(started);
         tracing::info!(
             workloads = touched.workloads.len(),
@@ -178,9 +224,15 @@ impl Configuration {
                 let _ = changed.try_send(());
             }
         })?;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
         let configuration = self.clone();
+        // What changed between the first reading and the watch is seen now.
+        configuration.reload(Reload::IfChanged);
         tokio::spawn(async move {
             while changes.recv().await.is_some() {
                 tokio::time::sleep(SETTLE).await;
@@ -188,7 +240,7 @@ impl Configuration {
                 let control = tokio::runtime::Handle::current();
                 let reload = tokio::task::spawn_blocking(move || {
                     let _entered = control.enter();
-                    configuration.reload();
+                    configuration.reload(Reload::IfChanged);
                 });
                 if reload.await.is_err() {
                     tracing::error!("applying a configuration update panicked; the last good one stays in force");
@@ -201,30 +253,44 @@ impl Configuration {
 
 fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result<(), UpdateError> {
     if old.admin != new.admin {
-        return Err(UpdateError::NeedsRestart { setting: "admin", old: old.admin.to_string() });
+        return Err(UpdateError::NeedsRestart {
+            setting: "admin",
+            old: old.admin.to_string(),
+        });
     }
     if old.workers != new.workers {
-        let old = old.workers.map_or_else(|| "its default".to_owned(), |workers| workers.to_string());
-        return Err(UpdateError::NeedsRestart { setting: "workers", old });
+        let old = old
+            .workers
+            .map_or_else(|| "its default".to_owned(), |workers| workers.to_string());
+        return Err(UpdateError::NeedsRestart {
+            setting: "workers",
+            old,
+        });
     }
     Ok(())
 }
 
-/// Running listeners that stay as they are. Keepalive is set on the listening socket, so a change of it opens all anew.
-fn kept_listeners(
-    old: &NodeSettings,
-    new: &NodeSettings,
-    running: &[RunningListener],
-) -> Vec<underpass_config::Listener> {
-    let same_keepalive = old.keepalive == new.keepalive;
-    let stays = |listener: &&RunningListener| same_keepalive && new.listeners.contains(&*listener.settings);
-    running.iter().filter(stays).map(|listener| (*listener.settings).clone()).collect()
+/// Gives a running listener its new settings. False if its address is no longer listened on.
+fn change_or_close(running: &RunningListener, new: &NodeSettings) -> bool {
+    let settings = new.listeners.iter().find(|listener| listener.address == running.address());
+    if let Some(settings) = settings {
+        running.change(settings.clone(), &new.keepalive);
+    }
+    settings.is_some()
 }
 
-fn open_listeners(
-    settings: &NodeSettings,
-    kept: &[underpass_config::Listener],
-) -> Result<Vec<OpenListener>, ListenError> {
-    let missing = settings.listeners.iter().filter(|listener| !kept.contains(listener));
+/// Opens the listeners whose addresses are not `kept`. None is left open when one fails.
+fn open_listeners(settings: &NodeSettings, kept: &[SocketAddr]) -> Result<Vec<OpenListener>, ListenError> {
+    let missing = settings.listeners.iter().filter(|listener| !kept.contains(&listener.address));
     missing.map(|listener| OpenListener::open(listener, &settings.keepalive)).collect()
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        length: metadata.len(),
+        modified_ns: (metadata.mtime(), metadata.mtime_nsec()),
+    })
 }

@@ -45,14 +45,25 @@ impl Cores {
         let mut threads = Vec::new();
         for number in 0..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            cores.push(Core { runtime: runtime.handle().clone(), connections: AtomicUsize::new(0) });
+            cores.push(Core {
+                runtime: runtime.handle().clone(),
+                connections: AtomicUsize::new(0),
+            });
             let (stop, stopped) = oneshot::channel();
-            let thread = std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
-                let _ = runtime.block_on(stopped);
-            })?;
+            let thread = std::thread::Builder::new()
+                .name(format!("core-{number}"))
+                .spawn(move || {
+                    let _ = runtime.block_on(stopped);
+                })?;
             threads.push((stop, thread));
         }
-        Ok((Arc::new(Self { cores: cores.into(), turn: AtomicUsize::new(0) }), CoreThreads { threads }))
+        Ok((
+            Arc::new(Self {
+                cores: cores.into(),
+                turn: AtomicUsize::new(0),
+            }),
+            CoreThreads { threads },
+        ))
     }
 
     /// The core for the next listener to be accepted from.
@@ -69,7 +80,10 @@ impl Cores {
     pub fn serve(self: &Arc<Self>, accepted: Accepted, accepting: usize) {
         let chosen = self.least_loaded(accepting);
         self.cores[chosen].connections.fetch_add(1, Ordering::Relaxed);
-        let on_core = OnCore { cores: self.clone(), core: chosen };
+        let on_core = OnCore {
+            cores: self.clone(),
+            core: chosen,
+        };
         self.spawn_on(chosen, async move {
             serve(accepted, on_core.core).await;
             drop(on_core);
@@ -78,7 +92,9 @@ impl Cores {
 
     fn least_loaded(&self, preferred: usize) -> usize {
         let load = |core: usize| self.cores[core].connections.load(Ordering::Relaxed);
-        (0..self.cores.len()).min_by_key(|&core| (load(core), core != preferred)).unwrap_or(preferred)
+        (0..self.cores.len())
+            .min_by_key(|&core| (load(core), core != preferred))
+            .unwrap_or(preferred)
     }
 }
 

@@ -60,7 +60,11 @@ pub fn resolve(config: &Config, requested: &Destination) -> Result<Resolved, End
 fn resolve_address(config: &Config, address: SocketAddr) -> Result<Resolved, Ending> {
     let network = &config.node.network;
     if let Some(service) = config.mesh.service_at(network, address.ip(), address.port()) {
-        return Ok(Resolved::Service { service: service.clone(), port: address.port(), requested: Some(address) });
+        return Ok(Resolved::Service {
+            service: service.clone(),
+            port: address.port(),
+            requested: Some(address),
+        });
     }
     let in_mesh = config.mesh.workload_at(network, address.ip()).is_some();
     if !in_mesh && config.mesh.is_vip(network, address.ip()) {
@@ -77,7 +81,11 @@ fn resolve_host(config: &Config, host: &str, port: u16) -> Result<Resolved, Endi
         if service.service().port(port).is_none() {
             return Err(Ending::UnknownDestination);
         }
-        return Ok(Resolved::Service { service: service.clone(), port, requested: None });
+        return Ok(Resolved::Service {
+            service: service.clone(),
+            port,
+            requested: None,
+        });
     }
     match host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
         Ok(ip) => resolve_address(config, SocketAddr::new(ip.to_canonical(), port)),
@@ -105,13 +113,22 @@ pub fn choose(config: &Config, resolved: &Resolved, source: &Source, tried: &[So
         Resolved::Name(..) => None,
         Resolved::Address(address) if tried.contains(address) => None,
         Resolved::Address(address) => Some(direct(config, *address, None)),
-        Resolved::Service { service, port, requested } => choose_endpoint(config, service, *port, *requested, source, tried),
+        Resolved::Service {
+            service,
+            port,
+            requested,
+        } => choose_endpoint(config, service, *port, *requested, source, tried),
     }
 }
 
 fn direct(config: &Config, address: SocketAddr, service: Option<Arc<Service>>) -> Target {
     let workload = config.mesh.workload_at(&config.node.network, address.ip()).cloned();
-    Target { address, workload, service, load: None }
+    Target {
+        address,
+        workload,
+        service,
+        load: None,
+    }
 }
 
 fn choose_endpoint(
@@ -157,7 +174,9 @@ fn endpoint_address(
     let target_port = endpoint.target_port(service, port)?;
     let addresses = &endpoint.workload.addresses;
     let same_family = requested.and_then(|vip| addresses.iter().find(|a| a.is_ipv4() == vip.is_ipv4()));
-    same_family.or(addresses.first()).map(|ip| SocketAddr::new(*ip, target_port))
+    same_family
+        .or(addresses.first())
+        .map(|ip| SocketAddr::new(*ip, target_port))
 }
 
 /// Picks two candidates at random and takes the one with fewer outstanding connections ("the power of two choices": nearly
@@ -173,7 +192,11 @@ fn less_loaded_of_two(
         _ => {
             let rest: Vec<_> = candidates.iter().filter_map(&usable).collect();
             let (first, second) = two_distinct(rest.len())?;
-            let chosen = if load(&rest[second]) < load(&rest[first]) { second } else { first };
+            let chosen = if load(&rest[second]) < load(&rest[first]) {
+                second
+            } else {
+                first
+            };
             rest.into_iter().nth(chosen)
         }
     }

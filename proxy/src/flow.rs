@@ -82,12 +82,14 @@ impl Flow {
 
     /// Only the relaying task counts, so a load and a store are enough: no locked instruction for each chunk.
     pub fn count_sent(&self, bytes: usize) {
-        self.sent.store(self.sent().wrapping_add(bytes as u64), Ordering::Relaxed);
+        self.sent
+            .store(self.sent().wrapping_add(bytes as u64), Ordering::Relaxed);
     }
 
     /// See [`Flow::count_sent`].
     pub fn count_received(&self, bytes: usize) {
-        self.received.store(self.received().wrapping_add(bytes as u64), Ordering::Relaxed);
+        self.received
+            .store(self.received().wrapping_add(bytes as u64), Ordering::Relaxed);
     }
 
     /// Whether the destination has been connected to.
@@ -102,7 +104,9 @@ impl Flow {
 
     /// Asks the flow to end; the first reason given stays.
     pub fn end(&self, ending: Ending) {
-        let _ = self.requested_end.compare_exchange(0, ending as u8, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self
+            .requested_end
+            .compare_exchange(0, ending as u8, Ordering::AcqRel, Ordering::Relaxed);
         self.waker.wake();
     }
 

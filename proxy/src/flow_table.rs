@@ -16,8 +16,8 @@ use std::time::SystemTime;
 
 use underpass_config::{Limits, Mesh, NodeSettings, Service, Touched, Workload};
 
-pub use shard::{Path, PathCounts};
 use shard::ShardState;
+pub use shard::{Path, PathCounts};
 
 use crate::ending::Ending;
 use crate::flow::{Flow, FlowFacts, FlowId};
@@ -55,7 +55,12 @@ impl PathEnds {
         node: &NodeSettings,
     ) -> Self {
         let destination_is_local = destination.is_some_and(|w| w.node == node.name);
-        Self { source: source.cloned(), destination: destination.cloned(), service: service.cloned(), destination_is_local }
+        Self {
+            source: source.cloned(),
+            destination: destination.cloned(),
+            service: service.cloned(),
+            destination_is_local,
+        }
     }
 }
 
@@ -75,7 +80,10 @@ pub struct FlowGuard {
 impl FlowTable {
     /// A table for `cores` cores.
     pub fn new(cores: usize) -> Self {
-        Self { shards: (0..cores).map(|_| Mutex::default()).collect(), open: OpenConnections::default() }
+        Self {
+            shards: (0..cores).map(|_| Mutex::default()).collect(),
+            open: OpenConnections::default(),
+        }
     }
 
     /// The counters of open connections.
@@ -105,10 +113,20 @@ impl FlowTable {
     ) -> Result<FlowGuard, Ending> {
         let mut state = self.shard(shard);
         let path = state.path(ends, &self.open);
-        let Some(place) = state.tenant(path).admit(limits) else { return Err(Ending::ConnectionLimit) };
+        let Some(place) = state.tenant(path).admit(limits) else {
+            return Err(Ending::ConnectionLimit);
+        };
         let flow = Arc::new(Flow::new(facts, started));
         let index = state.insert(path, flow.clone());
-        Ok(FlowGuard { table: self.clone(), shard, place: index, flow, ending: Ending::Drained, counted: true, _limits: place })
+        Ok(FlowGuard {
+            table: self.clone(),
+            shard,
+            place: index,
+            flow,
+            ending: Ending::Drained,
+            counted: true,
+            _limits: place,
+        })
     }
 
     /// Counts a connection that ended before it became a flow.

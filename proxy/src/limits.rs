@@ -46,7 +46,9 @@ impl Drop for Place {
 }
 
 fn take(counter: &Counter, limit: u32) -> Option<()> {
-    let admitted = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| (open < limit).then_some(open + 1));
+    let admitted = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
+        (open < limit).then_some(open + 1)
+    });
     admitted.ok().map(|_| ())
 }
 
@@ -98,7 +100,12 @@ mod tests {
     use super::*;
 
     fn limits(total: u32, namespace: u32) -> Limits {
-        Limits { connections: total, connections_per_namespace: namespace, connections_per_workload: 1, connect_attempts: 1 }
+        Limits {
+            connections: total,
+            connections_per_namespace: namespace,
+            connections_per_workload: 1,
+            connect_attempts: 1,
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -37,19 +38,24 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// An open listening socket with its settings.
+impl ListenError {
+    fn new(listener: &Listener, source: io::Error) -> Self {
+        Self { name: listener.name.to_string(), address: listener.address, source }
+    }
+}
+
+/// An open listening socket that is not accepted from yet.
 #[derive(Debug)]
 pub struct OpenListener {
-    /// Its settings.
-    pub settings: Arc<Listener>,
+    settings: Listener,
     socket: OwnedFd,
 }
 
-/// An accept loop; dropping it closes the listener after everything that already waits has been accepted.
+/// A listener that is accepted from; dropping it closes it after everything that already waits has been accepted.
 #[derive(Debug)]
 pub struct RunningListener {
-    /// Its settings.
-    pub settings: Arc<Listener>,
+    settings: Arc<ArcSwap<Listener>>,
+    socket: OwnedFd,
     _stop: watch::Sender<()>,
 }
 
@@ -59,36 +65,54 @@ impl OpenListener {
     /// # Errors
     /// When the address cannot be bound.
     pub fn open(settings: &Listener, keepalive: &Keepalive) -> Result<Self, ListenError> {
-        let socket = socket::listen(settings.address, keepalive).map_err(|source| ListenError {
-            name: settings.name.to_string(),
-            address: settings.address,
-            source,
-        })?;
-        Ok(Self { settings: Arc::new(settings.clone()), socket })
+        let socket = socket::listen(settings.address, keepalive).map_err(|source| ListenError::new(settings, source))?;
+        Ok(Self { settings: settings.clone(), socket })
     }
 
     /// Starts to accept, on the core whose turn it is.
-    pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> RunningListener {
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> Result<RunningListener, ListenError> {
         let (stop, stopped) = watch::channel(());
-        let settings = self.settings.clone();
+        let accepting = self.socket.try_clone().map_err(|source| ListenError::new(&self.settings, source))?;
+        let settings = Arc::new(ArcSwap::from_pointee(self.settings));
         let core = cores.next_accepting();
         let on = cores.clone();
-        on.spawn_on(core, accept_until_stopped(self, node, cores, core, stopped));
-        RunningListener { settings, _stop: stop }
+        on.spawn_on(core, accept_until_stopped(accepting, settings.clone(), node, cores, core, stopped));
+        Ok(RunningListener { settings, socket: self.socket, _stop: stop })
+    }
+}
+
+impl RunningListener {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.settings.load().address
+    }
+
+    /// Gives the listener other settings for the same address; the next connection accepted has them.
+    pub fn change(&self, settings: Listener, keepalive: &Keepalive) {
+        if let Err(error) = socket::set_stream_options(&self.socket, keepalive) {
+            tracing::warn!(listener = %settings.name, %error, "keepalive could not be changed");
+        }
+        self.settings.store(Arc::new(settings));
     }
 }
 
 async fn accept_until_stopped(
-    open: OpenListener,
+    socket: OwnedFd,
+    settings: Arc<ArcSwap<Listener>>,
     node: Arc<Node>,
     cores: Arc<Cores>,
     core: usize,
     mut stopped: watch::Receiver<()>,
 ) {
-    let OpenListener { settings, socket } = open;
-    let Ok(listener) = socket::register(socket) else {
-        tracing::error!(listener = %settings.name, "cannot be polled; it accepts nothing");
-        return;
+    let listener = match socket::register(socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(listener = %settings.load().name, %error, "cannot be polled; it accepts nothing");
+            return;
+        }
     };
     let acceptor = Acceptor { listener: &listener, settings, node: node.clone(), cores, core };
     tokio::select! {
@@ -103,7 +127,7 @@ async fn accept_until_stopped(
 
 struct Acceptor<'a> {
     listener: &'a AsyncFd<OwnedFd>,
-    settings: Arc<Listener>,
+    settings: Arc<ArcSwap<Listener>>,
     node: Arc<Node>,
     cores: Arc<Cores>,
     core: usize,
@@ -112,13 +136,15 @@ struct Acceptor<'a> {
 impl Acceptor<'_> {
     async fn accept_all(&self) {
         loop {
-            let Ok(mut ready) = self.listener.readable().await else { return };
+            let Ok(mut ready) = self.listener.readable().await else {
+                return;
+            };
             match ready.try_io(|_| self.accept_one()) {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(error)) if is_of_the_client(&error) => {}
                 Ok(Err(error)) => {
                     self.node.telemetry.count_accept_error();
-                    tracing::warn!(listener = %self.settings.name, %error, "accept failed; trying again");
+                    tracing::warn!(listener = %self.settings.load().name, %error, "accept failed; trying again");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
@@ -127,15 +153,26 @@ impl Acceptor<'_> {
 
     fn accept_one(&self) -> io::Result<()> {
         let (socket, peer) = socket::accept(self.listener.get_ref())?;
-        let (node, listener) = (self.node.clone(), self.settings.clone());
-        self.cores.serve(Accepted { node, listener, socket, peer }, self.core);
+        let (node, listener) = (self.node.clone(), self.settings.load_full());
+        self.cores.serve(
+            Accepted {
+                node,
+                listener,
+                socket,
+                peer,
+            },
+            self.core,
+        );
         Ok(())
     }
 }
 
 /// The client gave up between its SYN and our accept (accept(2) lists these as errors to be treated like EAGAIN).
 fn is_of_the_client(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset)
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// What the client asked for, and how it is to be answered.
@@ -158,7 +195,11 @@ enum Answer {
 impl Handshake {
     /// The listener itself says where to go.
     pub fn without_request(destination: Destination) -> Self {
-        Self { destination, answer: Answer::None, early: Vec::new() }
+        Self {
+            destination,
+            answer: Answer::None,
+            early: Vec::new(),
+        }
     }
 
     /// Tells the client that it is connected, and sends on what it sent early.

@@ -3,17 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
 /// A log filter that cannot be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no log filter: {source}; write a level (error, warn, info, debug, trace) or TARGET=LEVEL,…")]
+#[error("{text:?} is no log filter: write a level (off, error, warn, info, debug, trace) or TARGET=LEVEL, or several with commas")]
 pub struct LogFilterError {
     text: String,
-    source: tracing_subscriber::filter::ParseError,
 }
 
 /// The handle on the log's filter.
@@ -42,9 +41,13 @@ impl LogFilter {
     /// When `filter` cannot be understood.
     pub fn install(filter: &str) -> Result<Self, LogFilterError> {
         let (filter, handle) = reload::Layer::new(parse(filter)?);
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false);
         // A second installation in one process keeps the first.
-        let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+        let _ = tracing_subscriber::registry()
+            .with(lines.with_filter(filter))
+            .try_init();
         Ok(Self(handle))
     }
 
@@ -65,5 +68,23 @@ impl LogFilter {
 }
 
 fn parse(text: &str) -> Result<Targets, LogFilterError> {
-    Targets::from_str(text).map_err(|source| LogFilterError { text: text.to_owned(), source })
+    // `Targets` takes a word that is no level for a target's name, and so a mistyped level would silence the log.
+    let mistyped = text.split(',').any(|part| !part.contains('=') && part.trim().parse::<LevelFilter>().is_err());
+    let filter = Targets::from_str(text).ok().filter(|_| !mistyped);
+    filter.ok_or_else(|| LogFilterError { text: text.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_targets_are_filters_and_mistyped_levels_are_not() {
+        for good in ["info", "off", "underpass=debug", "warn,underpass::relay=trace"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["debgu", "info,debgu", "underpass=debgu", ""] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -42,7 +42,10 @@ fn main() -> ExitCode {
         Command::Run { config, admin } => underpass::run::run(&config, admin),
         Command::Validate { config } => underpass::run::load(&config).map(|(_, loaded)| {
             let (workloads, services) = (loaded.mesh.workloads().count(), loaded.mesh.services().count());
-            println!("{} is valid: {workloads} workloads, {services} services", config.display());
+            println!(
+                "{} is valid: {workloads} workloads, {services} services",
+                config.display()
+            );
         }),
     };
     match outcome {

@@ -91,7 +91,9 @@ impl Node {
 
     fn end_after_drain(self: &Arc<Self>, flow: Arc<Flow>, config: &Config) {
         let (node, patience) = (Arc::downgrade(self), config.node.timeouts.drain);
-        let Ok(control) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(control) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         let flow = Arc::downgrade(&flow);
         control.spawn(async move {
             tokio::time::sleep(patience).await;
@@ -126,7 +128,9 @@ fn is_allowed(flow: &Flow, config: &Config) -> bool {
     let source = flow.facts.source.refreshed(&config.mesh, &config.node);
     let destination = match &flow.facts.destination_workload {
         Some(known) => config.mesh.workload(&known.uid),
-        None => config.mesh.workload_at(&config.node.network, flow.facts.destination.ip()),
+        None => config
+            .mesh
+            .workload_at(&config.node.network, flow.facts.destination.ip()),
     };
     // A destination that is gone has no policies; its flows are drained instead.
     let Some(destination) = destination else { return true };
@@ -141,10 +145,20 @@ fn is_allowed(flow: &Flow, config: &Config) -> bool {
 /// Whether a flow's endpoint has left the mesh, or the service by which it was reached. Being unready is no reason: as in
 /// Kubernetes, that keeps new connections away and leaves the open ones alone.
 fn endpoint_is_gone(flow: &Flow, mesh: &Mesh) -> bool {
-    let Some(known) = &flow.facts.destination_workload else { return false };
-    let Some(workload) = mesh.workload(&known.uid) else { return true };
-    let Some(service) = &flow.facts.service else { return false };
+    let Some(known) = &flow.facts.destination_workload else {
+        return false;
+    };
+    let Some(workload) = mesh.workload(&known.uid) else {
+        return true;
+    };
+    let Some(service) = &flow.facts.service else {
+        return false;
+    };
     let was_member = known.services.iter().any(|membership| membership.service == *service);
     was_member
-        && (mesh.service(service).is_none() || !workload.services.iter().any(|membership| membership.service == *service))
+        && (mesh.service(service).is_none()
+            || !workload
+                .services
+                .iter()
+                .any(|membership| membership.service == *service))
 }

@@ -87,7 +87,12 @@ struct IdleTimer {
 impl IdleTimer {
     fn new(limit: Duration) -> Self {
         let sleep = Box::pin(tokio::time::sleep(limit));
-        Self { sleep, registered: false, last_progress: Instant::now(), limit }
+        Self {
+            sleep,
+            registered: false,
+            last_progress: Instant::now(),
+            limit,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, progress: bool) -> Poll<Ending> {
@@ -166,7 +171,14 @@ struct Pump<'a> {
 impl<'a> Pump<'a> {
     fn new(downstream: &'a TcpStream, upstream: &'a TcpStream, flow: &'a Flow) -> Self {
         let (outward, inward) = Default::default();
-        Self { downstream, upstream, flow, outward, inward, reset: None }
+        Self {
+            downstream,
+            upstream,
+            flow,
+            outward,
+            inward,
+            reset: None,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
@@ -195,7 +207,9 @@ impl<'a> Pump<'a> {
 
     /// After `side` was reset: deliver what it had sent, then end.
     fn poll_last_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Ending> {
-        let Some((side, deadline)) = &mut self.reset else { return Poll::Pending };
+        let Some((side, deadline)) = &mut self.reset else {
+            return Poll::Pending;
+        };
         let side = *side;
         let expired = deadline.as_mut().poll(cx).is_ready();
         if !expired && matches!(self.step(side, cx), Step::Waiting) && self.has_last_bytes(side) {
@@ -215,7 +229,9 @@ impl<'a> Pump<'a> {
     /// True while a reset of one side could go unnoticed, because nothing is being read from it.
     fn is_blind_to_reset(&self) -> bool {
         self.reset.is_none()
-            && [&self.outward, &self.inward].iter().any(|d| d.stuck.is_some() || d.state != Reading::Open)
+            && [&self.outward, &self.inward]
+                .iter()
+                .any(|d| d.stuck.is_some() || d.state != Reading::Open)
     }
 
     fn direction(&self, sender: Side) -> &Direction {
@@ -280,7 +296,11 @@ impl Direction {
             buffer::give_back(buffer);
             self.state = Reading::Ended;
         } else {
-            self.stuck = Some(Stuck { buffer, written: 0, length });
+            self.stuck = Some(Stuck {
+                buffer,
+                written: 0,
+                length,
+            });
         }
         Poll::Ready(Ok(()))
     }
@@ -309,7 +329,11 @@ fn poll_receive(from: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Po
         let outcome = from.try_io(Interest::READABLE, || {
             let length = rustix::net::recv(from, &mut *buffer, RecvFlags::empty())?.0;
             received = Some(length);
-            if length > 0 && length < buffer.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            if length > 0 && length < buffer.len() {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
         });
         match (received, outcome) {
             (Some(length), _) => return Poll::Ready(Ok(length)),
@@ -328,7 +352,11 @@ fn poll_send(to: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Res
             let length = rustix::net::send(to, bytes, SendFlags::NOSIGNAL)?;
             sent = Some(length);
             // The queue is full when it took only a part.
-            if length < bytes.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            if length < bytes.len() {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                Ok(())
+            }
         });
         match (sent, outcome) {
             (Some(length), _) => return Poll::Ready(Ok(length)),

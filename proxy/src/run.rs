@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use underpass_config::{Config, ConfigError};
 
 use crate::admin::{self, Admin};
-use crate::configuration::{Configuration, UpdateError};
+use crate::configuration::{Configuration, Reload, UpdateError};
 use crate::cores::Cores;
 use crate::ending::Ending;
 use crate::flow_table::FlowTable;
@@ -80,8 +80,14 @@ pub enum StartError {
 /// # Errors
 /// When it cannot be read or is not valid.
 pub fn load(path: &Path) -> Result<(String, Config), StartError> {
-    let text = std::fs::read_to_string(path).map_err(|source| StartError::Read { path: path.into(), source })?;
-    let config = Config::from_yaml(&text).map_err(|source| StartError::Config { path: path.into(), source })?;
+    let text = std::fs::read_to_string(path).map_err(|source| StartError::Read {
+        path: path.into(),
+        source,
+    })?;
+    let config = Config::from_yaml(&text).map_err(|source| StartError::Config {
+        path: path.into(),
+        source,
+    })?;
     Ok((text, config))
 }
 
@@ -99,13 +105,29 @@ pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
     let telemetry = Telemetry::new(&flows, access_log.clone());
     let admin_address = admin.unwrap_or(config.node.admin);
     let node = Node::new(config, flows, telemetry);
-    let control = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build()?;
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(8)
+        .build()?;
     let outcome = control.block_on(async {
         let listener = TcpListener::bind(admin_address).await;
-        let listener = listener.map_err(|source| StartError::Admin { address: admin_address, source })?;
+        let listener = listener.map_err(|source| StartError::Admin {
+            address: admin_address,
+            source,
+        })?;
         let configuration = Configuration::start(path.into(), text, node.clone(), cores.clone(), log.clone())?;
-        let watcher = configuration.watch().map_err(|source| StartError::Watch { path: path.into(), source })?;
-        tokio::spawn(admin::serve(listener, Admin { node: node.clone(), configuration: configuration.clone(), log }));
+        let watcher = configuration.watch().map_err(|source| StartError::Watch {
+            path: path.into(),
+            source,
+        })?;
+        tokio::spawn(admin::serve(
+            listener,
+            Admin {
+                node: node.clone(),
+                configuration: configuration.clone(),
+                log,
+            },
+        ));
         tracing::info!(admin = %admin_address, cores = count, "serving");
         wait_for_stop(&node, &configuration).await?;
         drop(watcher);
@@ -131,7 +153,7 @@ async fn wait_for_stop(node: &Arc<Node>, configuration: &Arc<Configuration>) -> 
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = node.drain_started() => break,
-            _ = hangup.recv() => configuration.reload(),
+            _ = hangup.recv() => configuration.reload(Reload::Always),
         }
     }
     node.start_drain();
@@ -141,10 +163,17 @@ async fn wait_for_stop(node: &Arc<Node>, configuration: &Arc<Configuration>) -> 
 /// Lets open connections finish for `timeouts.drain`, then resets the rest.
 async fn drain(node: &Node) {
     let patience = node.snapshot().config.node.timeouts.drain;
-    tracing::info!(connections = node.flows.open_connections().total(), ?patience, "draining");
+    tracing::info!(
+        connections = node.flows.open_connections().total(),
+        ?patience,
+        "draining"
+    );
     if !wait_until_empty(node, patience).await {
         let late = node.flows.flows();
-        tracing::info!(connections = late.len(), "resetting connections that did not finish in time");
+        tracing::info!(
+            connections = late.len(),
+            "resetting connections that did not finish in time"
+        );
         for (_, flow) in late {
             flow.end(Ending::Drained);
         }

@@ -39,7 +39,12 @@ pub struct Accepted {
 /// Serves one client on core `core` until it is gone.
 pub async fn serve(accepted: Accepted, core: usize) {
     let started = SystemTime::now();
-    let Accepted { node, listener, socket, peer } = accepted;
+    let Accepted {
+        node,
+        listener,
+        socket,
+        peer,
+    } = accepted;
     let Ok(downstream) = TcpStream::from_std(socket.into()) else {
         // The runtime's epoll refused it: closing resets or ends it, there is nothing else to do with it.
         return node.telemetry.count_accept_error();
@@ -48,15 +53,31 @@ pub async fn serve(accepted: Accepted, core: usize) {
     let settings = snapshot.config.node.clone();
     let source = Source::by_address(&snapshot.config.mesh, &settings, peer);
     drop(snapshot);
-    let session = Session { node, listener, source, started, core };
+    let session = Session {
+        node,
+        listener,
+        source,
+        started,
+        core,
+    };
     let Some(_place) = session.node.flows.open_connections().admit(&settings.limits) else {
         session.refuse_unconnected(&downstream, Ending::ConnectionLimit);
         return;
     };
-    let Some((downstream, connected)) = Box::pin(session.connect(downstream)).await else { return };
-    let Connected { stream: upstream, guard, load } = connected;
+    let Some((downstream, connected)) = Box::pin(session.connect(downstream)).await else {
+        return;
+    };
+    let Connected {
+        stream: upstream,
+        guard,
+        load,
+    } = connected;
     let ending = relay(&downstream, &upstream, guard.flow(), settings.timeouts.idle).await;
-    let quality = if session.node.telemetry.access_log.is_on() { socket::quality(&upstream) } else { TcpQuality::default() };
+    let quality = if session.node.telemetry.access_log.is_on() {
+        socket::quality(&upstream)
+    } else {
+        TcpQuality::default()
+    };
     drop(load);
     // Logged and counted before the sockets close: whoever sees the end can already see its trace.
     let flow = guard.finish(ending);
@@ -88,10 +109,20 @@ impl Session {
             }
         };
         let (node, core, started) = (&self.node, self.core, self.started);
-        let request = Request { node, core, listener: &self.listener.name, source: &self.source, started };
+        let request = Request {
+            node,
+            core,
+            listener: &self.listener.name,
+            source: &self.source,
+            started,
+        };
         match request.connect(&handshake.destination).await {
             Ok(connected) => {
-                if handshake.accepted(&downstream, &connected.stream, connected.guard.flow()).await.is_err() {
+                if handshake
+                    .accepted(&downstream, &connected.stream, connected.guard.flow())
+                    .await
+                    .is_err()
+                {
                     self.finish_early(connected, Ending::DownstreamReset);
                     return None;
                 }
@@ -166,5 +197,23 @@ async fn timed(
     limit: std::time::Duration,
     handshake: impl Future<Output = Result<Handshake, Ending>>,
 ) -> Result<Handshake, Ending> {
-    tokio::time::timeout(limit, handshake).await.unwrap_or(Err(Ending::HandshakeFailed))
+    tokio::time::timeout(limit, handshake)
+        .await
+        .unwrap_or(Err(Ending::HandshakeFailed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What an idle connection costs beside its sockets is mostly this. Raise the bound knowingly.
+    #[test]
+    fn a_connections_future_stays_small() {
+        let size = size_of_future(serve);
+        assert!((256..=1536).contains(&size), "the future of a connection has {size} bytes");
+    }
 }

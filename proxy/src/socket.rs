@@ -40,7 +40,11 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
 /// # Errors
 /// Those of socket(2), such as the process being out of file descriptors.
 pub fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
 }
@@ -64,7 +68,9 @@ pub fn register(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (socket, peer) = rustix::net::acceptfrom_with(listener, flags)?;
-    let peer = peer.and_then(internet_address).ok_or_else(|| io::Error::other("accepted a peer without an address"))?;
+    let peer = peer
+        .and_then(internet_address)
+        .ok_or_else(|| io::Error::other("accepted a peer without an address"))?;
     Ok((socket, canonical(peer)))
 }
 
@@ -84,8 +90,10 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
 pub fn set_stream_options(socket: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
     let options = SockRef::from(socket);
     options.set_tcp_nodelay(true)?;
-    let probes =
-        TcpKeepalive::new().with_time(keepalive.time).with_interval(keepalive.interval).with_retries(keepalive.probes);
+    let probes = TcpKeepalive::new()
+        .with_time(keepalive.time)
+        .with_interval(keepalive.interval)
+        .with_retries(keepalive.probes);
     options.set_tcp_keepalive(&probes)
 }
 
@@ -124,7 +132,13 @@ pub fn quality(socket: &impl AsRawFd) -> TcpQuality {
     // SAFETY: `raw` is writable for `length` bytes, `length` says so, and the kernel writes no more than that.
     #[allow(unsafe_code)]
     let answer = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, raw.as_mut_ptr().cast(), &mut length)
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            raw.as_mut_ptr().cast(),
+            &mut length,
+        )
     };
     if answer != 0 {
         return TcpQuality::default();
@@ -159,16 +173,26 @@ mod tests {
 
     #[test]
     fn an_accepted_socket_inherits_nodelay_and_keepalive() {
-        let keepalive =
-            Keepalive { time: Duration::from_secs(77), interval: Duration::from_secs(5), probes: 3 };
+        let keepalive = Keepalive {
+            time: Duration::from_secs(77),
+            interval: Duration::from_secs(5),
+            probes: 3,
+        };
         let listener = listen("127.0.0.1:0".parse().unwrap(), &keepalive).unwrap();
         let address = SockRef::from(&listener).local_addr().unwrap().as_socket().unwrap();
         let client = TcpStream::connect(address).unwrap();
-        rustix::event::poll(&mut [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)], None).unwrap();
+        rustix::event::poll(
+            &mut [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)],
+            None,
+        )
+        .unwrap();
         let (accepted, peer) = accept(&listener).unwrap();
         assert_eq!(peer, client.local_addr().unwrap());
         assert!(SockRef::from(&accepted).tcp_nodelay().unwrap());
-        assert_eq!(SockRef::from(&accepted).tcp_keepalive_time().unwrap(), Duration::from_secs(77));
+        assert_eq!(
+            SockRef::from(&accepted).tcp_keepalive_time().unwrap(),
+            Duration::from_secs(77)
+        );
     }
 
     #[test]

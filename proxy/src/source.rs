@@ -22,7 +22,10 @@ impl Source {
     /// On a plain listener the address is as trustworthy as the network between: the listener is meant for loopback and for
     /// networks that prevent spoofing.
     pub fn by_address(mesh: &Mesh, node: &NodeSettings, peer: SocketAddr) -> Source {
-        Source { address: peer, workload: mesh.workload_at(&node.network, peer.ip()).cloned() }
+        Source {
+            address: peer,
+            workload: mesh.workload_at(&node.network, peer.ip()).cloned(),
+        }
     }
 
     /// The same connection, judged by a newer snapshot: what a workload is may have changed, who it is may not.
@@ -32,7 +35,10 @@ impl Source {
             None => Source::by_address(mesh, node, self.address),
             Some(known) => {
                 let workload = mesh.workload(&known.uid).unwrap_or(known).clone();
-                Source { address: self.address, workload: Some(workload) }
+                Source {
+                    address: self.address,
+                    workload: Some(workload),
+                }
             }
         }
     }

@@ -51,14 +51,28 @@ impl Telemetry {
             "Configuration updates, by whether they were applied or rejected",
             config_updates.clone(),
         );
-        registry.register("underpass_accept_errors", "Failed accepts, such as for want of descriptors", accept_errors.clone());
+        registry.register(
+            "underpass_accept_errors",
+            "Failed accepts, such as for want of descriptors",
+            accept_errors.clone(),
+        );
         for result in ["applied", "rejected"] {
             let _ = config_updates.get_or_create(&vec![("result", result)]);
         }
         registry.register_collector(Box::new(metrics::ConnectionMetrics::new(flows.clone())));
-        registry.register_collector(Box::new(metrics::ProcessMetrics::new(flows.clone(), access_log.clone())));
+        registry.register_collector(Box::new(metrics::ProcessMetrics::new(
+            flows.clone(),
+            access_log.clone(),
+        )));
         let refusals = Mutex::new(VecDeque::with_capacity(REFUSALS_KEPT));
-        Self { registry, access_log, refusals, dry_run, config_updates, accept_errors }
+        Self {
+            registry,
+            access_log,
+            refusals,
+            dry_run,
+            config_updates,
+            accept_errors,
+        }
     }
 
     /// The metrics in OpenMetrics text.
@@ -106,6 +120,11 @@ impl Telemetry {
 
     /// The last refused connections, oldest first.
     pub fn refusals(&self) -> Vec<serde_json::Value> {
-        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }

@@ -89,7 +89,9 @@ impl Request<'_> {
     pub async fn connect(&self, requested: &Destination) -> Result<Connected, Refused> {
         let outcome = self.try_all(requested).await;
         if let Err(refused) = &outcome {
-            self.node.flows.count_refused(self.core, self.refused_ends(refused), refused.ending);
+            self.node
+                .flows
+                .count_refused(self.core, self.refused_ends(refused), refused.ending);
         }
         outcome
     }
@@ -110,7 +112,9 @@ impl Request<'_> {
             let source = self.source.refreshed(&config.mesh, &config.node);
             let resolved = resolve(config, requested).await?;
             let attempts_left = tried.len() < config.node.limits.connect_attempts as usize;
-            let target = attempts_left.then(|| destination::choose(config, &resolved, &source, &tried)).flatten();
+            let target = attempts_left
+                .then(|| destination::choose(config, &resolved, &source, &tried))
+                .flatten();
             let Some(target) = target else {
                 return Err(last.unwrap_or_else(|| Ending::NoHealthyEndpoint.into()));
             };
@@ -127,11 +131,19 @@ impl Request<'_> {
 
     async fn attempt(&self, snapshot: &Snapshot, source: Source, target: Target) -> Attempt {
         let config = &snapshot.config;
-        let ends =
-            PathEnds::new(source.workload(), target.workload.as_ref(), target.service.as_ref(), &config.node);
+        let ends = PathEnds::new(
+            source.workload(),
+            target.workload.as_ref(),
+            target.service.as_ref(),
+            &config.node,
+        );
         let refused = |ending, policy| Refused {
             ending,
-            target: Some(Box::new(RefusedTarget { address: target.address, ends: ends.clone(), policy })),
+            target: Some(Box::new(RefusedTarget {
+                address: target.address,
+                ends: ends.clone(),
+                policy,
+            })),
         };
         let policy = match self.authorize(config, &source, &target) {
             Decision::Allow { policy } => policy,
@@ -145,7 +157,11 @@ impl Request<'_> {
             service: target.service.as_ref().map(|s| s.key.clone()),
             policy,
         };
-        let guard = match self.node.flows.open(self.core, ends.clone(), facts, self.started, &config.node.limits) {
+        let guard = match self
+            .node
+            .flows
+            .open(self.core, ends.clone(), facts, self.started, &config.node.limits)
+        {
             Ok(guard) => guard,
             Err(ending) => return Attempt::Refused(refused(ending, None)),
         };
@@ -161,18 +177,28 @@ impl Request<'_> {
         match connected {
             Ok(stream) => {
                 guard.flow().establish();
-                Attempt::Connected(Box::new(Connected { stream, guard, load: target.load }))
+                Attempt::Connected(Box::new(Connected {
+                    stream,
+                    guard,
+                    load: target.load,
+                }))
             }
             Err((ending, another_may_do)) => {
                 guard.abandon();
                 let refused = refused(ending, None);
-                if another_may_do { Attempt::Failed(refused) } else { Attempt::Refused(refused) }
+                if another_may_do {
+                    Attempt::Failed(refused)
+                } else {
+                    Attempt::Refused(refused)
+                }
             }
         }
     }
 
     fn authorize(&self, config: &Config, source: &Source, target: &Target) -> Decision {
-        let Some(destination) = &target.workload else { return Decision::Allow { policy: None } };
+        let Some(destination) = &target.workload else {
+            return Decision::Allow { policy: None };
+        };
         let facts = ConnectionFacts {
             source: source.identity(),
             source_ip: source.ip(),

@@ -143,8 +143,8 @@ impl StringMatch {
         }
     }
 
-    /// Like [`matches`](Self::matches) for a principal, which is without scheme where the pattern may have one. A suffix
-    /// that reaches back to the scheme is the whole principal.
+    /// Like [`matches`](Self::matches) for a principal, which is without scheme where the pattern may have one. A
+    /// suffix that reaches back to the scheme is the whole principal.
     fn matches_principal(&self, principal: &str) -> bool {
         match self {
             Self::Exact(pattern) => principal == pattern.strip_prefix(SPIFFE_SCHEME).unwrap_or(pattern),

@@ -1,11 +1,11 @@
 //! How a mesh becomes the next one.
 //!
-//! Each change takes the old resource out of the indexes and puts the new one in, touching only what the resource itself
-//! names: a workload's addresses and services, a service's addresses and host name. A change that says what is already
-//! there does nothing.
+//! Each change takes the old resource out of the indexes and puts the new one in, touching only what the resource
+//! itself names: a workload's addresses and services, a service's addresses and host name. A change that says what is
+//! already there does nothing.
 //!
-//! [`Touched`] is collected on the way, from both the old and the new side. It may name too much (the proxy then looks at
-//! a connection and finds it unchanged), never too little.
+//! [`Touched`] is collected on the way, from both the old and the new side. It may name too much (the proxy then looks
+//! at a connection and finds it unchanged), never too little.
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -11,7 +11,9 @@ const COMPARISONS: usize = 1_000_000;
 
 impl Default for Nearest {
     fn default() -> Self {
-        Self { comparisons_left: COMPARISONS }
+        Self {
+            comparisons_left: COMPARISONS,
+        }
     }
 }
 

@@ -91,12 +91,18 @@ enum Protocol {
     HttpConnect,
 }
 
-const PROTOCOLS: [(&str, Protocol); 3] =
-    [("fixed", Protocol::Fixed), ("socks5", Protocol::Socks5), ("http-connect", Protocol::HttpConnect)];
+const PROTOCOLS: [(&str, Protocol); 3] = [
+    ("fixed", Protocol::Fixed),
+    ("socks5", Protocol::Socks5),
+    ("http-connect", Protocol::HttpConnect),
+];
 const UNKNOWN_DESTINATION: [(&str, UnknownDestination); 2] =
     [("allow", UnknownDestination::Allow), ("deny", UnknownDestination::Deny)];
-const LOG_FORMATS: [(&str, LogFormat); 3] =
-    [("text", LogFormat::Text), ("json", LogFormat::Json), ("off", LogFormat::Off)];
+const LOG_FORMATS: [(&str, LogFormat); 3] = [
+    ("text", LogFormat::Text),
+    ("json", LogFormat::Json),
+    ("off", LogFormat::Off),
+];
 
 /// More threads than any machine has cores; beyond it is a slip of the hand.
 const WORKERS: RangeInclusive<u32> = 1..=1024;
@@ -110,13 +116,22 @@ impl NodeShape<'_> {
     pub(super) fn compile(&self, reading: &mut Reading) -> NodeSettings {
         let default = NodeSettings::default();
         let path = |field| Path::Field(&SECTION, field);
-        let workers = self.workers.as_ref().and_then(|workers| reading.count(path("workers"), workers, WORKERS));
-        let admin = self.admin.as_ref().and_then(|admin| admin_address(path("admin"), admin, reading));
+        let workers = self
+            .workers
+            .as_ref()
+            .and_then(|workers| reading.count(path("workers"), workers, WORKERS));
+        let admin = self
+            .admin
+            .as_ref()
+            .and_then(|admin| admin_address(path("admin"), admin, reading));
         let mut settings = NodeSettings {
             name: reading.name_or(path("name"), self.name.as_ref(), &default.name),
             network: reading.text_or(self.network.as_ref(), &default.network),
             cluster_id: reading.text_or(self.cluster_id.as_ref(), &default.cluster_id),
-            locality: self.locality.as_ref().map_or(default.locality, |locality| locality.compile(reading)),
+            locality: self
+                .locality
+                .as_ref()
+                .map_or(default.locality, |locality| locality.compile(reading)),
             workers: workers.and_then(|workers| NonZeroUsize::new(workers as usize)),
             admin: admin.unwrap_or(default.admin),
             listeners: Vec::with_capacity(self.listeners.len()),
@@ -124,7 +139,11 @@ impl NodeShape<'_> {
             limits: self.limits.compile(path("limits"), reading),
             keepalive: self.keepalive.compile(path("keepalive"), reading),
             unknown_destination: reading
-                .choice(path("unknown_destination"), self.unknown_destination.as_ref(), &UNKNOWN_DESTINATION)
+                .choice(
+                    path("unknown_destination"),
+                    self.unknown_destination.as_ref(),
+                    &UNKNOWN_DESTINATION,
+                )
                 .unwrap_or_default(),
             access_log: self.access_log.compile(path("access_log"), reading),
             log: reading.nonempty_or(path("log"), self.log.as_ref(), &default.log),
@@ -144,14 +163,27 @@ impl NodeShape<'_> {
                 let problem = format!("listeners[{first}] already has this name");
                 reading.report(path.field("name"), &name, problem, "give each listener its own");
             }
-            let Some(address) = reading.socket_address(path.field("address"), &shape.address) else { continue };
+            let Some(address) = reading.socket_address(path.field("address"), &shape.address) else {
+                continue;
+            };
             if let Some((_, taken_by)) = bound.iter().find(|(other, _)| collide(*other, address)) {
                 let problem = format!("{taken_by} already listens there");
-                reading.report(path.field("address"), &shape.address, problem, "use another port or address");
+                reading.report(
+                    path.field("address"),
+                    &shape.address,
+                    problem,
+                    "use another port or address",
+                );
             }
             bound.push((address, path.to_string()));
-            let Some(protocol) = shape.protocol(path, address, reading) else { continue };
-            listeners.push(Listener { name, address, protocol });
+            let Some(protocol) = shape.protocol(path, address, reading) else {
+                continue;
+            };
+            listeners.push(Listener {
+                name,
+                address,
+                protocol,
+            });
         }
         listeners
     }
@@ -172,8 +204,14 @@ impl NodeShape<'_> {
 fn admin_address(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<SocketAddr> {
     let address = reading.socket_address(path, value)?;
     if !address.ip().to_canonical().is_loopback() {
-        let remedy = "use 127.0.0.1 or [::1]; to reach it from elsewhere, forward the port (ssh -L, kubectl port-forward)";
-        reading.report(path, value, "the admin server has no authentication and may only listen on loopback", remedy);
+        let remedy =
+            "use 127.0.0.1 or [::1]; to reach it from elsewhere, forward the port (ssh -L, kubectl port-forward)";
+        reading.report(
+            path,
+            value,
+            "the admin server has no authentication and may only listen on loopback",
+            remedy,
+        );
     }
     Some(address)
 }
@@ -205,13 +243,24 @@ impl ListenerShape<'_> {
             }
             (_, Some(destination)) => {
                 let remedy = "remove it, or use `protocol: fixed`";
-                reading.report(field, destination, "with this protocol the client names the destination", remedy);
+                reading.report(
+                    field,
+                    destination,
+                    "with this protocol the client names the destination",
+                    remedy,
+                );
                 None
             }
             (Protocol::Socks5, None) => Some(ListenerProtocol::Socks5),
             (Protocol::HttpConnect, None) => Some(ListenerProtocol::HttpConnect),
         }
     }
+}
+
+/// Whether a connection to `address` certainly ends at the listener itself.
+fn is_reached_at(listener: SocketAddr, address: SocketAddr) -> bool {
+    let here = listener.ip() == address.ip() || (listener.ip().is_unspecified() && address.ip().is_loopback());
+    listener.port() == address.port() && here
 }
 
 fn fixed_destination(
@@ -228,7 +277,7 @@ fn fixed_destination(
             return None;
         }
     };
-    if destination == Destination::Address(listens_on) {
+    if matches!(destination, Destination::Address(address) if is_reached_at(listens_on, address)) {
         let remedy = "connections would go round for ever: write where they are meant to end";
         reading.report(path, value, "the destination is the listener itself", remedy);
     }
@@ -241,7 +290,7 @@ impl TimeoutsShape<'_> {
         Timeouts {
             connect: reading.duration(path.field("connect"), self.connect.as_ref(), default.connect),
             idle: reading.duration(path.field("idle"), self.idle.as_ref(), default.idle),
-            drain: reading.duration(path.field("drain"), self.drain.as_ref(), default.drain),
+            drain: reading.duration_or_zero(path.field("drain"), self.drain.as_ref(), default.drain),
             handshake: reading.duration(path.field("handshake"), self.handshake.as_ref(), default.handshake),
         }
     }
@@ -250,7 +299,9 @@ impl TimeoutsShape<'_> {
 impl LimitsShape<'_> {
     fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Limits {
         let mut limit = |field, value: Option<&Scalar<'_>>, default: u32| {
-            value.and_then(|value| reading.count(path.field(field), value, 1..=u32::MAX)).unwrap_or(default)
+            value
+                .and_then(|value| reading.count(path.field(field), value, 1..=u32::MAX))
+                .unwrap_or(default)
         };
         let connections = limit("connections", self.connections.as_ref(), Limits::DEFAULT_CONNECTIONS);
         Limits {
@@ -281,7 +332,12 @@ impl KeepaliveShape<'_> {
             let (path, duration) = (path.field(field), reading.duration(path.field(field), value, default));
             if duration.subsec_nanos() != 0 || !KEEPALIVE_SECONDS.contains(&duration.as_secs()) {
                 let remedy = "the kernel takes whole seconds from 1s to 32767s";
-                reading.report(path, value.map_or("", |value| value), "is not possible for keepalive", remedy);
+                reading.report(
+                    path,
+                    value.map_or("", |value| value),
+                    "is not possible for keepalive",
+                    remedy,
+                );
             }
             duration
         };
@@ -297,8 +353,13 @@ impl KeepaliveShape<'_> {
 
 impl AccessLogShape<'_> {
     fn compile(&self, path: Path<'_>, reading: &mut Reading) -> AccessLog {
-        let format = reading.choice(path.field("format"), self.format.as_ref(), &LOG_FORMATS).unwrap_or_default();
+        let format = reading
+            .choice(path.field("format"), self.format.as_ref(), &LOG_FORMATS)
+            .unwrap_or_default();
         let to = reading.nonempty_or(path.field("path"), self.path.as_ref(), &"-".into());
-        AccessLog { format, path: to.as_ref().into() }
+        AccessLog {
+            format,
+            path: to.as_ref().into(),
+        }
     }
 }

@@ -12,9 +12,7 @@ use serde::Deserialize;
 
 use super::reading::{Path, Reading};
 use super::scalar::{Scalar, ScalarOr};
-use crate::{
-    Action, Authorization, Group, Match, PolicyKey, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
-};
+use crate::{Action, Authorization, Group, Match, PolicyKey, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -135,7 +133,9 @@ impl Policies {
         let own = format!("{namespace}/{reference}");
         let near = match self.by_key.contains_key(&*own) {
             true => Some(&*own),
-            false => reading.nearest.among(reference, self.by_key.keys().map(PolicyKey::as_str)),
+            false => reading
+                .nearest
+                .among(reference, self.by_key.keys().map(PolicyKey::as_str)),
         };
         let remedy = match near {
             Some(near) => format!("did you mean `{near}`?"),
@@ -159,15 +159,23 @@ impl PolicyShape<'_> {
         let groups = self.groups.iter().enumerate().map(|(index, group)| {
             let rules_path = groups_path.item(index);
             let rules_path = rules_path.field("rules");
-            let rules = group.rules.iter().enumerate().map(|(index, rule)| rule.compile(rules_path.item(index), reading));
+            let rules = group
+                .rules
+                .iter()
+                .enumerate()
+                .map(|(index, rule)| rule.compile(rules_path.item(index), reading));
             Group { rules: rules.collect() }
         });
         Authorization {
             key: PolicyKey::new(format!("{namespace}/{name}")),
             scope: scope.unwrap_or(PolicyScope::Global),
             groups: groups.collect(),
-            action: reading.choice(path.field("action"), self.action.as_ref(), &ACTIONS).unwrap_or_default(),
-            dry_run: reading.choice(path.field("dry_run"), self.dry_run.as_ref(), &BOOLEANS).unwrap_or_default(),
+            action: reading
+                .choice(path.field("action"), self.action.as_ref(), &ACTIONS)
+                .unwrap_or_default(),
+            dry_run: reading
+                .choice(path.field("dry_run"), self.dry_run.as_ref(), &BOOLEANS)
+                .unwrap_or_default(),
             namespace,
         }
     }
@@ -176,8 +184,14 @@ impl PolicyShape<'_> {
 impl RuleShape<'_> {
     fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Rule {
         let path = path.field("matches");
-        let matches = self.matches.iter().enumerate().map(|(index, shape)| shape.compile(path.item(index), reading));
-        Rule { matches: matches.collect() }
+        let matches = self
+            .matches
+            .iter()
+            .enumerate()
+            .map(|(index, shape)| shape.compile(path.item(index), reading));
+        Rule {
+            matches: matches.collect(),
+        }
     }
 }
 
@@ -187,16 +201,36 @@ impl MatchShape<'_> {
         Match {
             namespaces: all(path("namespaces"), &self.namespaces, reading, string_match),
             not_namespaces: all(path("not_namespaces"), &self.not_namespaces, reading, string_match),
-            service_accounts: all(path("service_accounts"), &self.service_accounts, reading, service_account),
-            not_service_accounts: all(path("not_service_accounts"), &self.not_service_accounts, reading, service_account),
+            service_accounts: all(
+                path("service_accounts"),
+                &self.service_accounts,
+                reading,
+                service_account,
+            ),
+            not_service_accounts: all(
+                path("not_service_accounts"),
+                &self.not_service_accounts,
+                reading,
+                service_account,
+            ),
             principals: all(path("principals"), &self.principals, reading, string_match),
             not_principals: all(path("not_principals"), &self.not_principals, reading, string_match),
             source_ips: all(path("source_ips"), &self.source_ips, reading, ip_range),
             not_source_ips: all(path("not_source_ips"), &self.not_source_ips, reading, ip_range),
             destination_ips: all(path("destination_ips"), &self.destination_ips, reading, ip_range),
-            not_destination_ips: all(path("not_destination_ips"), &self.not_destination_ips, reading, ip_range),
+            not_destination_ips: all(
+                path("not_destination_ips"),
+                &self.not_destination_ips,
+                reading,
+                ip_range,
+            ),
             destination_ports: all(path("destination_ports"), &self.destination_ports, reading, port),
-            not_destination_ports: all(path("not_destination_ports"), &self.not_destination_ports, reading, port),
+            not_destination_ports: all(
+                path("not_destination_ports"),
+                &self.not_destination_ports,
+                reading,
+                port,
+            ),
         }
     }
 }
@@ -208,7 +242,11 @@ fn all<S, V>(
     reading: &mut Reading,
     read: fn(Path<'_>, &S, &mut Reading) -> Option<V>,
 ) -> Vec<V> {
-    shapes.iter().enumerate().filter_map(|(index, shape)| read(path.item(index), shape, reading)).collect()
+    shapes
+        .iter()
+        .enumerate()
+        .filter_map(|(index, shape)| read(path.item(index), shape, reading))
+        .collect()
 }
 
 fn port(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<u16> {
@@ -232,12 +270,22 @@ fn string_match(
         _ => (StringMatch::Exact, text),
     };
     if pattern.is_empty() {
-        reading.report(path, text, "is empty and so matches nothing", "write a text, or `\"*\"` for any");
+        reading.report(
+            path,
+            text,
+            "is empty and so matches nothing",
+            "write a text, or `\"*\"` for any",
+        );
         return None;
     }
     if pattern.contains('*') {
         let remedy = "write `x*`, `*x` or `*`; a star that is meant literally goes into `{exact: …}`";
-        reading.report(path, text, "has a star that is neither its beginning nor its end", remedy);
+        reading.report(
+            path,
+            text,
+            "has a star that is neither its beginning nor its end",
+            remedy,
+        );
         return None;
     }
     Some(kind(reading.text(pattern)))
@@ -254,7 +302,12 @@ impl StringMatchShape<'_> {
         for (value, kind) in kinds {
             let Some(value) = value else { continue };
             if value.is_empty() {
-                reading.report(path, value, "has an empty text", "write a text, or `{presence: {}}` for any");
+                reading.report(
+                    path,
+                    value,
+                    "has an empty text",
+                    "write a text, or `{presence: {}}` for any",
+                );
                 return None;
             }
             given.push(kind(reading.text(value)));
@@ -262,7 +315,12 @@ impl StringMatchShape<'_> {
         given.extend(self.presence.as_ref().map(|PresenceShape {}| StringMatch::Presence));
         if given.len() != 1 {
             let problem = format!("has {} conditions", given.len());
-            reading.report(path, "", problem, "write exactly one of `exact`, `prefix`, `suffix`, `presence`");
+            reading.report(
+                path,
+                "",
+                problem,
+                "write exactly one of `exact`, `prefix`, `suffix`, `presence`",
+            );
             return None;
         }
         given.pop()
@@ -281,13 +339,23 @@ fn service_account(
             service_account: reading.name(path.field("service_account"), &shape.service_account),
         }),
         ScalarOr::Scalar(text) => {
-            let parts = text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+            let parts = text
+                .split_once('/')
+                .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
             let Some((namespace, name)) = parts else {
-                reading.report(path, text, "is not a service account", "write `namespace/service-account`");
+                reading.report(
+                    path,
+                    text,
+                    "is not a service account",
+                    "write `namespace/service-account`",
+                );
                 return None;
             };
             let namespace = reading.name(path, namespace);
-            Some(ServiceAccountMatch { namespace, service_account: reading.name(path, name) })
+            Some(ServiceAccountMatch {
+                namespace,
+                service_account: reading.name(path, name),
+            })
         }
     }
 }
@@ -295,7 +363,9 @@ fn service_account(
 /// An address or a CIDR block. Bits beyond the prefix are cleared, as Istio does; IPv4-mapped ranges become IPv4 ranges,
 /// because that is what addresses are compared as.
 fn ip_range(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<IpNet> {
-    let range = value.parse::<IpNet>().or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
+    let range = value
+        .parse::<IpNet>()
+        .or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
     let Ok(range) = range else {
         let remedy = "write an address or a block like 10.0.0.0/8 or fd00::/8";
         reading.report(path, value, "is not an IP address or CIDR block", remedy);

@@ -73,7 +73,13 @@ pub(super) fn shown(value: &str) -> String {
 
 impl Reading {
     /// Reports a problem.
-    pub(super) fn report(&mut self, path: Path<'_>, value: &str, problem: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn report(
+        &mut self,
+        path: Path<'_>,
+        value: &str,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
         self.problems.push(Problem {
             path: path.to_string(),
             position: None,
@@ -111,7 +117,12 @@ impl Reading {
         if value.is_empty() {
             self.report(path, value, "is empty", "give it a name");
         } else if value.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
-            self.report(path, value, "is not a name", "use no slashes, blanks or control characters");
+            self.report(
+                path,
+                value,
+                "is not a name",
+                "use no slashes, blanks or control characters",
+            );
         }
         self.texts.intern(value)
     }
@@ -127,7 +138,12 @@ impl Reading {
     /// A workload's uid: any text without blanks.
     pub(super) fn uid(&mut self, path: Path<'_>, value: &str) -> WorkloadUid {
         if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            self.report(path, value, "is not a uid", "use a text without blanks, or leave it out");
+            self.report(
+                path,
+                value,
+                "is not a uid",
+                "use a text without blanks, or leave it out",
+            );
         }
         WorkloadUid::new(value)
     }
@@ -136,9 +152,17 @@ impl Reading {
     pub(super) fn hostname(&mut self, path: Path<'_>, value: Option<&Scalar<'_>>) -> Option<Text> {
         let value = value?;
         if !is_hostname(value) {
-            self.report(path, value, "is not a host name", "write for example web.shop.svc.cluster.local");
+            self.report(
+                path,
+                value,
+                "is not a host name",
+                "write for example web.shop.svc.cluster.local",
+            );
         }
-        Some(self.texts.intern(&value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase()))
+        Some(
+            self.texts
+                .intern(&value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase()),
+        )
     }
 
     /// One of several words.
@@ -189,7 +213,12 @@ impl Reading {
         };
         let address = address.to_canonical();
         if address.is_unspecified() || address.is_multicast() {
-            self.report(path, value, "is not the address of one host", "write the address that connections go to");
+            self.report(
+                path,
+                value,
+                "is not the address of one host",
+                "write the address that connections go to",
+            );
             return None;
         }
         Some(address)
@@ -207,16 +236,25 @@ impl Reading {
 
     /// A duration that is not zero, or else `default`.
     pub(super) fn duration(&mut self, path: Path<'_>, value: Option<&Scalar<'_>>, default: Duration) -> Duration {
+        let duration = self.duration_or_zero(path, value, default);
+        if duration.is_zero() {
+            let value = value.map_or("", |value| value);
+            self.report(path, value, "is no time at all", "write a duration above zero, for example 5s");
+        }
+        duration
+    }
+
+    /// A duration, or else `default`.
+    pub(super) fn duration_or_zero(
+        &mut self,
+        path: Path<'_>,
+        value: Option<&Scalar<'_>>,
+        default: Duration,
+    ) -> Duration {
         let Some(value) = value else { return default };
         match humantime::parse_duration(value) {
-            Ok(duration) if duration.is_zero() => {
-                self.report(path, value, "is no time at all", "write a duration above zero, for example 5s");
-            }
-            // Deadlines are computed by adding to the clock, which must not overflow.
-            Ok(duration) if duration > LONGEST => {
-                self.report(path, value, "is too long", "write at most 1year");
-            }
-            Ok(duration) => return duration,
+            Ok(duration) if duration <= LONGEST => return duration,
+            Ok(_) => self.report(path, value, "is too long", "write at most 1year"),
             Err(_) => {
                 self.report(path, value, "is not a duration", "write a number with a unit, for example 200ms, 5s, 1h");
             }
@@ -225,10 +263,12 @@ impl Reading {
     }
 }
 
-/// humantime's year.
+/// humantime's year. Deadlines are computed by adding to the clock, which must not overflow.
 const LONGEST: Duration = Duration::from_secs(31_557_600);
 
 /// A number in plain digits: `from_str` alone would take a plus sign.
 fn digits<N: std::str::FromStr>(value: &str) -> Option<N> {
-    Some(value).filter(|value| value.bytes().all(|byte| byte.is_ascii_digit())).and_then(|value| value.parse().ok())
+    Some(value)
+        .filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|value| value.parse().ok())
 }

@@ -87,8 +87,10 @@ const SCOPES: [(&str, Scope); 6] = [
     ("cluster", Scope::Cluster),
     ("network", Scope::Network),
 ];
-const HEALTH_POLICIES: [(&str, HealthPolicy); 2] =
-    [("only-healthy", HealthPolicy::OnlyHealthy), ("allow-all", HealthPolicy::AllowAll)];
+const HEALTH_POLICIES: [(&str, HealthPolicy); 2] = [
+    ("only-healthy", HealthPolicy::OnlyHealthy),
+    ("allow-all", HealthPolicy::AllowAll),
+];
 
 /// The services of a document, and what they have claimed.
 #[derive(Default)]
@@ -107,7 +109,10 @@ impl Services {
         workloads: &mut Workloads<'_>,
         reading: &mut Reading,
     ) -> Self {
-        let mut services = Self { compiled: Vec::with_capacity(shapes.len()), ..Self::default() };
+        let mut services = Self {
+            compiled: Vec::with_capacity(shapes.len()),
+            ..Self::default()
+        };
         let section = Path::Section("services");
         for (index, shape) in shapes.iter().enumerate() {
             let path = section.item(index);
@@ -145,7 +150,10 @@ impl Services {
                     continue;
                 };
                 let value = std::net::SocketAddr::new(vip.address, port.port).to_string();
-                let problem = format!("services[{first}] already has this address and port in network {:?}", vip.network);
+                let problem = format!(
+                    "services[{first}] already has this address and port in network {:?}",
+                    vip.network
+                );
                 let remedy = "give one of the two services another address or another port";
                 reading.report(path.item(position), &value, problem, remedy);
             }
@@ -155,7 +163,9 @@ impl Services {
     /// Reports `host` and `port` at `path` if `host` is a service that does not have the port.
     pub(super) fn check_port(&self, path: Path<'_>, host: &str, port: u16, reading: &mut Reading) {
         let hostname = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let Some(service) = self.by_hostname.get(&*hostname).map(|index| &self.compiled[*index]) else { return };
+        let Some(service) = self.by_hostname.get(&*hostname).map(|index| &self.compiled[*index]) else {
+            return;
+        };
         if service.port(port).is_none() {
             let problem = format!("the service {} has no port {port}", service.key);
             reading.report(path, &format!("{host}:{port}"), problem, has_ports(service));
@@ -200,8 +210,13 @@ impl ServiceShape<'_> {
                 ScalarOr::Scalar(address) => (item, address, None),
                 ScalarOr::Mapping(vip) => (item.field("address"), &vip.address, vip.network.as_ref()),
             };
-            let Some(address) = reading.address(path, address) else { continue };
-            vips.push(Vip { network: reading.text_or(network, &node.network), address });
+            let Some(address) = reading.address(path, address) else {
+                continue;
+            };
+            vips.push(Vip {
+                network: reading.text_or(network, &node.network),
+                address,
+            });
         }
         vips.into()
     }
@@ -209,13 +224,25 @@ impl ServiceShape<'_> {
     fn ports(&self, path: Path<'_>, reading: &mut Reading) -> Box<[ServicePort]> {
         let mut ports: Vec<ServicePort> = Vec::with_capacity(self.ports.len());
         if self.ports.is_empty() {
-            reading.report(path, "", "the service has no ports", "list at least one, for example `- {port: 80}`");
+            reading.report(
+                path,
+                "",
+                "the service has no ports",
+                "list at least one, for example `- {port: 80}`",
+            );
         }
         for (position, shape) in self.ports.iter().enumerate() {
             let path = path.item(position);
-            let Some(port) = reading.port(path.field("port"), &shape.port) else { continue };
+            let Some(port) = reading.port(path.field("port"), &shape.port) else {
+                continue;
+            };
             if ports.iter().any(|known| known.port == port) {
-                reading.report(path.field("port"), &shape.port, "the service has this port already", "remove one");
+                reading.report(
+                    path.field("port"),
+                    &shape.port,
+                    "the service has this port already",
+                    "remove one",
+                );
             }
             let target_port = shape.target_port.as_ref();
             let target_port = target_port.map_or(Some(port), |target| reading.port(path.field("target_port"), target));
@@ -229,24 +256,33 @@ impl ServiceShape<'_> {
         ports.into()
     }
 
-    fn join_endpoints(
-        &self,
-        path: Path<'_>,
-        service: &Service,
-        workloads: &mut Workloads<'_>,
-        reading: &mut Reading,
-    ) {
+    fn join_endpoints(&self, path: Path<'_>, service: &Service, workloads: &mut Workloads<'_>, reading: &mut Reading) {
         for (position, shape) in self.endpoints.iter().enumerate() {
             let item = path.item(position);
             let (path, reference, ports) = match shape {
                 ScalarOr::Scalar(reference) => (item, reference, Box::default()),
-                ScalarOr::Mapping(endpoint) => {
-                    (item.field("workload"), &endpoint.workload, endpoint.ports(item.field("ports"), service, reading))
-                }
+                ScalarOr::Mapping(endpoint) => (
+                    item.field("workload"),
+                    &endpoint.workload,
+                    endpoint.ports(item.field("ports"), service, reading),
+                ),
             };
-            let Some(index) = workloads.find(path, reference, reading) else { continue };
-            if !workloads.join(index, Membership { service: service.key.clone(), ports }) {
-                reading.report(path, reference, "this workload is an endpoint of the service already", "remove one");
+            let Some(index) = workloads.find(path, reference, reading) else {
+                continue;
+            };
+            if !workloads.join(
+                index,
+                Membership {
+                    service: service.key.clone(),
+                    ports,
+                },
+            ) {
+                reading.report(
+                    path,
+                    reference,
+                    "this workload is an endpoint of the service already",
+                    "remove one",
+                );
             }
         }
     }
@@ -257,7 +293,12 @@ fn default_hostname(path: Path<'_>, name: &str, namespace: &str, reading: &mut R
     let hostname = format!("{name}.{namespace}.svc.cluster.local").to_ascii_lowercase();
     if !crate::settings::is_hostname(&hostname) && !name.is_empty() && !namespace.is_empty() {
         let remedy = "use letters, digits and hyphens in `name` and `namespace`, or set `hostname`";
-        reading.report(path.field("name"), name, format!("does not make a host name: {hostname}"), remedy);
+        reading.report(
+            path.field("name"),
+            name,
+            format!("does not make a host name: {hostname}"),
+            remedy,
+        );
     }
     reading.text(&hostname)
 }
@@ -269,12 +310,17 @@ impl EndpointShape<'_> {
             let path = path.key(service_port);
             let key = reading.port(path, service_port);
             let target = reading.port(path, target_port);
-            let (Some(key), Some(target)) = (key, target) else { continue };
+            let (Some(key), Some(target)) = (key, target) else {
+                continue;
+            };
             if service.port(key).is_none() {
                 let problem = format!("the service {} has no port {key}", service.key);
                 reading.report(path, service_port, problem, has_ports(service));
             }
-            mappings.push(PortMapping { service_port: key, target_port: target });
+            mappings.push(PortMapping {
+                service_port: key,
+                target_port: target,
+            });
         }
         mappings.into()
     }
@@ -282,13 +328,19 @@ impl EndpointShape<'_> {
 
 impl LoadBalancingShape<'_> {
     fn compile(&self, path: Path<'_>, reading: &mut Reading) -> LoadBalancing {
-        let mode = reading.choice(path.field("mode"), self.mode.as_ref(), &MODES).unwrap_or_default();
-        let health = reading.choice(path.field("health"), self.health.as_ref(), &HEALTH_POLICIES).unwrap_or_default();
+        let mode = reading
+            .choice(path.field("mode"), self.mode.as_ref(), &MODES)
+            .unwrap_or_default();
+        let health = reading
+            .choice(path.field("health"), self.health.as_ref(), &HEALTH_POLICIES)
+            .unwrap_or_default();
         let mut scopes = Vec::with_capacity(self.scopes.len());
         for (position, word) in self.scopes.iter().enumerate() {
             let field = path.field("scopes");
             let path = field.item(position);
-            let Some(scope) = reading.choice(path, Some(word), &SCOPES) else { continue };
+            let Some(scope) = reading.choice(path, Some(word), &SCOPES) else {
+                continue;
+            };
             if scopes.contains(&scope) {
                 reading.report(path, word, "this scope is listed twice", "remove one");
             }
@@ -302,8 +354,17 @@ impl LoadBalancingShape<'_> {
         }
         if !heeds_scopes && !self.scopes.is_empty() {
             let remedy = "set `mode: failover` or `mode: strict`, or remove the scopes";
-            reading.report(path.field("scopes"), shown, "scopes have no effect in this mode", remedy);
+            reading.report(
+                path.field("scopes"),
+                shown,
+                "scopes have no effect in this mode",
+                remedy,
+            );
         }
-        LoadBalancing { scopes: scopes.into(), mode, health }
+        LoadBalancing {
+            scopes: scopes.into(),
+            mode,
+            health,
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
-use super::reading::{Path, Reading};
 use super::policies::Policies;
+use super::reading::{Path, Reading};
 use super::scalar::Scalar;
 use crate::{
     Health, Identity, Locality, Membership, NodeSettings, PolicyKey, PolicyScope, Text, TunnelProtocol, Workload,
@@ -60,7 +60,8 @@ impl LocalityShape<'_> {
 }
 
 const HEALTH: [(&str, Health); 2] = [("healthy", Health::Healthy), ("unhealthy", Health::Unhealthy)];
-const TUNNEL_PROTOCOLS: [(&str, TunnelProtocol); 2] = [("none", TunnelProtocol::None), ("hbone", TunnelProtocol::Hbone)];
+const TUNNEL_PROTOCOLS: [(&str, TunnelProtocol); 2] =
+    [("none", TunnelProtocol::None), ("hbone", TunnelProtocol::Hbone)];
 const WORKLOAD_TYPES: [(&str, WorkloadType); 4] = [
     ("pod", WorkloadType::Pod),
     ("deployment", WorkloadType::Deployment),
@@ -122,10 +123,13 @@ impl<'a> Workloads<'a> {
             let path = section.item(index);
             let mut workload = shape.compile(path, &defaults, reading);
             workloads.claim_uid(path, index, &workload, reading);
-            workload.addresses = workloads.claim_addresses(path.field("addresses"), index, shape, &workload.network, reading);
+            workload.addresses =
+                workloads.claim_addresses(path.field("addresses"), index, shape, &workload.network, reading);
             workload.authorization_policies = shape.policy_references(path, policies, reading);
             let named = workloads.by_name.entry((&shape.namespace, &shape.name));
-            named.and_modify(|named| *named = Named::Several).or_insert(Named::One(index));
+            named
+                .and_modify(|named| *named = Named::Several)
+                .or_insert(Named::One(index));
             workloads.compiled.push(workload);
         }
         workloads
@@ -151,9 +155,13 @@ impl<'a> Workloads<'a> {
         let mut addresses = Vec::with_capacity(shape.addresses.len());
         for (position, value) in shape.addresses.iter().enumerate() {
             let path = path.item(position);
-            let Some(address) = reading.address(path, value) else { continue };
+            let Some(address) = reading.address(path, value) else {
+                continue;
+            };
             addresses.push(address);
-            let Some(first) = self.by_address.insert((network.clone(), address), index) else { continue };
+            let Some(first) = self.by_address.insert((network.clone(), address), index) else {
+                continue;
+            };
             let problem = format!("workloads[{first}] already has this address in network {network:?}");
             let remedy = "an address belongs to one workload: remove it from one, or set their `network`";
             reading.report(path, value, problem, remedy);
@@ -182,10 +190,25 @@ impl<'a> Workloads<'a> {
         let near = match reference.split_once('/') {
             None => self.by_name.keys().find(|(_, name)| *name == reference).copied(),
             Some((namespace, name)) => {
-                let neighbours = || self.by_name.keys().filter(|(other, _)| *other == namespace).map(|(_, name)| *name);
-                let namespaces = || self.by_name.keys().filter(|(_, other)| *other == name).map(|(namespace, _)| *namespace);
+                let neighbours = || {
+                    self.by_name
+                        .keys()
+                        .filter(|(other, _)| *other == namespace)
+                        .map(|(_, name)| *name)
+                };
+                let namespaces = || {
+                    self.by_name
+                        .keys()
+                        .filter(|(_, other)| *other == name)
+                        .map(|(namespace, _)| *namespace)
+                };
                 let by_name = reading.nearest.among(name, neighbours()).map(|name| (namespace, name));
-                by_name.or_else(|| reading.nearest.among(namespace, namespaces()).map(|namespace| (namespace, name)))
+                by_name.or_else(|| {
+                    reading
+                        .nearest
+                        .among(namespace, namespaces())
+                        .map(|namespace| (namespace, name))
+                })
             }
         };
         let remedy = match near {
@@ -199,16 +222,21 @@ impl<'a> Workloads<'a> {
     /// those of the next.
     pub(super) fn join(&mut self, index: usize, membership: Membership) -> bool {
         let memberships = &mut self.memberships[index];
-        if memberships.last().is_some_and(|last| last.service == membership.service) {
+        if memberships
+            .last()
+            .is_some_and(|last| last.service == membership.service)
+        {
             return false;
         }
         memberships.push(membership);
         true
     }
 
-    /// The workloads with all their memberships, in the order of the document.
+    /// The workloads with all their memberships, in the order of the document. Memberships are sorted: services that
+    /// only change places in the file change no workload.
     pub(super) fn finish(mut self) -> Vec<Workload> {
-        for (workload, memberships) in self.compiled.iter_mut().zip(self.memberships) {
+        for (workload, mut memberships) in self.compiled.iter_mut().zip(self.memberships) {
+            memberships.sort_by(|one, other| one.service.cmp(&other.service));
             workload.services = memberships.into();
         }
         self.compiled
@@ -238,18 +266,30 @@ impl WorkloadShape<'_> {
                 ),
             },
             addresses: Box::default(),
-            hostname: reading.hostname(path("hostname"), self.hostname.as_ref()).unwrap_or_else(|| defaults.empty.clone()),
+            hostname: reading
+                .hostname(path("hostname"), self.hostname.as_ref())
+                .unwrap_or_else(|| defaults.empty.clone()),
             node: reading.text_or_empty(self.node.as_ref()),
             network: reading.text_or(self.network.as_ref(), &defaults.node.network),
             cluster_id,
-            locality: self.locality.as_ref().map(|locality| locality.compile(reading)).unwrap_or_else(|| Locality {
-                region: defaults.empty.clone(),
-                zone: defaults.empty.clone(),
-                subzone: defaults.empty.clone(),
-            }),
-            health: reading.choice(path("health"), self.health.as_ref(), &HEALTH).unwrap_or_default(),
+            locality: self
+                .locality
+                .as_ref()
+                .map(|locality| locality.compile(reading))
+                .unwrap_or_else(|| Locality {
+                    region: defaults.empty.clone(),
+                    zone: defaults.empty.clone(),
+                    subzone: defaults.empty.clone(),
+                }),
+            health: reading
+                .choice(path("health"), self.health.as_ref(), &HEALTH)
+                .unwrap_or_default(),
             tunnel_protocol: reading
-                .choice(path("tunnel_protocol"), self.tunnel_protocol.as_ref(), &TUNNEL_PROTOCOLS)
+                .choice(
+                    path("tunnel_protocol"),
+                    self.tunnel_protocol.as_ref(),
+                    &TUNNEL_PROTOCOLS,
+                )
                 .unwrap_or_default(),
             canonical_name: reading.text_or(self.canonical_name.as_ref(), &name),
             canonical_revision: reading.text_or(self.canonical_revision.as_ref(), &defaults.revision),
@@ -269,9 +309,15 @@ impl WorkloadShape<'_> {
         let mut keys: Vec<PolicyKey> = Vec::with_capacity(self.authorization_policies.len());
         for (position, reference) in self.authorization_policies.iter().enumerate() {
             let path = path.item(position);
-            let Some((key, scope)) = policies.find(path, reference, &self.namespace, reading) else { continue };
+            let Some((key, scope)) = policies.find(path, reference, &self.namespace, reading) else {
+                continue;
+            };
             if scope != PolicyScope::WorkloadSelector {
-                let guards = if scope == PolicyScope::Global { "every workload" } else { "its whole namespace" };
+                let guards = if scope == PolicyScope::Global {
+                    "every workload"
+                } else {
+                    "its whole namespace"
+                };
                 let problem = format!("this policy guards {guards} without being referred to");
                 let remedy = "remove the reference, or give the policy `scope: WORKLOAD_SELECTOR`";
                 reading.report(path, reference, problem, remedy);

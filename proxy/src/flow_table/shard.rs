@@ -105,7 +105,11 @@ fn drop_from<K: Eq + Hash>(index: &mut HashMap<K, HashSet<usize>>, key: &K, valu
 /// Addresses of a flow that are not those of a known workload.
 fn unknown_addresses(flow: &Flow) -> impl Iterator<Item = IpAddr> {
     let source = flow.facts.source.workload().is_none().then(|| flow.facts.source.ip());
-    let destination = flow.facts.destination_workload.is_none().then(|| flow.facts.destination.ip());
+    let destination = flow
+        .facts
+        .destination_workload
+        .is_none()
+        .then(|| flow.facts.destination.ip());
     source.into_iter().chain(destination)
 }
 
@@ -130,8 +134,14 @@ impl ShardState {
         }
         let tenant = open.tenant(ends.source.as_deref());
         let flows = HashSet::new();
-        let path =
-            self.paths.insert(Path { ends, counts: PathCounts::default(), flows, tenant, retired: false, gone: false });
+        let path = self.paths.insert(Path {
+            ends,
+            counts: PathCounts::default(),
+            flows,
+            tenant,
+            retired: false,
+            gone: false,
+        });
         self.current.insert(key, path);
         self.index(path);
         path
@@ -240,11 +250,22 @@ impl ShardState {
             flows.extend(&self.paths[path].flows);
             self.refresh(path, mesh);
         }
-        affected.extend(flows.into_iter().filter_map(|place| self.flows.get(place)).map(|entry| entry.flow.clone()));
+        affected.extend(
+            flows
+                .into_iter()
+                .filter_map(|place| self.flows.get(place))
+                .map(|entry| entry.flow.clone()),
+        );
     }
 
     fn flows_at(&self, touched: &Touched) -> HashSet<usize> {
-        touched.addresses.iter().filter_map(|address| self.by_address.get(address)).flatten().copied().collect()
+        touched
+            .addresses
+            .iter()
+            .filter_map(|address| self.by_address.get(address))
+            .flatten()
+            .copied()
+            .collect()
     }
 
     fn paths_of(&self, touched: &Touched) -> HashSet<usize> {
@@ -254,8 +275,17 @@ impl ShardState {
         let workloads = touched.workloads.iter().filter_map(|uid| self.by_workload.get(uid));
         let namespaces = touched.namespaces.iter().filter_map(|name| self.by_namespace.get(name));
         let policies = touched.policies.iter().filter_map(|policy| self.by_policy.get(policy));
-        let services = touched.services.iter().filter_map(|service| self.by_service.get(service));
-        workloads.chain(namespaces).chain(policies).chain(services).flatten().copied().collect()
+        let services = touched
+            .services
+            .iter()
+            .filter_map(|service| self.by_service.get(service));
+        workloads
+            .chain(namespaces)
+            .chain(policies)
+            .chain(services)
+            .flatten()
+            .copied()
+            .collect()
     }
 
     /// Brings a path up to the new configuration: its ends are replaced by their new selves; it is retired when its

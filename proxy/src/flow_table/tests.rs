@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use underpass_config::{
-    Health, Identity, Limits, Locality, Mesh, MeshChange, NodeSettings, Touched, TunnelProtocol, Workload, WorkloadType,
-    WorkloadUid,
+    Health, Identity, Limits, Locality, Mesh, MeshChange, NodeSettings, Touched, TunnelProtocol, Workload,
+    WorkloadType, WorkloadUid,
 };
 
 use super::*;
@@ -52,7 +52,12 @@ impl World {
         for (name, address) in [("client", "10.0.0.1"), ("server", "10.0.0.2"), ("other", "10.0.0.3")] {
             mesh.apply([MeshChange::Workload(workload(name, address))]);
         }
-        Self { table: Arc::new(FlowTable::new(2)), mesh, node: NodeSettings::default(), limits: Limits::default() }
+        Self {
+            table: Arc::new(FlowTable::new(2)),
+            mesh,
+            node: NodeSettings::default(),
+            limits: Limits::default(),
+        }
     }
 
     fn at(&self, address: &str) -> Option<Arc<Workload>> {
@@ -134,8 +139,14 @@ fn a_change_concerns_only_the_flows_of_what_it_touches() {
     let mut unready = workload("other", "10.0.0.3");
     unready.health = Health::Unhealthy;
     assert_eq!(world.change(MeshChange::Workload(unready)), ["10.0.0.3:80"]);
-    assert_eq!(world.change(MeshChange::Workload(workload("new", "10.8.8.8"))), ["10.8.8.8:80"]);
-    let everything = Touched { everything: true, ..Touched::default() };
+    assert_eq!(
+        world.change(MeshChange::Workload(workload("new", "10.8.8.8"))),
+        ["10.8.8.8:80"]
+    );
+    let everything = Touched {
+        everything: true,
+        ..Touched::default()
+    };
     assert_eq!(world.tell(&everything).len(), 3);
 }
 
@@ -143,7 +154,10 @@ fn a_change_concerns_only_the_flows_of_what_it_touches() {
 fn a_namespace_policy_concerns_the_flows_into_its_namespace() {
     let world = World::new();
     let _flow = world.open("10.0.0.1", "10.0.0.2");
-    let touched = |name: &str| Touched { namespaces: [name.into()].into(), ..Touched::default() };
+    let touched = |name: &str| Touched {
+        namespaces: [name.into()].into(),
+        ..Touched::default()
+    };
     assert_eq!(world.tell(&touched("shop")), ["10.0.0.2:80"]);
     assert!(world.tell(&touched("elsewhere")).is_empty());
 }
@@ -155,7 +169,10 @@ fn a_workload_policy_concerns_the_flows_to_the_workloads_that_refer_to_it() {
     guarded.authorization_policies = Box::new([underpass_config::PolicyKey::new("shop/p")]);
     world.change(MeshChange::Workload(guarded));
     let _flows = [world.open("10.0.0.1", "10.0.0.2"), world.open("10.0.0.1", "10.0.0.3")];
-    let touched = Touched { policies: vec![underpass_config::PolicyKey::new("shop/p")], ..Touched::default() };
+    let touched = Touched {
+        policies: vec![underpass_config::PolicyKey::new("shop/p")],
+        ..Touched::default()
+    };
     assert_eq!(world.tell(&touched), ["10.0.0.2:80"]);
 }
 
@@ -196,7 +213,10 @@ fn a_client_at_its_limit_is_refused_and_others_are_not() {
     let mut world = World::new();
     world.limits.connections_per_workload = 1;
     let first = world.open("10.0.0.1", "10.0.0.2");
-    assert_eq!(world.try_open("10.0.0.1", "10.0.0.3").err(), Some(Ending::ConnectionLimit));
+    assert_eq!(
+        world.try_open("10.0.0.1", "10.0.0.3").err(),
+        Some(Ending::ConnectionLimit)
+    );
     let _other = world.open("10.0.0.2", "10.0.0.3");
     drop(first);
     let _again = world.open("10.0.0.1", "10.0.0.3");

@@ -36,7 +36,11 @@ pub async fn accept(downstream: &TcpStream) -> Result<Handshake, Ending> {
         match parse(&buffer) {
             Parsed::Complete(destination, length) => {
                 let early = buffer.split_off(length);
-                return Ok(Handshake { destination, answer: Answer::HttpConnect, early });
+                return Ok(Handshake {
+                    destination,
+                    answer: Answer::HttpConnect,
+                    early,
+                });
             }
             Parsed::Invalid(status, why) => {
                 let _ = write_all(downstream, &response(status, &why)).await;
@@ -59,9 +63,10 @@ fn parse(bytes: &[u8]) -> Parsed {
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(bytes) {
         Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => Parsed::Partial,
-        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-            Parsed::Invalid("431 Request Header Fields Too Large", format!("the head may have {MAX_HEAD} bytes"))
-        }
+        Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => Parsed::Invalid(
+            "431 Request Header Fields Too Large",
+            format!("the head may have {MAX_HEAD} bytes"),
+        ),
         Err(error) => Parsed::Invalid("400 Bad Request", error.to_string()),
         Ok(httparse::Status::Complete(length)) => match (request.method, request.path) {
             (Some("CONNECT"), Some(authority)) => match authority.parse() {
@@ -74,7 +79,11 @@ fn parse(bytes: &[u8]) -> Parsed {
 }
 
 fn response(status: &str, why: &str) -> Vec<u8> {
-    let allow = if status.starts_with("405") { "allow: CONNECT\r\n" } else { "" };
+    let allow = if status.starts_with("405") {
+        "allow: CONNECT\r\n"
+    } else {
+        ""
+    };
     let body = format!("{why}\n");
     let length = body.len();
     format!(

@@ -52,9 +52,15 @@ enum Parsed<T> {
 pub async fn accept(downstream: &TcpStream) -> Result<Handshake, Ending> {
     let mut buffer = Vec::new();
     parse_next(downstream, &mut buffer, parse_greeting).await?;
-    write_all(downstream, &[VERSION, NO_AUTHENTICATION]).await.map_err(|_| Ending::HandshakeFailed)?;
+    write_all(downstream, &[VERSION, NO_AUTHENTICATION])
+        .await
+        .map_err(|_| Ending::HandshakeFailed)?;
     let destination = parse_next(downstream, &mut buffer, parse_request).await?;
-    Ok(Handshake { destination, answer: Answer::Socks5, early: buffer })
+    Ok(Handshake {
+        destination,
+        answer: Answer::Socks5,
+        early: buffer,
+    })
 }
 
 /// Reads until `parse` has a message, which is then taken off the buffer.
@@ -87,13 +93,19 @@ async fn parse_next<T>(
 
 /// `VER NMETHODS METHODS…`
 fn parse_greeting(bytes: &[u8]) -> Parsed<()> {
-    let &[version, ref rest @ ..] = bytes else { return Parsed::Partial };
+    let &[version, ref rest @ ..] = bytes else {
+        return Parsed::Partial;
+    };
     if version != VERSION {
         // Another protocol (SOCKS4, HTTP, TLS…): no answer of ours would be understood.
         return Parsed::Invalid(Vec::new());
     }
-    let &[count, ref methods @ ..] = rest else { return Parsed::Partial };
-    let Some(methods) = methods.get(..usize::from(count)) else { return Parsed::Partial };
+    let &[count, ref methods @ ..] = rest else {
+        return Parsed::Partial;
+    };
+    let Some(methods) = methods.get(..usize::from(count)) else {
+        return Parsed::Partial;
+    };
     if methods.contains(&NO_AUTHENTICATION) {
         Parsed::Complete((), 2 + methods.len())
     } else {
@@ -103,7 +115,9 @@ fn parse_greeting(bytes: &[u8]) -> Parsed<()> {
 
 /// `VER CMD RSV ATYP DST.ADDR DST.PORT`
 fn parse_request(bytes: &[u8]) -> Parsed<Destination> {
-    let &[version, command, _reserved, kind, ref rest @ ..] = bytes else { return Parsed::Partial };
+    let &[version, command, _reserved, kind, ref rest @ ..] = bytes else {
+        return Parsed::Partial;
+    };
     if version != VERSION {
         return Parsed::Invalid(message(reply::GENERAL_FAILURE, unspecified()));
     }
@@ -119,8 +133,12 @@ fn parse_request(bytes: &[u8]) -> Parsed<Destination> {
         },
         _ => return Parsed::Invalid(message(reply::ADDRESS_TYPE_NOT_SUPPORTED, unspecified())),
     };
-    let Some(host) = rest.get(prefix..prefix + host_length) else { return Parsed::Partial };
-    let Some(&[high, low]) = rest.get(prefix + host_length..prefix + host_length + 2) else { return Parsed::Partial };
+    let Some(host) = rest.get(prefix..prefix + host_length) else {
+        return Parsed::Partial;
+    };
+    let Some(&[high, low]) = rest.get(prefix + host_length..prefix + host_length + 2) else {
+        return Parsed::Partial;
+    };
     match destination(host, kind, u16::from_be_bytes([high, low])) {
         Some(destination) => Parsed::Complete(destination, 4 + prefix + host_length + 2),
         None => Parsed::Invalid(message(reply::GENERAL_FAILURE, unspecified())),
@@ -129,12 +147,17 @@ fn parse_request(bytes: &[u8]) -> Parsed<Destination> {
 
 fn destination(host: &[u8], kind: u8, port: u16) -> Option<Destination> {
     let ip = match kind {
-        IPV4 => <[u8; 4]>::try_from(host).ok().map(|octets| IpAddr::V4(Ipv4Addr::from(octets))),
-        IPV6 => <[u8; 16]>::try_from(host).ok().map(|octets| IpAddr::V6(Ipv6Addr::from(octets))),
+        IPV4 => <[u8; 4]>::try_from(host)
+            .ok()
+            .map(|octets| IpAddr::V4(Ipv4Addr::from(octets))),
+        IPV6 => <[u8; 16]>::try_from(host)
+            .ok()
+            .map(|octets| IpAddr::V6(Ipv6Addr::from(octets))),
         // A name is checked by the type that holds it; a client may also send an address as a name.
         _ => return format!("{}:{port}", std::str::from_utf8(host).ok()?).parse().ok(),
     };
-    ip.filter(|_| port != 0).map(|ip| Destination::Address(SocketAddr::new(ip, port)))
+    ip.filter(|_| port != 0)
+        .map(|ip| Destination::Address(SocketAddr::new(ip, port)))
 }
 
 fn unspecified() -> SocketAddr {
@@ -196,11 +219,18 @@ mod tests {
         let cases = [
             (request(IPV4, &[10, 0, 0, 1], 80), "10.0.0.1:80"),
             (request(IPV6, &Ipv6Addr::LOCALHOST.octets(), 80), "[::1]:80"),
-            (request(DOMAIN, b"web.shop.svc.cluster.local", 443), "web.shop.svc.cluster.local:443"),
+            (
+                request(DOMAIN, b"web.shop.svc.cluster.local", 443),
+                "web.shop.svc.cluster.local:443",
+            ),
             (request(DOMAIN, b"10.0.0.1", 80), "10.0.0.1:80"),
         ];
         for (bytes, expected) in cases {
-            assert_eq!(parse_request(&bytes), Parsed::Complete(expected.parse().unwrap(), bytes.len()), "{expected}");
+            assert_eq!(
+                parse_request(&bytes),
+                Parsed::Complete(expected.parse().unwrap(), bytes.len()),
+                "{expected}"
+            );
             for cut in 0..bytes.len() {
                 assert_eq!(parse_request(&bytes[..cut]), Parsed::Partial, "{expected} cut at {cut}");
             }
@@ -214,7 +244,10 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(code(&[5, 2, 0, 1, 1, 1, 1, 1, 0, 80]), reply::COMMAND_NOT_SUPPORTED);
-        assert_eq!(code(&[5, 1, 0, 9, 1, 1, 1, 1, 0, 80]), reply::ADDRESS_TYPE_NOT_SUPPORTED);
+        assert_eq!(
+            code(&[5, 1, 0, 9, 1, 1, 1, 1, 0, 80]),
+            reply::ADDRESS_TYPE_NOT_SUPPORTED
+        );
         assert_eq!(code(&request(IPV4, &[1, 1, 1, 1], 0)), reply::GENERAL_FAILURE);
         assert_eq!(code(&request(DOMAIN, b"bad name", 80)), reply::GENERAL_FAILURE);
         assert_eq!(code(&request(DOMAIN, b"", 80)), reply::GENERAL_FAILURE);

@@ -73,7 +73,11 @@ impl Line<'_> {
         let workload = |w: Option<&Workload>| text(w.map(|w| w.name.to_string()));
         let namespace = |w: Option<&Workload>| text(w.map(|w| w.namespace.to_string()));
         let identity = |w: Option<&Workload>| text(w.map(|w| w.identity.to_string()));
-        let hostname = |s: &ServiceKey| s.as_ref().split_once('/').map_or(s.to_string(), |(_, host)| host.to_owned());
+        let hostname = |s: &ServiceKey| {
+            s.as_ref()
+                .split_once('/')
+                .map_or(s.to_string(), |(_, host)| host.to_owned())
+        };
         let lived = self.ended.duration_since(self.started).unwrap_or(Duration::ZERO);
         let word = |word: &str| Value::Text(word.to_owned());
         [
@@ -86,13 +90,19 @@ impl Line<'_> {
             ("dst.workload", workload(self.destination_workload)),
             ("dst.namespace", namespace(self.destination_workload)),
             ("dst.identity", identity(self.destination_workload)),
-            ("start_time", text(Some(humantime::format_rfc3339_nanos(self.started).to_string()))),
+            (
+                "start_time",
+                text(Some(humantime::format_rfc3339_nanos(self.started).to_string())),
+            ),
             ("direction", word("OUTBOUND")),
             ("state", word("BPF_TCP_CLOSE")),
             ("sent_bytes", Value::Number(self.sent)),
             ("received_bytes", Value::Number(self.received)),
             ("packet_loss", Value::Number(u64::from(self.quality.lost))),
-            ("retransmissions", Value::Number(u64::from(self.quality.retransmissions))),
+            (
+                "retransmissions",
+                Value::Number(u64::from(self.quality.retransmissions)),
+            ),
             ("srtt", text(Some(format!("{}us", self.quality.smoothed_rtt_us)))),
             ("min_rtt", text(Some(format!("{}us", self.quality.min_rtt_us)))),
             ("duration", text(Some(format!("{:.6}ms", lived.as_secs_f64() * 1000.0)))),
@@ -100,7 +110,10 @@ impl Line<'_> {
             ("policy", text(self.policy.map(ToString::to_string))),
             ("reason", word(self.ending.word())),
             ("response_flags", word(self.ending.response_flag())),
-            ("time", text(Some(humantime::format_rfc3339_nanos(self.ended).to_string()))),
+            (
+                "time",
+                text(Some(humantime::format_rfc3339_nanos(self.ended).to_string())),
+            ),
         ]
     }
 
@@ -153,7 +166,10 @@ impl AccessLogWriter {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        Ok(Self { sink: ArcSwap::from_pointee(Sink::open(settings)?), dropped_before: AtomicU64::new(0) })
+        Ok(Self {
+            sink: ArcSwap::from_pointee(Sink::open(settings)?),
+            dropped_before: AtomicU64::new(0),
+        })
     }
 
     /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes.
@@ -161,7 +177,11 @@ impl AccessLogWriter {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn prepare(&self, settings: &AccessLog) -> Result<Option<Prepared>, AccessLogError> {
-        if self.sink.load().settings == *settings { Ok(None) } else { Sink::open(settings).map(|s| Some(Prepared(s))) }
+        if self.sink.load().settings == *settings {
+            Ok(None)
+        } else {
+            Sink::open(settings).map(|s| Some(Prepared(s)))
+        }
     }
 
     /// Puts what was prepared in force; lines already queued are still written where they belong.
@@ -196,8 +216,14 @@ impl AccessLogWriter {
 
     /// Writes out what is queued and stops.
     pub fn close(&self) {
-        let off = AccessLog { format: LogFormat::Off, ..self.sink.load().settings.clone() };
-        drop(self.sink.swap(Arc::new(Sink { settings: off, writer: None })));
+        let off = AccessLog {
+            format: LogFormat::Off,
+            ..self.sink.load().settings.clone()
+        };
+        drop(self.sink.swap(Arc::new(Sink {
+            settings: off,
+            writer: None,
+        })));
     }
 }
 
@@ -207,21 +233,33 @@ pub struct Prepared(Sink);
 
 impl Sink {
     fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        let queue = || NonBlockingBuilder::default().lossy(true).buffered_lines_limit(QUEUED_LINES);
+        let queue = || {
+            NonBlockingBuilder::default()
+                .lossy(true)
+                .buffered_lines_limit(QUEUED_LINES)
+        };
         let writer = match settings.format {
             LogFormat::Off => None,
             _ if settings.path.as_os_str() == "-" => Some(queue().thread_name("access-log").finish(std::io::stdout())),
             _ => {
                 let path = &settings.path;
                 let file = OpenOptions::new().create(true).append(true).open(path);
-                let file = file.map_err(|source| AccessLogError { path: path.clone(), source })?;
+                let file = file.map_err(|source| AccessLogError {
+                    path: path.clone(),
+                    source,
+                })?;
                 Some(queue().thread_name("access-log").finish(file))
             }
         };
-        Ok(Self { settings: settings.clone(), writer })
+        Ok(Self {
+            settings: settings.clone(),
+            writer,
+        })
     }
 
     fn dropped(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |(writer, _)| writer.error_counter().dropped_lines() as u64)
+        self.writer
+            .as_ref()
+            .map_or(0, |(writer, _)| writer.error_counter().dropped_lines() as u64)
     }
 }

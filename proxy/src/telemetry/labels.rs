@@ -65,7 +65,11 @@ const DESTINATION: EndNames = EndNames {
 };
 
 fn known(text: &str) -> String {
-    if text.is_empty() { UNKNOWN.to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        UNKNOWN.to_owned()
+    } else {
+        text.to_owned()
+    }
 }
 
 fn end(names: &EndNames, workload: Option<&Workload>, labels: &mut Labels) {

@@ -57,7 +57,11 @@ impl Group {
         if counts.established_ended + counts.established_open == 0 {
             return;
         }
-        add(&mut self.opened, labels.clone(), counts.established_ended + counts.established_open);
+        add(
+            &mut self.opened,
+            labels.clone(),
+            counts.established_ended + counts.established_open,
+        );
         add(&mut self.closed, labels.clone(), counts.established_ended);
         add(&mut self.sent, labels.clone(), sent);
         add(&mut self.received, labels, received);
@@ -68,7 +72,11 @@ impl Group {
             ("connections_opened", "Connections opened", &self.opened),
             ("connections_closed", "Connections closed", &self.closed),
             ("sent_bytes", "Bytes sent, on open connections too", &self.sent),
-            ("received_bytes", "Bytes received, on open connections too", &self.received),
+            (
+                "received_bytes",
+                "Bytes received, on open connections too",
+                &self.received,
+            ),
         ];
         for (name, help, series) in families {
             let (name, help) = (format!("{prefix}_{name}"), format!("{help}, {subject}"));
@@ -84,7 +92,8 @@ impl Group {
 impl Scrape {
     fn add(&mut self, ends: &PathEnds, reporter: Reporter, counts: &PathCounts) {
         self.add_istio(ends, reporter, counts);
-        self.kmesh_workload.add_established(labels::kmesh_workload(ends, reporter), reporter, counts);
+        self.kmesh_workload
+            .add_established(labels::kmesh_workload(ends, reporter), reporter, counts);
         if let Some(labels) = labels::kmesh_service(ends, reporter) {
             self.kmesh_service.add_established(labels, reporter, counts);
         }
@@ -97,7 +106,11 @@ impl Scrape {
         add(&mut self.istio.opened, open.clone(), ended + counts.established_open);
         for (ending, count) in Ending::ALL.into_iter().zip(counts.ended) {
             if count > 0 {
-                add(&mut self.istio.closed, labels::istio(ends, reporter, ending.response_flag()), count);
+                add(
+                    &mut self.istio.closed,
+                    labels::istio(ends, reporter, ending.response_flag()),
+                    count,
+                );
             }
         }
         add(&mut self.istio.sent, open.clone(), counts.received);
@@ -126,8 +139,12 @@ impl Collector for ConnectionMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let scrape = self.scrape();
         scrape.istio.encode("istio_tcp", "as Istio counts them", &mut encoder)?;
-        scrape.kmesh_workload.encode("kmesh_tcp_workload", "by destination workload", &mut encoder)?;
-        scrape.kmesh_service.encode("kmesh_tcp", "by destination service", &mut encoder)
+        scrape
+            .kmesh_workload
+            .encode("kmesh_tcp_workload", "by destination workload", &mut encoder)?;
+        scrape
+            .kmesh_service
+            .encode("kmesh_tcp", "by destination service", &mut encoder)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Random sequences of changes, against a reference that keeps plain lists and searches them from end to end: every
-//! look-up must agree after every batch, older snapshots must stay what they were, and whatever changed for a connection
-//! must have been touched.
+//! look-up must agree after every batch, older snapshots must stay what they were, and whatever changed for a
+//! connection must have been touched.
 //!
 //! The world is small, so that resources collide: they share addresses, host names and keys, and refer to what is not
 //! there.

@@ -1,0 +1,55 @@
+# Everything a person does here, from a fresh Debian machine with a Rust toolchain: `make demo`, `make test`.
+
+export PATH := $(PATH):/usr/sbin:/sbin
+CARGO ?= cargo
+BINARY = $(or $(CARGO_TARGET_DIR),target)/release
+
+.PHONY: help build setup test lint demo bench bench-check memory scale soak fuzz clean
+
+help:
+	@echo "make demo    see it work: namespaces, unmodified programs, live policy, metrics, latency (root shows most)"
+	@echo "make test    set up what the tests need, then run all of them"
+	@echo "make lint    rustfmt, clippy and shellcheck, warnings denied"
+	@echo "make bench   side by side with no proxy, HAProxy and Envoy; writes bench/out/results.json"
+	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect  SYSTEMS=direct,underpass-relay,haproxy,envoy  ROUNDS=5"
+	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
+	@echo "make scale   10 000 services x 10 endpoints: load time, memory, updates under load"
+	@echo "make soak    the randomized relay tests, 10 000 connections"
+
+setup:
+	@scripts/build-setup.sh
+
+build: setup
+	$(CARGO) build --release --locked -p underpass
+
+test: build
+	@scripts/test-setup.sh
+	$(CARGO) test --workspace --locked
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	shellcheck scripts/*.sh demo/*.sh .ci/run
+
+demo: build
+	@scripts/demo-setup.sh
+	@demo/demo.sh
+
+bench: setup
+	@scripts/bench-setup.sh
+	$(CARGO) build --release --locked -p underpass -p underpass-bench
+	$(BINARY)/underpass-bench run --underpass $(BINARY)/underpass
+	$(BINARY)/underpass-bench check
+
+memory scale: setup
+	@scripts/bench-setup.sh
+	$(CARGO) build --release --locked -p underpass -p underpass-bench
+	$(BINARY)/underpass-bench $@ --underpass $(BINARY)/underpass
+
+soak: build
+	@scripts/test-setup.sh
+	UNDERPASS_CYCLES=10000 $(CARGO) test --locked -p underpass-tests --test exactness -- --nocapture
+
+clean:
+	$(CARGO) clean
+	rm -rf bench/out
