@@ -4,6 +4,7 @@
 //! **why** it can't be, and **what to write instead**. A file that is well formed is judged as a whole, so that it takes
 //! one round to repair and not one per mistake.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -68,13 +69,28 @@ impl fmt::Display for Problem {
             write!(f, "line {line}, column {column}: ")?;
         }
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(f, "{}: ", on_one_line(&self.path))?;
         }
         if !self.value.is_empty() {
             write!(f, "{:?}: ", self.value)?;
         }
-        write!(f, "{}; {}", self.problem, self.remedy)
+        write!(f, "{}; {}", on_one_line(&self.problem), on_one_line(&self.remedy))
     }
+}
+
+/// Words of the document end up in logs and terminals, where a line break or an escape sequence would lie.
+fn on_one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| {
+        if c.is_control() {
+            c.escape_default().to_string()
+        } else {
+            c.to_string()
+        }
+    };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// All that is wrong with a well-formed configuration, in the order of its sections.
@@ -90,11 +106,16 @@ impl Problems {
     pub(crate) const MAX_KEPT: usize = 1000;
 
     pub(crate) fn push(&mut self, problem: Problem) {
-        if self.found.len() < Self::MAX_KEPT {
-            self.found.push(problem);
-        } else {
+        if self.is_full() {
             self.left_out += 1;
+        } else {
+            self.found.push(problem);
         }
+    }
+
+    /// Whether further problems are only counted.
+    pub(crate) fn is_full(&self) -> bool {
+        self.found.len() >= Self::MAX_KEPT
     }
 
     pub(crate) fn is_empty(&self) -> bool {

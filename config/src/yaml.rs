@@ -79,27 +79,30 @@ impl Document {
     }
 }
 
-/// How the parser reads `text`. Its limits exist against alias bombs, so they bound what aliases may add to the document;
-/// what is written out is as long as it is.
+/// How the parser reads `text`. Its limits exist against alias bombs, so they bound what aliases may add to the document:
+/// about as much as is written. What is written out is as long as it is.
 fn options(text: &str) -> serde_saphyr::Options {
     let written = text.len();
+    let aliased = written + FREE_ALIASED_VALUES;
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_events: 2 * written + ALIASED_EVENTS,
-            max_nodes: written + ALIASED_EVENTS,
-            max_total_scalar_bytes: written + ALIASED_BYTES,
+            max_events: 2 * written + aliased,
+            max_nodes: written + aliased,
+            max_total_scalar_bytes: written + FREE_ALIASED_BYTES,
             max_merge_keys: written,
-            max_aliases: ALIASED_EVENTS,
-            // One anchor for ten thousand aliases is how a locality is written once; replaying is bounded below.
+            max_aliases: written,
+            max_anchors: written,
+            max_recorded_anchor_events: aliased,
+            // One anchor for ten thousand aliases is how a locality is written once.
             enforce_alias_anchor_ratio: false,
         },
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: ALIASED_EVENTS },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: aliased },
         strict_booleans: true,
         with_snippet: false,
     }
 }
 
-/// Parser events that aliases may add: a locality of three fields for each of 100 000 workloads.
-const ALIASED_EVENTS: usize = 1_000_000;
-/// Text that aliases may add.
-const ALIASED_BYTES: usize = 64 << 20;
+/// Values that aliases may add however short the document.
+const FREE_ALIASED_VALUES: usize = 100_000;
+/// Bytes of text that aliases may add.
+const FREE_ALIASED_BYTES: usize = 64 << 20;

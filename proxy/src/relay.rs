@@ -244,6 +244,7 @@ impl<'a> Pump<'a> {
     /// Moves as much as possible from `sender` to the other side.
     fn step(&mut self, sender: Side, cx: &mut Context<'_>) -> Step {
         let was_reset = self.reset.is_some();
+        let is_last = [&self.outward, &self.inward].iter().any(|direction| direction.state == Reading::Closed);
         let (direction, from, to, receiver) = match sender {
             Side::Downstream => (&mut self.outward, self.downstream, self.upstream, Side::Upstream),
             Side::Upstream => (&mut self.inward, self.upstream, self.downstream, Side::Downstream),
@@ -262,6 +263,11 @@ impl<'a> Pump<'a> {
                 Reading::Closed => return Step::Closed,
                 // The end of what a reset side had sent is not a FIN: the reset follows it.
                 Reading::Ended if was_reset => return Step::Closed,
+                Reading::Ended if is_last => {
+                    // Closing the socket, which is next, sends this FIN; by then the connection has been counted and logged.
+                    direction.state = Reading::Closed;
+                    return Step::Closed;
+                }
                 Reading::Ended => {
                     return match rustix::net::shutdown(to, rustix::net::Shutdown::Write) {
                         Ok(()) => {

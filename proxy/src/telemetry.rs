@@ -5,6 +5,7 @@
 
 mod access_log;
 mod labels;
+mod line_writer;
 mod metrics;
 
 use std::collections::VecDeque;

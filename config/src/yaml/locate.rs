@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{DefaultMessageFormatter, Error, Location, MessageFormatter, Spanned};
 
 use super::nearest::Nearest;
@@ -54,41 +55,70 @@ fn describe(path: String, error: &Error) -> Problem {
             ("this field is given twice".to_owned(), "remove one".to_owned())
         }
         Error::SerdeMissingField { field, .. } => (format!("the field `{field}` is missing"), "add it".to_owned()),
-        Error::SerdeInvalidType { unexpected, expected, .. } if unexpected == "unit value" => {
-            ("there is no value".to_owned(), format!("write {expected}"))
+        Error::SerdeInvalidType {
+            unexpected, expected, ..
+        } if unexpected == "unit value" => ("there is no value".to_owned(), format!("write {expected}")),
+        Error::SerdeInvalidType {
+            unexpected, expected, ..
         }
-        Error::SerdeInvalidType { unexpected, expected, .. } | Error::SerdeInvalidValue { unexpected, expected, .. } => {
-            (format!("here is {unexpected}"), format!("write {expected}"))
-        }
+        | Error::SerdeInvalidValue {
+            unexpected, expected, ..
+        } => (format!("here is {unexpected}"), format!("write {expected}")),
         other => by_rule(other),
     };
     let position = error.location().and_then(position);
     // "?" is a key that could not be read as one, "." the document.
     let path = path.trim_end_matches(['?', '.']).to_owned();
-    Problem { path, position, value, problem, remedy }
+    Problem {
+        path,
+        position,
+        value,
+        problem,
+        remedy,
+    }
 }
 
 /// Problems that have nothing of the document in their words.
 fn by_rule(error: &Error) -> (String, String) {
     let (problem, remedy) = match error {
-        Error::Unexpected { expected: "sequence start", .. } => {
-            ("this must be a list", "write `[a, b]`, or one `- item` per line; `[]` if there is none")
-        }
-        Error::Unexpected { expected: "mapping start", .. } => {
-            ("this must be a mapping", "write `{field: value}`, or one `field: value` per line")
-        }
-        Error::Unexpected { expected: "string scalar", .. } => {
-            ("this must be a single value", "write no list and no mapping")
-        }
+        Error::Unexpected {
+            expected: "sequence start",
+            ..
+        } => (
+            "this must be a list",
+            "write `[a, b]`, or one `- item` per line; `[]` if there is none",
+        ),
+        Error::Unexpected {
+            expected: "mapping start",
+            ..
+        } => (
+            "this must be a mapping",
+            "write `{field: value}`, or one `field: value` per line",
+        ),
+        Error::Unexpected {
+            expected: "string scalar",
+            ..
+        } => ("this must be a single value", "write no list and no mapping"),
         Error::NullIntoString { .. } => ("there is no value", "write one, or remove the field"),
         Error::MultipleDocuments { .. } => ("a second document begins here", "keep one: remove the line `---`"),
+        Error::Budget { breach, .. } if !matches!(breach, BudgetBreach::Depth { .. }) => TOO_MUCH,
+        Error::AliasReplayLimitExceeded { .. } | Error::AliasReplayStackDepthExceeded { .. } => TOO_MUCH,
         other => {
             let message = DefaultMessageFormatter.format_message(other).escape_debug().to_string();
-            return (message, "check the indentation, brackets and quotes, here and in the line before".to_owned());
+            return (
+                message,
+                "check the indentation, brackets and quotes, here and in the line before".to_owned(),
+            );
         }
     };
     (problem.to_owned(), remedy.to_owned())
 }
+
+/// The limits of [`options`] concern what aliases add.
+const TOO_MUCH: (&str, &str) = (
+    "the aliases up to here add more than a document may hold",
+    "use none inside of what has an anchor itself",
+);
 
 fn did_you_mean(field: &str, known: &[&str]) -> String {
     let list = known.join(", ");
@@ -102,10 +132,8 @@ fn did_you_mean(field: &str, known: &[&str]) -> String {
 }
 
 fn position(location: Location) -> Option<TextPosition> {
-    (location != Location::UNKNOWN).then(|| TextPosition {
-        line: location.line(),
-        column: location.column(),
-    })
+    let (line, column) = (location.line(), location.column());
+    (location != Location::UNKNOWN).then_some(TextPosition { line, column })
 }
 
 /// The beginnings of the resources.

@@ -6,8 +6,8 @@ pub(super) struct Nearest {
     comparisons_left: usize,
 }
 
-/// About a second's worth of comparing short names.
-const COMPARISONS: usize = 1_000_000;
+/// A fraction of a second's worth of comparing short names.
+const COMPARISONS: usize = 500_000;
 
 impl Default for Nearest {
     fn default() -> Self {
@@ -18,21 +18,23 @@ impl Default for Nearest {
 }
 
 impl Nearest {
-    /// The nearest of `known` to `name`, if one is near enough that it may be meant: a third of the letters may differ.
+    /// The nearest of `known` to `name`, if one is near enough that it may be meant: a third of the letters may differ. Of
+    /// equally near ones the first in the alphabet.
     pub(super) fn among<'k>(&mut self, name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
         let lower = name.to_ascii_lowercase();
-        let mut best = (1 + name.len().min(MAX_NAME) / 3, None);
+        let mut best: Option<&str> = None;
+        let mut bound = name.len().min(MAX_NAME) / 3;
         for candidate in known {
-            if candidate.len().abs_diff(name.len()) >= best.0 || candidate.len() > MAX_NAME {
+            self.comparisons_left = self.comparisons_left.checked_sub(1)?;
+            if candidate.len().abs_diff(name.len()) > bound || candidate.len() > MAX_NAME {
                 continue;
             }
-            self.comparisons_left = self.comparisons_left.checked_sub(1)?;
             let distance = strsim::osa_distance(&lower, &candidate.to_ascii_lowercase());
-            if distance < best.0 {
-                best = (distance, Some(candidate));
+            if distance < bound || (distance == bound && best.is_none_or(|best| candidate < best)) {
+                (best, bound) = (Some(candidate), distance);
             }
         }
-        best.1
+        best
     }
 }
 
@@ -51,6 +53,7 @@ mod tests {
         assert_eq!(nearest.among("Addresses", known), Some("addresses"));
         assert_eq!(nearest.among("nmae", known), Some("name"));
         assert_eq!(nearest.among("ports", known), None);
+        assert_eq!(nearest.among("web-1", ["web-4", "web-2", "web-3"]), Some("web-2"));
         assert_eq!(nearest.among("", known), None);
     }
 

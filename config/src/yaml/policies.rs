@@ -133,9 +133,7 @@ impl Policies {
         let own = format!("{namespace}/{reference}");
         let near = match self.by_key.contains_key(&*own) {
             true => Some(&*own),
-            false => reading
-                .nearest
-                .among(reference, self.by_key.keys().map(PolicyKey::as_str)),
+            false => reading.nearest(reference, self.by_key.keys().map(PolicyKey::as_str)),
         };
         let remedy = match near {
             Some(near) => format!("did you mean `{near}`?"),

@@ -47,7 +47,7 @@ impl fmt::Display for Path<'_> {
             Self::Section(name) => f.write_str(name),
             Self::Field(parent, name) => write!(f, "{parent}.{name}"),
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
-            Self::Key(parent, key) => write!(f, "{parent}.{}", key.escape_debug()),
+            Self::Key(parent, key) => write!(f, "{parent}.{key}"),
         }
     }
 }
@@ -57,7 +57,7 @@ impl fmt::Display for Path<'_> {
 pub(super) struct Reading {
     pub(super) texts: Interner,
     pub(super) problems: Problems,
-    pub(super) nearest: Nearest,
+    nearest: Nearest,
 }
 
 /// Longest value that is repeated in a message, in characters.
@@ -87,6 +87,15 @@ impl Reading {
             problem: problem.into(),
             remedy: remedy.into(),
         });
+    }
+
+    /// What `name` may have been meant to be. Not asked for problems that are only counted.
+    pub(super) fn nearest<'k>(&mut self, name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+        if self.problems.is_full() {
+            None
+        } else {
+            self.nearest.among(name, known)
+        }
     }
 
     /// Any text, shared with its equals.
@@ -177,7 +186,7 @@ impl Reading {
             return Some(*meaning);
         }
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let remedy = match self.nearest.among(value, known.iter().copied()) {
+        let remedy = match self.nearest(value, known.iter().copied()) {
             Some(near) => format!("did you mean `{near}`? known: {}", known.join(", ")),
             None => format!("write one of: {}", known.join(", ")),
         };
@@ -239,7 +248,12 @@ impl Reading {
         let duration = self.duration_or_zero(path, value, default);
         if duration.is_zero() {
             let value = value.map_or("", |value| value);
-            self.report(path, value, "is no time at all", "write a duration above zero, for example 5s");
+            self.report(
+                path,
+                value,
+                "is no time at all",
+                "write a duration above zero, for example 5s",
+            );
         }
         duration
     }
@@ -256,7 +270,12 @@ impl Reading {
             Ok(duration) if duration <= LONGEST => return duration,
             Ok(_) => self.report(path, value, "is too long", "write at most 1year"),
             Err(_) => {
-                self.report(path, value, "is not a duration", "write a number with a unit, for example 200ms, 5s, 1h");
+                self.report(
+                    path,
+                    value,
+                    "is not a duration",
+                    "write a number with a unit, for example 200ms, 5s, 1h",
+                );
             }
         }
         default

@@ -186,29 +186,17 @@ impl<'a> Workloads<'a> {
     }
 
     fn report_unknown(&self, path: Path<'_>, reference: &str, reading: &mut Reading) {
-        // A bare name may be one without its namespace; with a namespace, only names of that namespace are likely meant.
+        let names = || self.by_name.keys().copied();
         let near = match reference.split_once('/') {
-            None => self.by_name.keys().find(|(_, name)| *name == reference).copied(),
+            // Perhaps only the namespace was forgotten.
+            None => names().filter(|(_, name)| *name == reference).min(),
             Some((namespace, name)) => {
-                let neighbours = || {
-                    self.by_name
-                        .keys()
-                        .filter(|(other, _)| *other == namespace)
-                        .map(|(_, name)| *name)
-                };
-                let namespaces = || {
-                    self.by_name
-                        .keys()
-                        .filter(|(_, other)| *other == name)
-                        .map(|(namespace, _)| *namespace)
-                };
-                let by_name = reading.nearest.among(name, neighbours()).map(|name| (namespace, name));
-                by_name.or_else(|| {
-                    reading
-                        .nearest
-                        .among(namespace, namespaces())
-                        .map(|namespace| (namespace, name))
-                })
+                let neighbours = names().filter(|(other, _)| *other == namespace).map(|(_, name)| name);
+                let namesakes = names()
+                    .filter(|(_, other)| *other == name)
+                    .map(|(namespace, _)| namespace);
+                let misspelt = reading.nearest(name, neighbours).map(|name| (namespace, name));
+                misspelt.or_else(|| reading.nearest(namespace, namesakes).map(|namespace| (namespace, name)))
             }
         };
         let remedy = match near {

@@ -24,19 +24,28 @@ fn every_node_setting_is_read() {
         address: address.parse().unwrap(),
         protocol,
     };
-    let named = Destination::Host { host: "Web.shop.svc.cluster.local".into(), port: 80 };
+    let named = Destination::Host {
+        host: "Web.shop.svc.cluster.local".into(),
+        port: 80,
+    };
     let expected = NodeSettings {
         name: "node-a".into(),
         network: "main".into(),
         cluster_id: "east".into(),
-        locality: Locality { region: "r1".into(), zone: "z1".into(), subzone: "s1".into() },
+        locality: Locality {
+            region: "r1".into(),
+            zone: "z1".into(),
+            subzone: "s1".into(),
+        },
         workers: NonZeroUsize::new(2),
         admin: "[::1]:15000".parse().unwrap(),
         listeners: vec![
             listener(
                 "relay",
                 "127.0.0.1:15001",
-                ListenerProtocol::Fixed { destination: Destination::Address("10.0.0.1:9001".parse().unwrap()) },
+                ListenerProtocol::Fixed {
+                    destination: Destination::Address("10.0.0.1:9001".parse().unwrap()),
+                },
             ),
             listener("named", "[::1]:15001", ListenerProtocol::Fixed { destination: named }),
             listener("socks", "127.0.0.1:1080", ListenerProtocol::Socks5),
@@ -54,9 +63,16 @@ fn every_node_setting_is_read() {
             connections_per_workload: 100,
             connect_attempts: 2,
         },
-        keepalive: Keepalive { time: Duration::from_secs(60), interval: Duration::from_secs(5), probes: 4 },
+        keepalive: Keepalive {
+            time: Duration::from_secs(60),
+            interval: Duration::from_secs(5),
+            probes: 4,
+        },
         unknown_destination: UnknownDestination::Deny,
-        access_log: AccessLog { format: LogFormat::Json, path: "/var/log/access.json".into() },
+        access_log: AccessLog {
+            format: LogFormat::Json,
+            path: "/var/log/access.json".into(),
+        },
         log: "underpass=debug".into(),
     };
     assert_eq!(*node, expected);
@@ -68,14 +84,36 @@ fn every_field_of_a_workload_is_read() {
     let web = mesh.workload(&uid("east//Pod/shop/web-one")).unwrap();
     assert_eq!((&*web.name, &*web.namespace), ("web-v1", "shop"));
     assert_eq!(web.identity.to_string(), "spiffe://example.org/ns/shop/sa/web");
-    assert_eq!(web.addresses.iter().map(|ip| ip.to_string()).collect::<Vec<_>>(), ["10.244.1.10", "fd00::10", "10.244.1.11"]);
+    assert_eq!(
+        web.addresses.iter().map(|ip| ip.to_string()).collect::<Vec<_>>(),
+        ["10.244.1.10", "fd00::10", "10.244.1.11"]
+    );
     assert_eq!(&*web.hostname, "web-1.example.org");
-    assert_eq!((&*web.node, &*web.network, &*web.cluster_id), ("node-b", "other", "west"));
-    assert_eq!(web.locality, Locality { region: "r2".into(), zone: "z2".into(), subzone: "s2".into() });
-    assert_eq!((web.health, web.tunnel_protocol), (Health::Unhealthy, TunnelProtocol::Hbone));
+    assert_eq!(
+        (&*web.node, &*web.network, &*web.cluster_id),
+        ("node-b", "other", "west")
+    );
+    assert_eq!(
+        web.locality,
+        Locality {
+            region: "r2".into(),
+            zone: "z2".into(),
+            subzone: "s2".into()
+        }
+    );
+    assert_eq!(
+        (web.health, web.tunnel_protocol),
+        (Health::Unhealthy, TunnelProtocol::Hbone)
+    );
     assert_eq!((&*web.canonical_name, &*web.canonical_revision), ("web", "v1"));
-    assert_eq!((&*web.workload_name, web.workload_type), ("web-deployment", WorkloadType::Deployment));
-    let policies = [PolicyKey::new("shop/only-client"), PolicyKey::new("istio-system/from-root")];
+    assert_eq!(
+        (&*web.workload_name, web.workload_type),
+        ("web-deployment", WorkloadType::Deployment)
+    );
+    let policies = [
+        PolicyKey::new("shop/only-client"),
+        PolicyKey::new("istio-system/from-root"),
+    ];
     assert_eq!(*web.authorization_policies, policies);
     assert_eq!(mesh.workload_at("other", "10.244.1.11".parse().unwrap()), Some(web));
 }
@@ -85,24 +123,55 @@ fn a_workload_has_the_defaults_of_its_node_and_of_istio() {
     let mesh = Config::from_yaml(COMPLETE).unwrap().mesh;
     let client = mesh.workload(&uid("east//Pod/shop/client")).unwrap();
     assert_eq!(client.identity.to_string(), "spiffe://cluster.local/ns/shop/sa/default");
-    assert_eq!((&*client.network, &*client.cluster_id, &*client.node), ("main", "east", ""));
+    assert_eq!(
+        (&*client.network, &*client.cluster_id, &*client.node),
+        ("main", "east", "")
+    );
     assert_eq!((client.addresses.len(), &*client.hostname), (0, ""));
     assert_eq!(client.locality, Locality::default());
-    assert_eq!((client.health, client.tunnel_protocol), (Health::Healthy, TunnelProtocol::None));
-    assert_eq!((&*client.canonical_name, &*client.canonical_revision), ("client", "latest"));
-    assert_eq!((&*client.workload_name, client.workload_type), ("client", WorkloadType::Pod));
+    assert_eq!(
+        (client.health, client.tunnel_protocol),
+        (Health::Healthy, TunnelProtocol::None)
+    );
+    assert_eq!(
+        (&*client.canonical_name, &*client.canonical_revision),
+        ("client", "latest")
+    );
+    assert_eq!(
+        (&*client.workload_name, client.workload_type),
+        ("client", WorkloadType::Pod)
+    );
     assert!(client.authorization_policies.is_empty() && client.services.is_empty());
 }
 
 #[test]
 fn every_field_of_a_service_is_read() {
     let mesh = Config::from_yaml(COMPLETE).unwrap().mesh;
-    let state = mesh.service(&ServiceKey::new("shop/web.shop.svc.cluster.local")).unwrap();
+    let state = mesh
+        .service(&ServiceKey::new("shop/web.shop.svc.cluster.local"))
+        .unwrap();
     let web = state.service();
-    assert_eq!((&*web.name, &*web.namespace, &*web.hostname), ("web", "shop", "web.shop.svc.cluster.local"));
-    let vip = |network: &str, address: &str| Vip { network: network.into(), address: address.parse().unwrap() };
-    assert_eq!(*web.vips, [vip("main", "10.96.1.1"), vip("other", "10.96.1.1"), vip("main", "fd00::1")]);
-    let ports: Vec<_> = web.ports.iter().map(|port| (port.port, port.target_port, port.app_protocol)).collect();
+    assert_eq!(
+        (&*web.name, &*web.namespace, &*web.hostname),
+        ("web", "shop", "web.shop.svc.cluster.local")
+    );
+    let vip = |network: &str, address: &str| Vip {
+        network: network.into(),
+        address: address.parse().unwrap(),
+    };
+    assert_eq!(
+        *web.vips,
+        [
+            vip("main", "10.96.1.1"),
+            vip("other", "10.96.1.1"),
+            vip("main", "fd00::1")
+        ]
+    );
+    let ports: Vec<_> = web
+        .ports
+        .iter()
+        .map(|port| (port.port, port.target_port, port.app_protocol))
+        .collect();
     assert_eq!(ports, [(80, 8080, AppProtocol::Http11), (443, 443, AppProtocol::Tls)]);
     use Scope::{Cluster, Network, Node, Region, Subzone, Zone};
     let expected = LoadBalancing {
@@ -119,8 +188,17 @@ fn endpoints_become_memberships_of_their_workloads() {
     let web = ServiceKey::new("shop/web.shop.svc.cluster.local");
     let db = ServiceKey::new("shop/db.example.org");
     let v2 = mesh.workload(&uid("east//Pod/shop/web-v2")).unwrap();
-    assert_eq!(v2.services.iter().map(|of| &of.service).collect::<Vec<_>>(), [&db, &web]);
-    assert_eq!(*v2.services[1].ports, [PortMapping { service_port: 80, target_port: 8081 }]);
+    assert_eq!(
+        v2.services.iter().map(|of| &of.service).collect::<Vec<_>>(),
+        [&db, &web]
+    );
+    assert_eq!(
+        *v2.services[1].ports,
+        [PortMapping {
+            service_port: 80,
+            target_port: 8081
+        }]
+    );
 
     let state = mesh.service(&web).unwrap();
     let mut targets: Vec<_> = (state.endpoints())
@@ -133,15 +211,24 @@ fn endpoints_become_memberships_of_their_workloads() {
 #[test]
 fn services_may_share_an_address_with_different_ports() {
     let mesh = Config::from_yaml(COMPLETE).unwrap().mesh;
-    let at = |port| mesh.service_at("main", "10.96.1.1".parse().unwrap(), port).map(|state| state.service().name.clone());
-    assert_eq!((at(80).as_deref(), at(5432).as_deref(), at(81)), (Some("web"), Some("db"), None));
+    let at = |port| {
+        mesh.service_at("main", "10.96.1.1".parse().unwrap(), port)
+            .map(|state| state.service().name.clone())
+    };
+    assert_eq!(
+        (at(80).as_deref(), at(5432).as_deref(), at(81)),
+        (Some("web"), Some("db"), None)
+    );
 }
 
 #[test]
 fn every_matcher_of_a_policy_is_read() {
     let mesh = Config::from_yaml(COMPLETE).unwrap().mesh;
     let policy = mesh.policy(&PolicyKey::new("shop/only-client")).unwrap();
-    assert_eq!((policy.scope, policy.action, policy.dry_run), (PolicyScope::WorkloadSelector, Action::Allow, false));
+    assert_eq!(
+        (policy.scope, policy.action, policy.dry_run),
+        (PolicyScope::WorkloadSelector, Action::Allow, false)
+    );
     use StringMatch::{Exact, Prefix, Presence, Suffix};
     let account = |namespace: &str, name: &str| ServiceAccountMatch {
         namespace: namespace.into(),
@@ -171,13 +258,21 @@ fn every_matcher_of_a_policy_is_read() {
         destination_ports: vec![80, 8080],
         not_destination_ports: vec![22],
     };
-    let rules = vec![Rule { matches: vec![full, Match::default()] }, Rule::default()];
+    let rules = vec![
+        Rule {
+            matches: vec![full, Match::default()],
+        },
+        Rule::default(),
+    ];
     assert_eq!(policy.groups, [Group { rules }, Group::default()]);
 
     let root = mesh.policy(&PolicyKey::new("istio-system/from-root")).unwrap();
     assert_eq!((root.action, root.dry_run, root.groups.len()), (Action::Deny, true, 0));
     let nothing = mesh.policy(&PolicyKey::new("shop/nothing")).unwrap();
-    assert_eq!((nothing.scope, nothing.action, nothing.dry_run), (PolicyScope::Namespace, Action::Allow, false));
+    assert_eq!(
+        (nothing.scope, nothing.action, nothing.dry_run),
+        (PolicyScope::Namespace, Action::Allow, false)
+    );
 }
 
 #[test]
@@ -218,7 +313,12 @@ node:
 #[test]
 fn a_limit_on_connections_is_the_default_of_those_below_it() {
     let node = Config::from_yaml("node: {limits: {connections: 7}}").unwrap().node;
-    let expected = Limits { connections: 7, connections_per_namespace: 7, connections_per_workload: 7, connect_attempts: 3 };
+    let expected = Limits {
+        connections: 7,
+        connections_per_namespace: 7,
+        connections_per_workload: 7,
+        connect_attempts: 3,
+    };
     assert_eq!(node.limits, expected);
 }
 
@@ -228,7 +328,9 @@ fn settings_are_shown_as_they_are_written() {
     let complete = Config::from_yaml(COMPLETE).unwrap().node;
     let shown = serde_json::to_value(&*complete).unwrap();
     // JSON is YAML.
-    let again = Config::from_yaml(&serde_json::json!({"node": shown}).to_string()).unwrap().node;
+    let again = Config::from_yaml(&serde_json::json!({"node": shown}).to_string())
+        .unwrap()
+        .node;
     assert_eq!(again, complete);
 }
 
@@ -242,8 +344,24 @@ workloads:
 ";
     let mesh = Config::from_yaml(yaml).unwrap().mesh;
     let localities: Vec<_> = mesh.workloads().map(|workload| workload.locality.clone()).collect();
-    assert_eq!(localities, vec![Locality { region: "eu".into(), zone: "a".into(), subzone: "".into() }; 3]);
-    assert_eq!(&*mesh.workload(&uid("Kubernetes//Pod/shop/web-v2")).unwrap().canonical_name, "web");
+    assert_eq!(
+        localities,
+        vec![
+            Locality {
+                region: "eu".into(),
+                zone: "a".into(),
+                subzone: "".into()
+            };
+            3
+        ]
+    );
+    assert_eq!(
+        &*mesh
+            .workload(&uid("Kubernetes//Pod/shop/web-v2"))
+            .unwrap()
+            .canonical_name,
+        "web"
+    );
 }
 
 /// The parser's own limit is 250 000 nodes, and 10 aliases for each anchor.

@@ -20,7 +20,22 @@ enum Slip {
 }
 
 const VALUES: [&str; 16] = [
-    "", "0", "-1", "65536", "99999999999999999999", "~", "[]", "{}", "*here", "&here x", "0s", "::", "0.0.0.0", "\"*\"", "ä€", "\u{0}",
+    "",
+    "0",
+    "-1",
+    "65536",
+    "99999999999999999999",
+    "~",
+    "[]",
+    "{}",
+    "*here",
+    "&here x",
+    "0s",
+    "::",
+    "0.0.0.0",
+    "\"*\"",
+    "ä€",
+    "\u{0}",
 ];
 
 fn slip() -> impl Strategy<Value = Slip> {
@@ -36,7 +51,10 @@ fn slip() -> impl Strategy<Value = Slip> {
 
 /// The nearest place at or before `at` where the text can be cut.
 fn cut(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }
 
 impl Slip {

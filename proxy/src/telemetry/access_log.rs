@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,21 +14,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use underpass_config::{AccessLog, LogFormat, PolicyKey, ServiceKey, Text, Workload};
 
+use super::line_writer::LineWriter;
 use crate::ending::Ending;
 use crate::socket::TcpQuality;
-
-/// Lines that may wait for the writing thread.
-const QUEUED_LINES: usize = 16 * 1024;
 
 /// Why the access log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("the access log {} cannot be opened for appending: {source}; check node.access_log.path", path.display())]
 pub struct AccessLogError {
     path: PathBuf,
-    source: std::io::Error,
+    source: io::Error,
 }
 
 /// Everything a line says.
@@ -150,10 +147,10 @@ fn needs_quotes(text: &str) -> bool {
 #[derive(Debug)]
 struct Sink {
     settings: AccessLog,
-    writer: Option<(NonBlocking, WorkerGuard)>,
+    writer: Option<LineWriter>,
 }
 
-/// The access log's queue and thread.
+/// The access log, as `node.access_log` names it at the moment.
 #[derive(Debug)]
 pub struct AccessLogWriter {
     sink: ArcSwap<Sink>,
@@ -166,22 +163,15 @@ impl AccessLogWriter {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        Ok(Self {
-            sink: ArcSwap::from_pointee(Sink::open(settings)?),
-            dropped_before: AtomicU64::new(0),
-        })
+        Ok(Self { sink: ArcSwap::from_pointee(Sink::open(settings)?), dropped_before: AtomicU64::new(0) })
     }
 
-    /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes.
+    /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes; none when they are.
     ///
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn prepare(&self, settings: &AccessLog) -> Result<Option<Prepared>, AccessLogError> {
-        if self.sink.load().settings == *settings {
-            Ok(None)
-        } else {
-            Sink::open(settings).map(|s| Some(Prepared(s)))
-        }
+        if self.sink.load().settings == *settings { Ok(None) } else { Sink::open(settings).map(|s| Some(Prepared(s))) }
     }
 
     /// Puts what was prepared in force; lines already queued are still written where they belong.
@@ -193,15 +183,14 @@ impl AccessLogWriter {
     /// Queues a line.
     pub fn write(&self, line: &Line<'_>) {
         let sink = self.sink.load();
-        let Some((writer, _)) = &sink.writer else { return };
+        let Some(writer) = &sink.writer else { return };
         let mut text = match sink.settings.format {
             LogFormat::Off => return,
             LogFormat::Text => line.to_text(),
             LogFormat::Json => line.to_json().to_string(),
         };
         text.push('\n');
-        // A full queue is counted by the queue itself.
-        let _ = writer.clone().write_all(text.as_bytes());
+        writer.write(text);
     }
 
     /// Whether lines are written at all.
@@ -216,14 +205,8 @@ impl AccessLogWriter {
 
     /// Writes out what is queued and stops.
     pub fn close(&self) {
-        let off = AccessLog {
-            format: LogFormat::Off,
-            ..self.sink.load().settings.clone()
-        };
-        drop(self.sink.swap(Arc::new(Sink {
-            settings: off,
-            writer: None,
-        })));
+        let off = AccessLog { format: LogFormat::Off, ..self.sink.load().settings.clone() };
+        self.replace(Prepared(Sink { settings: off, writer: None }));
     }
 }
 
@@ -233,33 +216,23 @@ pub struct Prepared(Sink);
 
 impl Sink {
     fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        let queue = || {
-            NonBlockingBuilder::default()
-                .lossy(true)
-                .buffered_lines_limit(QUEUED_LINES)
+        let open = || -> io::Result<LineWriter> {
+            if settings.path.as_os_str() == "-" {
+                LineWriter::start(io::stdout())
+            } else {
+                LineWriter::start(OpenOptions::new().create(true).append(true).open(&settings.path)?)
+            }
         };
         let writer = match settings.format {
             LogFormat::Off => None,
-            _ if settings.path.as_os_str() == "-" => Some(queue().thread_name("access-log").finish(std::io::stdout())),
-            _ => {
-                let path = &settings.path;
-                let file = OpenOptions::new().create(true).append(true).open(path);
-                let file = file.map_err(|source| AccessLogError {
-                    path: path.clone(),
-                    source,
-                })?;
-                Some(queue().thread_name("access-log").finish(file))
+            LogFormat::Text | LogFormat::Json => {
+                Some(open().map_err(|source| AccessLogError { path: settings.path.clone(), source })?)
             }
         };
-        Ok(Self {
-            settings: settings.clone(),
-            writer,
-        })
+        Ok(Self { settings: settings.clone(), writer })
     }
 
     fn dropped(&self) -> u64 {
-        self.writer
-            .as_ref()
-            .map_or(0, |(writer, _)| writer.error_counter().dropped_lines() as u64)
+        self.writer.as_ref().map_or(0, LineWriter::dropped)
     }
 }

@@ -1,0 +1,58 @@
+//! A client process that opens connections, uses each once, and keeps them open and idle until told to stop.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Socket, Type};
+
+use super::{GREETING_SIZE, SOCKET_TIMEOUT, prepare};
+
+/// Arguments of the hidden `hold` subcommand.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Hold {
+    /// Where to connect to.
+    #[arg(long)]
+    target: SocketAddr,
+    /// Address to connect from; its ephemeral ports bound the number of connections.
+    #[arg(long)]
+    source: IpAddr,
+    /// How many.
+    #[arg(long)]
+    connections: usize,
+}
+
+impl Hold {
+    /// Opens the connections, says `open`, and resets them all when standard input ends.
+    pub(crate) fn run(self) -> Result<()> {
+        let mut held = Vec::with_capacity(self.connections);
+        for number in 0..self.connections {
+            held.push(self.open().with_context(|| format!("after {number} connections"))?);
+        }
+        println!("open");
+        std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink())?;
+        // Resets leave no TIME_WAIT behind, whose memory would be counted against the next measurement.
+        for stream in held {
+            Socket::from(stream).set_linger(Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
+    /// One connection that has carried a greeting both ways, so that the proxy has connected and its buffers were used.
+    fn open(&self) -> Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(self.target), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(self.source, 0).into())?;
+        socket
+            .connect_timeout(&self.target.into(), SOCKET_TIMEOUT)
+            .with_context(|| format!("connecting from {} to {}", self.source, self.target))?;
+        let mut stream = TcpStream::from(socket);
+        prepare(&stream)?;
+        let greeting = [0x47; GREETING_SIZE];
+        let mut answer = [0; GREETING_SIZE];
+        stream.write_all(&greeting)?;
+        stream.read_exact(&mut answer).context("reading the echo")?;
+        ensure!(answer == greeting, "the echo differs from what was sent");
+        Ok(stream)
+    }
+}

@@ -1,0 +1,84 @@
+//! `underpass-bench`: Underpass beside no proxy, HAProxy and Envoy, on one machine, in one run.
+//!
+//! `run` measures latency, throughput, connection rate and CPU in interleaved rounds; `memory` and `scale` measure what
+//! idle connections and a large configuration cost; `check` holds the results against the project's goals. All write
+//! rows of one shape into `results.json`. README.md beside this crate says what is compared, how, and why it is fair.
+//!
+//! The binary starts itself, under hidden subcommands, as the load's client and server and as the launcher that puts
+//! every process in its place (`place`).
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod check;
+mod comparison;
+mod load;
+mod machine;
+mod memory;
+mod mesh;
+mod place;
+mod process;
+mod report;
+mod results;
+mod run;
+mod scale;
+mod system;
+mod topology;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    version,
+    about = "Latency, throughput, CPU and memory of Underpass and its peers, side by side"
+)]
+struct Bench {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measures latency, throughput and connection rate in interleaved rounds.
+    Run(run::Run),
+    /// Measures what a fresh proxy and its idle connections cost in memory.
+    Memory(memory::Memory),
+    /// Measures start-up, memory and updates with a large configuration.
+    Scale(scale::Scale),
+    /// States each goal as pass or fail with the figure.
+    Check(check::Check),
+    /// Starts a program in its place (used by the bench itself).
+    #[command(hide = true)]
+    Launch(place::Launch),
+    /// Holds a network namespace (used by the bench itself).
+    #[command(hide = true)]
+    Namespace(place::HoldNamespace),
+    /// A sample's server (used by the bench itself).
+    #[command(hide = true)]
+    Serve(load::serve::Serve),
+    /// A sample's client (used by the bench itself).
+    #[command(hide = true)]
+    Load(load::client::Load),
+    /// Holds idle connections (used by the bench itself).
+    #[command(hide = true)]
+    Hold(load::hold::Hold),
+    /// Makes connections at a steady rate (used by the bench itself).
+    #[command(hide = true)]
+    Steady(load::steady::Steady),
+}
+
+fn main() -> Result<()> {
+    match Bench::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Memory(memory) => memory.run(),
+        Command::Scale(scale) => scale.run(),
+        Command::Check(check) => check.run(),
+        Command::Launch(launch) => launch.exec(),
+        Command::Namespace(namespace) => namespace.run(),
+        Command::Serve(serve) => serve.run(),
+        Command::Load(load) => load.run(),
+        Command::Hold(hold) => hold.run(),
+        Command::Steady(steady) => steady.run(),
+    }
+}

@@ -1,0 +1,325 @@
+//! `underpass-bench run`: interleaved rounds of short samples.
+//!
+//! A round visits every case, and in each case every system, in an order that rotates from round to round; so whatever
+//! the machine does over time hits all systems alike. Proxies are started anew for each round and placement, so that
+//! no system keeps one lucky (or unlucky) memory layout for a whole run. Idle proxies cost nothing measurable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::load::serve::Service;
+use crate::load::{Direction, Figure, Measured, Work};
+use crate::place::{self, Place};
+use crate::process::Process;
+use crate::results::{self, Row};
+use crate::system::{AGAIN, Kind, Programs, System, Task, start};
+use crate::topology::Topology;
+use crate::{machine, report};
+
+const SYSTEMS: &str = "direct,underpass-relay,haproxy,envoy";
+const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect";
+const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
+const CONCURRENCIES: [usize; 2] = [1, 16];
+
+/// Share of the machine's CPU time that went to none of the three parties of a sample: how disturbed it was.
+pub(crate) const OTHERS: &str = "others_pct";
+
+/// Arguments of `run`. Lists and the number of rounds may also come from the environment, where empty means the default.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Run {
+    /// Systems to compare [default: direct,underpass-relay,haproxy,envoy].
+    #[arg(long, env = "SYSTEMS", default_value = SYSTEMS)]
+    systems: String,
+    /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect].
+    #[arg(long, env = "SCENARIO", default_value = SCENARIOS)]
+    scenarios: String,
+    /// Rounds.
+    #[arg(long, env = "ROUNDS", default_value = "7")]
+    rounds: String,
+    /// Seconds that each sample measures.
+    #[arg(long, default_value_t = 1.0)]
+    seconds: f64,
+    /// Seconds of load before each sample that are discarded.
+    #[arg(long, default_value_t = 0.25)]
+    warmup: f64,
+    /// Also runs Underpass a second time as `underpass-relay-b`, to show what difference noise makes.
+    #[arg(long)]
+    aa: bool,
+    /// Loopback instead of network namespaces, also as root.
+    #[arg(long)]
+    loopback: bool,
+    /// Where results.json, report.md and the systems' configurations and logs go.
+    #[arg(long, default_value = "bench/out")]
+    out: PathBuf,
+    #[command(flatten)]
+    programs: Programs,
+}
+
+/// Which cores the three parties get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placement {
+    /// Client on the first core, server on the second, the proxy free to use both: a node as it is run.
+    CrossCore,
+    /// All three on the first core: what a path costs in CPU, without wake-ups across cores.
+    OneCore,
+}
+
+impl Placement {
+    fn name(self) -> &'static str {
+        match self {
+            Placement::CrossCore => "cross-core",
+            Placement::OneCore => "one-core",
+        }
+    }
+}
+
+impl Run {
+    /// Measures, writes the results and the report, prints the report.
+    pub(crate) fn run(self) -> Result<()> {
+        let systems = self.systems()?;
+        let cases = self.cases()?;
+        let rounds: u32 = or_default(&self.rounds, "7")
+            .parse()
+            .context("ROUNDS must be a number")?;
+        ensure!(
+            rounds > 0 && self.seconds > 0.0,
+            "ROUNDS and --seconds must be more than 0"
+        );
+        let work_directory = self.out.join("run");
+        fs::create_dir_all(&work_directory).with_context(|| format!("creating {}", work_directory.display()))?;
+        let machine = machine::describe(&systems, &self.programs)?;
+        let mut topology = Topology::new(self.loopback, &work_directory)?;
+        eprintln!("{}\n{}", machine, topology.description());
+        let mut rows = Vec::new();
+        for round in 1..=rounds {
+            for placement in placements()? {
+                let cases: Vec<Work> = cases
+                    .iter()
+                    .filter(|(_, at)| *at == placement)
+                    .map(|(work, _)| *work)
+                    .collect();
+                if cases.is_empty() {
+                    continue;
+                }
+                eprintln!("round {round} of {rounds}, {}", placement.name());
+                let mut stage = Stage::set(
+                    &mut topology,
+                    &systems,
+                    &self.programs,
+                    placement,
+                    &work_directory,
+                    round,
+                )?;
+                for work in cases {
+                    rows.extend(stage.samples(work, self.warmup, self.seconds)?);
+                }
+            }
+        }
+        let all = results::replace(&self.out.join("results.json"), rows)?;
+        let text = report::write(&all, &machine.to_string(), topology.description());
+        fs::write(self.out.join("report.md"), &text)?;
+        print!("{text}");
+        Ok(())
+    }
+
+    fn systems(&self) -> Result<Vec<System>> {
+        let mut systems: Vec<System> = list(&self.systems, SYSTEMS).map(str::parse).collect::<Result<_>>()?;
+        if self.aa {
+            let again: System = format!("underpass-relay{AGAIN}").parse()?;
+            if !systems.contains(&again) {
+                systems.push(again);
+            }
+        }
+        Ok(systems)
+    }
+
+    fn cases(&self) -> Result<Vec<(Work, Placement)>> {
+        let mut cases = Vec::new();
+        for scenario in list(&self.scenarios, SCENARIOS) {
+            match scenario {
+                "l4-rtt" => {
+                    for placement in placements()? {
+                        cases.extend(SIZES.map(|size| (Work::RoundTrip { size }, placement)));
+                    }
+                }
+                "l4-stream" => cases.extend(
+                    [Direction::ClientToServer, Direction::ServerToClient]
+                        .map(|direction| (Work::Stream { direction }, Placement::CrossCore)),
+                ),
+                "l4-connect" => {
+                    cases.extend(CONCURRENCIES.map(|concurrency| (Work::Connect { concurrency }, Placement::CrossCore)))
+                }
+                _ => bail!("unknown scenario {scenario:?}; known: {SCENARIOS}"),
+            }
+        }
+        Ok(cases)
+    }
+}
+
+fn placements() -> Result<Vec<Placement>> {
+    if place::cores()?.len() < 2 {
+        bail!("two cores are needed: client and server would share the only one");
+    }
+    Ok(vec![Placement::CrossCore, Placement::OneCore])
+}
+
+fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
+    if text.trim().is_empty() { default } else { text.trim() }
+}
+
+fn list<'a>(text: &'a str, default: &'a str) -> impl Iterator<Item = &'a str> {
+    or_default(text, default)
+        .split([',', ' '])
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
+/// Everything that is running during one placement of one round.
+struct Stage<'a> {
+    topology: &'a Topology,
+    client: Place,
+    server: Place,
+    server_port: u16,
+    placement: Placement,
+    round: u32,
+    directory: &'a Path,
+    running: Vec<Running>,
+}
+
+struct Running {
+    label: String,
+    target: std::net::SocketAddr,
+    /// `None` for `direct`.
+    proxy: Option<Process>,
+}
+
+impl<'a> Stage<'a> {
+    fn set(
+        topology: &'a mut Topology,
+        systems: &[System],
+        programs: &Programs,
+        placement: Placement,
+        directory: &'a Path,
+        round: u32,
+    ) -> Result<Stage<'a>> {
+        let cores = place::cores()?;
+        let (first, second, node) = match placement {
+            Placement::CrossCore => (cores[0], cores[1], &cores[..2]),
+            Placement::OneCore => (cores[0], cores[0], &cores[..1]),
+        };
+        let server_port = topology.port()?;
+        let node = topology.node.on(node);
+        let mut running = Vec::new();
+        for system in systems {
+            let (listen, admin_port) = (topology.port()?, topology.port()?);
+            let listen = topology.node_at(listen);
+            let task = Task {
+                place: &node,
+                listen,
+                destination: topology.server_at(server_port),
+                admin_port,
+                directory,
+                name: format!("{system}-{}", placement.name()),
+            };
+            let proxy = start(system.kind, programs, &task)?;
+            let target = if system.kind == Kind::Direct {
+                topology.server_at(server_port)
+            } else {
+                listen
+            };
+            running.push(Running {
+                label: system.label.clone(),
+                target,
+                proxy,
+            });
+        }
+        Ok(Stage {
+            client: topology.client.on(&[first]),
+            server: topology.server.on(&[second]),
+            topology,
+            server_port,
+            placement,
+            round,
+            directory,
+            running,
+        })
+    }
+
+    /// One sample of each system, beginning with another one each round.
+    fn samples(&mut self, work: Work, warmup: f64, seconds: f64) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for position in 0..self.running.len() {
+            let system = &self.running[(position + self.round as usize) % self.running.len()];
+            let figures = self
+                .sample(system, work, warmup, seconds)
+                .with_context(|| format!("{} of {}, round {}", work.scenario(), system.label, self.round))?;
+            rows.extend(figures.into_iter().map(|figure| Row {
+                system: system.label.clone(),
+                scenario: work.scenario().to_owned(),
+                params: work.params().with("placement", self.placement.name()),
+                round: self.round,
+                metric: figure.metric,
+                unit: figure.unit,
+                value: figure.value,
+            }));
+        }
+        Ok(rows)
+    }
+
+    fn sample(&self, system: &Running, work: Work, warmup: f64, seconds: f64) -> Result<Vec<Figure>> {
+        let (begin, busy) = (Instant::now(), machine::busy()?);
+        let server = self.serve(work.service())?;
+        let before = system.proxy.as_ref().map(Process::cpu_time).transpose()?;
+        let mut command = self.client.own("load")?;
+        command
+            .args([
+                "--target",
+                &system.target.to_string(),
+                "--work",
+                &serde_json::to_string(&work)?,
+            ])
+            .args(["--warmup", &warmup.to_string(), "--seconds", &seconds.to_string()]);
+        let client = Process::start(command, &self.directory.join("client.log"))?;
+        let measured: Measured = serde_json::from_str(&client.finish()?).context("the client's report")?;
+        let mut figures = measured.figures;
+        let mut ours = measured.client_cpu_s + server.cpu_time()?.as_secs_f64();
+        if let (Some(proxy), Some(before)) = (&system.proxy, before) {
+            let cpu = (proxy.cpu_time()? - before).as_secs_f64();
+            ours += cpu;
+            figures.push(match work {
+                Work::Stream { .. } => Figure::new("cpu_ms_per_gb", "ms/GB", cpu * 1e3 / (measured.bytes as f64 / 1e9)),
+                _ => Figure::new("cpu_us_per_op", "us", cpu * 1e6 / measured.operations as f64),
+            });
+            figures.push(Figure::new("rss_kb", "kB", proxy.memory_kb("VmRSS")? as f64));
+        }
+        let others = (machine::busy()? - busy).as_secs_f64() - ours;
+        let available = begin.elapsed().as_secs_f64() * place::cores()?.len() as f64;
+        figures.push(Figure::new(OTHERS, "%", 100.0 * (others / available).max(0.0)));
+        Ok(figures)
+    }
+
+    fn serve(&self, service: Service) -> Result<Process> {
+        let mut command = self.server.own("serve")?;
+        command
+            .args(["--address", &self.topology.server_at(self.server_port).to_string()])
+            .args(["--service", &serde_json::to_string(&service)?]);
+        let mut server = Process::start(command, &self.directory.join("server.log"))?;
+        server.line()?;
+        Ok(server)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_variable_means_the_default() {
+        assert_eq!(list("", "a,b").collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(list("x, y", "a").collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!(or_default(" ", "7"), "7");
+    }
+}

