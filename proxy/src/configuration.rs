@@ -143,6 +143,9 @@ impl Configuration {
     /// Reads the file again and applies it. Takes as long as parsing does: not for a core's thread.
     pub fn reload(&self, when: Reload) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.node.is_draining() {
+            return;
+        }
         let stamp = stamp(&self.path);
         if when == Reload::IfChanged && stamp.is_some() && stamp == state.stamp {
             return;
@@ -209,6 +212,11 @@ impl Configuration {
             "configuration update applied"
         );
         Ok(())
+    }
+
+    /// Closes all listeners; what waits in their queues is still accepted. From now on connections are refused.
+    pub fn close_listeners(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).running.clear();
     }
 
     /// Watches the file and reloads it when it changes, until dropped. The folder is what is watched: files are replaced

@@ -131,6 +131,7 @@ pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
         tracing::info!(admin = %admin_address, cores = count, "serving");
         wait_for_stop(&node, &configuration).await?;
         drop(watcher);
+        configuration.close_listeners();
         drain(&node).await;
         Ok(())
     });

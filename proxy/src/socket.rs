@@ -9,9 +9,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketAddrAny, SocketFlags, SocketType};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use underpass_config::Keepalive;
 
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
@@ -33,6 +35,30 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+/// Connects to `address`.
+///
+/// Success is told from failure by looking for what has been received, not by `SO_ERROR`: a destination may accept, send and reset
+/// before we look, and then there is an error pending *behind* bytes that belong to the client. (A SYN that is answered with
+/// RST is `ECONNREFUSED`; `ECONNRESET` means that there was a connection: tcp_reset in the kernel's tcp_input.c.)
+///
+/// # Errors
+/// `ConnectionReset` when the destination accepted and reset, having sent nothing; else those of connect(2).
+pub async fn connect(address: SocketAddr, keepalive: &Keepalive) -> io::Result<TcpStream> {
+    let socket = tcp_socket(address)?;
+    set_stream_options(&socket, keepalive)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    let mut first = [0];
+    match rustix::net::recv(&stream, &mut first, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(stream),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A non-blocking, close-on-exec TCP socket of `address`' family.

@@ -4,11 +4,12 @@
 //! in between, and only then connected. So nothing is sent to a destination, not even a SYN, that policy has not allowed;
 //! and from the first SYN on, a policy change finds the flow.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use underpass_config::{Config, ConnectionFacts, Decision, Destination, LoadGuard, PolicyKey, Text};
 
 use crate::destination::{self, Resolved, Target};
@@ -172,7 +173,8 @@ impl Request<'_> {
         let connected = tokio::select! {
             biased;
             ending = guard.flow().ended() => Err((ending, false)),
-            connected = dial(target.address, config) => connected.map_err(|ending| (ending, true)),
+            // A destination that reset has accepted first: it was reached, and is not to be replaced by another.
+            connected = dial(target.address, config) => connected.map_err(|ending| (ending, ending != Ending::UpstreamReset)),
         };
         match connected {
             Ok(stream) => {
@@ -220,13 +222,10 @@ async fn resolve(config: &Config, requested: &Destination) -> Result<Resolved, E
 }
 
 async fn dial(address: SocketAddr, config: &Config) -> Result<TcpStream, Ending> {
-    let attempt = async {
-        let unconnected = socket::tcp_socket(address)?;
-        socket::set_stream_options(&unconnected, &config.node.keepalive)?;
-        TcpSocket::from_std_stream(unconnected.into()).connect(address).await
-    };
+    let attempt = socket::connect(address, &config.node.keepalive);
     match tokio::time::timeout(config.node.timeouts.connect, attempt).await {
         Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => Err(Ending::UpstreamReset),
         Ok(Err(error)) => {
             tracing::debug!(%address, %error, "connect failed");
             Err(Ending::ConnectFailed)
