@@ -38,7 +38,7 @@ demo: build
 bench: setup
 	@scripts/bench-setup.sh
 	$(CARGO) build --release --locked -p underpass -p underpass-bench
-	$(BINARY)/underpass-bench run --underpass $(BINARY)/underpass
+	$(BINARY)/underpass-bench run --aa --underpass $(BINARY)/underpass
 	$(BINARY)/underpass-bench check
 
 memory scale: setup

@@ -22,10 +22,18 @@ install_debian_packages() {
     fi
     say "installing ${missing[*]}"
     "${sudo[@]}" apt-get update -qq
-    # A bench starts its own HAProxy; Debian's service is neither needed nor wanted, and RUNLEVEL=1 keeps
-    # invoke-rc.d from starting it where there is no systemd.
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # The bench starts its own HAProxy; policy-rc.d keeps Debian's service from starting (101 means "not allowed").
+    local policy=/usr/sbin/policy-rc.d made_policy=
+    if [ ! -e "$policy" ]; then
+        printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
+        "${sudo[@]}" chmod 755 "$policy"
+        made_policy=yes
+    fi
+    local status=0
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || status=$?
+    [ -z "$made_policy" ] || "${sudo[@]}" rm -f "$policy"
+    return "$status"
 }
 
 fetch_envoy() {

@@ -27,7 +27,7 @@ pub(crate) fn describe(systems: &[System], programs: &Programs) -> Result<Machin
         .unwrap_or("unknown");
     let mut versions = Vec::new();
     for system in systems {
-        if system.kind != Kind::Direct && !system.label.ends_with(crate::system::AGAIN) {
+        if !matches!(system.kind, Kind::Direct | Kind::BareRelay) && !system.label.ends_with(crate::system::AGAIN) {
             versions.push(format!("{system}: {}", programs.version(system.kind)?));
         }
     }

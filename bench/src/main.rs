@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bare_relay;
 mod check;
 mod comparison;
 mod load;
@@ -24,6 +25,8 @@ mod run;
 mod scale;
 mod system;
 mod topology;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -54,6 +57,9 @@ enum Command {
     /// Holds a network namespace (used by the bench itself).
     #[command(hide = true)]
     Namespace(place::HoldNamespace),
+    /// The bare relay (used by the bench itself).
+    #[command(hide = true)]
+    BareRelay(bare_relay::BareRelay),
     /// A sample's server (used by the bench itself).
     #[command(hide = true)]
     Serve(load::serve::Serve),
@@ -68,14 +74,25 @@ enum Command {
     Steady(load::steady::Steady),
 }
 
-fn main() -> Result<()> {
-    match Bench::parse().command {
+fn main() -> ExitCode {
+    match run(Bench::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("underpass-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Run(run) => run.run(),
         Command::Memory(memory) => memory.run(),
         Command::Scale(scale) => scale.run(),
         Command::Check(check) => check.run(),
         Command::Launch(launch) => launch.exec(),
         Command::Namespace(namespace) => namespace.run(),
+        Command::BareRelay(relay) => relay.run(),
         Command::Serve(serve) => serve.run(),
         Command::Load(load) => load.run(),
         Command::Hold(hold) => hold.run(),

@@ -21,7 +21,7 @@ const TABLES: [(&str, &str); 10] = [
 ];
 
 /// Systems that a column of ratios is made against.
-const BASES: [&str; 3] = ["direct", "haproxy", "envoy"];
+const BASES: [&str; 5] = ["direct", "bare-relay", "haproxy", "envoy", "underpass-relay-b"];
 /// The system whose ratios are reported.
 pub(crate) const OURS: &str = "underpass-relay";
 

@@ -56,6 +56,14 @@ impl Params {
             Param::Text(_) => None,
         }
     }
+
+    /// A setting that is a word.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        match self.0.get(name)? {
+            Param::Text(text) => Some(text),
+            Param::Number(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Params {

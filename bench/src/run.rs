@@ -27,6 +27,9 @@ const CONCURRENCIES: [usize; 2] = [1, 16];
 /// Share of the machine's CPU time that went to none of the three parties of a sample: how disturbed it was.
 pub(crate) const OTHERS: &str = "others_pct";
 
+/// Name of the placement of everything on the first core.
+pub(crate) const ONE_CORE: &str = "one-core";
+
 /// Arguments of `run`. Lists and the number of rounds may also come from the environment, where empty means the default.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Run {
@@ -71,7 +74,7 @@ impl Placement {
     fn name(self) -> &'static str {
         match self {
             Placement::CrossCore => "cross-core",
-            Placement::OneCore => "one-core",
+            Placement::OneCore => ONE_CORE,
         }
     }
 }
@@ -248,11 +251,12 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// One sample of each system, beginning with another one each round.
+    /// One sample of each system, beginning with another one each round and in turns forwards and backwards, so that none
+    /// always follows the same other.
     fn samples(&mut self, work: Work, warmup: f64, seconds: f64) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        for position in 0..self.running.len() {
-            let system = &self.running[(position + self.round as usize) % self.running.len()];
+        for position in order(self.running.len(), self.round) {
+            let system = &self.running[position];
             let figures = self
                 .sample(system, work, warmup, seconds)
                 .with_context(|| format!("{} of {}, round {}", work.scenario(), system.label, self.round))?;
@@ -312,9 +316,27 @@ impl<'a> Stage<'a> {
     }
 }
 
+/// The order in which `count` systems are visited in a round.
+fn order(count: usize, round: u32) -> Vec<usize> {
+    let rotated = (0..count).map(|position| (position + round as usize) % count);
+    if round.is_multiple_of(2) {
+        rotated.rev().collect()
+    } else {
+        rotated.collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_rotates_and_turns_round() {
+        assert_eq!(
+            [1, 2, 3].map(|round| order(3, round)),
+            [vec![1, 2, 0], vec![1, 0, 2], vec![0, 1, 2]]
+        );
+    }
 
     #[test]
     fn an_empty_variable_means_the_default() {

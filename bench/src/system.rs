@@ -1,4 +1,4 @@
-//! What is compared: no proxy, Underpass, HAProxy and Envoy, each configured to do the same thing.
+//! What is compared: no proxy, a bare copy loop, Underpass, HAProxy and Envoy, each configured to do the same thing.
 //!
 //! Every proxy gets one TCP listener and one fixed destination, two threads (one per core of the machine that the
 //! project measures on), its own defaults for buffers, and no access log. A name may carry the suffix `-b`: the same
@@ -33,6 +33,7 @@ pub(crate) const AGAIN: &str = "-b";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Direct,
+    BareRelay,
     Underpass,
     Haproxy,
     Envoy,
@@ -51,10 +52,13 @@ impl FromStr for System {
     fn from_str(label: &str) -> Result<System> {
         let kind = match label.strip_suffix(AGAIN).unwrap_or(label) {
             "direct" => Kind::Direct,
+            "bare-relay" => Kind::BareRelay,
             "underpass-relay" => Kind::Underpass,
             "haproxy" => Kind::Haproxy,
             "envoy" => Kind::Envoy,
-            _ => bail!("unknown system {label:?}; known: direct, underpass-relay, haproxy, envoy, each with -b"),
+            _ => bail!(
+                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, haproxy, envoy, each with -b"
+            ),
         };
         Ok(System {
             kind,
@@ -84,18 +88,15 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    fn of(&self, kind: Kind) -> Option<&Path> {
-        match kind {
-            Kind::Direct => None,
-            Kind::Underpass => Some(&self.underpass),
-            Kind::Haproxy => Some(&self.haproxy),
-            Kind::Envoy => Some(&self.envoy),
-        }
-    }
-
     /// The program's absolute path, or an error that says how to get it.
     pub(crate) fn find(&self, kind: Kind) -> Result<PathBuf> {
-        let path = self.of(kind).context("direct has no program")?;
+        let path = match kind {
+            Kind::Direct => bail!("direct has no program"),
+            Kind::BareRelay => return Ok(std::env::current_exe()?),
+            Kind::Underpass => &self.underpass,
+            Kind::Haproxy => &self.haproxy,
+            Kind::Envoy => &self.envoy,
+        };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
                 Kind::Underpass => "run `cargo build --release -p underpass`, or pass --underpass PATH",
@@ -149,21 +150,27 @@ pub(crate) struct Task<'a> {
 
 /// Starts a proxy of this kind and waits until it listens. `None` for `direct`.
 pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
+    let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
         Kind::Direct => return Ok(None),
+        Kind::BareRelay => {
+            let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];
+            return launch(&programs.find(kind)?, &arguments, None, task).map(Some);
+        }
         Kind::Underpass => (underpass_configuration(task), "yaml", &["run", "--config"]),
         Kind::Haproxy => (haproxy_configuration(task), "cfg", &["-db", "-f"]),
         Kind::Envoy => (envoy_configuration(task), "yaml", &ENVOY_ARGUMENTS),
     };
-    let program = programs.find(kind)?;
     let path = task.directory.join(format!("{}.{extension}", task.name));
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    let mut command = task.place.command(&program)?;
-    command.args(arguments).arg(&path);
+    launch(&programs.find(kind)?, arguments, Some(&path), task).map(Some)
+}
+
+fn launch(program: &Path, arguments: &[&str], configuration: Option<&Path>, task: &Task<'_>) -> Result<Process> {
+    let mut command = task.place.command(program)?;
+    command.args(arguments).args(configuration);
     let log = task.directory.join(format!("{}.log", task.name));
-    Process::start_proxy(command, &log, task.listen.port())
-        .with_context(|| format!("starting {}", task.name))
-        .map(Some)
+    Process::start_proxy(command, &log, task.listen.port()).with_context(|| format!("starting {}", task.name))
 }
 
 fn underpass_configuration(task: &Task<'_>) -> String {

@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
     );
 
     let file = tempfile::NamedTempFile::new()?;
-    std::fs::write(file.path(), document(services, endpoints, 1)?)?;
+    std::fs::write(file.path(), document(services, endpoints, "v1")?)?;
     let bytes = std::fs::metadata(file.path())?.len();
     // Writing the document took memory too, which is not what is measured.
     std::fs::write("/proc/self/clear_refs", "5").context("resetting the peak of memory")?;
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
         "all workloads are there"
     );
 
-    let changed = document(services, endpoints, 2)?;
+    let changed = document(services, endpoints, "v2")?;
     let (updated, took) = timed(|| config.updated(&changed));
     let (_, touched) = updated?;
     println!("update\t{:.3} s", took.as_secs_f64());
@@ -48,23 +48,24 @@ fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     (result, start.elapsed())
 }
 
-/// The document; `revision` is that of the first workload.
-fn document(services: usize, endpoints: usize, revision: u32) -> Result<String, fmt::Error> {
+/// The document; `name` is the canonical name of the first workload.
+fn document(services: usize, endpoints: usize, name: &str) -> Result<String, fmt::Error> {
     let mut yaml = "node: {name: node-0, network: main}\nworkloads:\n".to_owned();
     for service in 0..services {
         for endpoint in 0..endpoints {
             let (node, zone) = ((service * endpoints + endpoint) % 500, endpoint % 3);
-            let revision = if (service, endpoint) == (0, 0) { revision } else { 1 };
             write!(
                 yaml,
                 "- name: app-{service}-{endpoint}\n  namespace: team-{}\n  service_account: app-{service}\n  \
-                 addresses: [10.{}.{}.{}]\n  node: node-{node}\n  locality: {{region: eu, zone: eu-{zone}}}\n  \
-                 canonical_name: app-{service}\n  canonical_revision: v{revision}\n  workload_name: app-{service}\n",
+                 addresses: [10.{}.{}.{}]\n  node: node-{node}\n  locality: {{region: eu, zone: eu-{zone}}}\n",
                 service % 100,
                 service / 250,
                 service % 250,
                 endpoint + 1,
             )?;
+            if (service, endpoint) == (0, 0) {
+                writeln!(yaml, "  canonical_name: {name}")?;
+            }
         }
     }
     yaml.push_str("services:\n");

@@ -118,8 +118,14 @@ impl Configuration {
     ) -> Result<Arc<Self>, UpdateError> {
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
-        let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect::<Result<_, _>>()?;
-        let state = Mutex::new(State { text, stamp: None, running,
+        let running = opened
+            .into_iter()
+            .map(|l| l.run(node.clone(), cores.clone()))
+            .collect::<Result<_, _>>()?;
+        let state = Mutex::new(State {
+            text,
+            stamp: None,
+            running,
             rejected: None,
         });
         Ok(Arc::new(Self {
@@ -154,7 +160,15 @@ impl Configuration {
             Ok(text) => text,
             // Between the steps of being replaced a file may be missing; what replaces it is seen next.
             Err(source) if source.kind() == io::ErrorKind::NotFound && when == Reload::IfChanged => return,
-            Err(source) => return self.reject(&mut state, UpdateError::Read { path: self.path.clone(), source }),
+            Err(source) => {
+                return self.reject(
+                    &mut state,
+                    UpdateError::Read {
+                        path: self.path.clone(),
+                        source,
+                    },
+                );
+            }
         };
         state.stamp = stamp;
         if when == Reload::IfChanged && text == state.text {
@@ -216,7 +230,11 @@ impl Configuration {
 
     /// Closes all listeners; what waits in their queues is still accepted. From now on connections are refused.
     pub fn close_listeners(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).running.clear();
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .running
+            .clear();
     }
 
     /// Watches the file and reloads it when it changes, until dropped. The folder is what is watched: files are replaced
@@ -280,7 +298,10 @@ fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result
 
 /// Gives a running listener its new settings. False if its address is no longer listened on.
 fn change_or_close(running: &RunningListener, new: &NodeSettings) -> bool {
-    let settings = new.listeners.iter().find(|listener| listener.address == running.address());
+    let settings = new
+        .listeners
+        .iter()
+        .find(|listener| listener.address == running.address());
     if let Some(settings) = settings {
         running.change(settings.clone(), &new.keepalive);
     }
@@ -289,8 +310,13 @@ fn change_or_close(running: &RunningListener, new: &NodeSettings) -> bool {
 
 /// Opens the listeners whose addresses are not `kept`. None is left open when one fails.
 fn open_listeners(settings: &NodeSettings, kept: &[SocketAddr]) -> Result<Vec<OpenListener>, ListenError> {
-    let missing = settings.listeners.iter().filter(|listener| !kept.contains(&listener.address));
-    missing.map(|listener| OpenListener::open(listener, &settings.keepalive)).collect()
+    let missing = settings
+        .listeners
+        .iter()
+        .filter(|listener| !kept.contains(&listener.address));
+    missing
+        .map(|listener| OpenListener::open(listener, &settings.keepalive))
+        .collect()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

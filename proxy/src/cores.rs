@@ -92,7 +92,9 @@ impl Cores {
     }
 
     fn least_loaded(&self, accepting: usize) -> usize {
-        choose(self.cores.len(), accepting, |core| self.cores[core].connections.load(Ordering::Relaxed))
+        choose(self.cores.len(), accepting, |core| {
+            self.cores[core].connections.load(Ordering::Relaxed)
+        })
     }
 }
 
@@ -110,7 +112,9 @@ impl Drop for OnCore {
 
 /// The core with the least load; the accepting one if it has hardly more (one connection, and an eighth).
 fn choose(cores: usize, accepting: usize, load: impl Fn(usize) -> usize) -> usize {
-    let Some(least) = (0..cores).min_by_key(|&core| load(core)) else { return accepting };
+    let Some(least) = (0..cores).min_by_key(|&core| load(core)) else {
+        return accepting;
+    };
     let near = load(least) + 1 + load(least) / 8;
     if load(accepting) <= near { accepting } else { least }
 }

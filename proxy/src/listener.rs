@@ -40,7 +40,11 @@ pub struct ListenError {
 
 impl ListenError {
     fn new(listener: &Listener, source: io::Error) -> Self {
-        Self { name: listener.name.to_string(), address: listener.address, source }
+        Self {
+            name: listener.name.to_string(),
+            address: listener.address,
+            source,
+        }
     }
 }
 
@@ -65,8 +69,12 @@ impl OpenListener {
     /// # Errors
     /// When the address cannot be bound.
     pub fn open(settings: &Listener, keepalive: &Keepalive) -> Result<Self, ListenError> {
-        let socket = socket::listen(settings.address, keepalive).map_err(|source| ListenError::new(settings, source))?;
-        Ok(Self { settings: settings.clone(), socket })
+        let socket =
+            socket::listen(settings.address, keepalive).map_err(|source| ListenError::new(settings, source))?;
+        Ok(Self {
+            settings: settings.clone(),
+            socket,
+        })
     }
 
     /// Starts to accept, on the core whose turn it is.
@@ -75,12 +83,22 @@ impl OpenListener {
     /// When there is no descriptor left.
     pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> Result<RunningListener, ListenError> {
         let (stop, stopped) = watch::channel(());
-        let accepting = self.socket.try_clone().map_err(|source| ListenError::new(&self.settings, source))?;
+        let accepting = self
+            .socket
+            .try_clone()
+            .map_err(|source| ListenError::new(&self.settings, source))?;
         let settings = Arc::new(ArcSwap::from_pointee(self.settings));
         let core = cores.next_accepting();
         let on = cores.clone();
-        on.spawn_on(core, accept_until_stopped(accepting, settings.clone(), node, cores, core, stopped));
-        Ok(RunningListener { settings, socket: self.socket, _stop: stop })
+        on.spawn_on(
+            core,
+            accept_until_stopped(accepting, settings.clone(), node, cores, core, stopped),
+        );
+        Ok(RunningListener {
+            settings,
+            socket: self.socket,
+            _stop: stop,
+        })
     }
 }
 
@@ -114,7 +132,13 @@ async fn accept_until_stopped(
             return;
         }
     };
-    let acceptor = Acceptor { listener: &listener, settings, node: node.clone(), cores, core };
+    let acceptor = Acceptor {
+        listener: &listener,
+        settings,
+        node: node.clone(),
+        cores,
+        core,
+    };
     tokio::select! {
         biased;
         _ = stopped.changed() => {}

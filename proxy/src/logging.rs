@@ -10,7 +10,9 @@ use tracing_subscriber::{Layer, Registry, reload};
 
 /// A log filter that cannot be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no log filter: write a level (off, error, warn, info, debug, trace) or TARGET=LEVEL, or several with commas")]
+#[error(
+    "{text:?} is no log filter: write a level (off, error, warn, info, debug, trace) or TARGET=LEVEL, or several with commas"
+)]
 pub struct LogFilterError {
     text: String,
 }
@@ -69,7 +71,9 @@ impl LogFilter {
 
 fn parse(text: &str) -> Result<Targets, LogFilterError> {
     // `Targets` takes a word that is no level for a target's name, and so a mistyped level would silence the log.
-    let mistyped = text.split(',').any(|part| !part.contains('=') && part.trim().parse::<LevelFilter>().is_err());
+    let mistyped = text
+        .split(',')
+        .any(|part| !part.contains('=') && part.trim().parse::<LevelFilter>().is_err());
     let filter = Targets::from_str(text).ok().filter(|_| !mistyped);
     filter.ok_or_else(|| LogFilterError { text: text.to_owned() })
 }

@@ -244,7 +244,9 @@ impl<'a> Pump<'a> {
     /// Moves as much as possible from `sender` to the other side.
     fn step(&mut self, sender: Side, cx: &mut Context<'_>) -> Step {
         let was_reset = self.reset.is_some();
-        let is_last = [&self.outward, &self.inward].iter().any(|direction| direction.state == Reading::Closed);
+        let is_last = [&self.outward, &self.inward]
+            .iter()
+            .any(|direction| direction.state == Reading::Closed);
         let (direction, from, to, receiver) = match sender {
             Side::Downstream => (&mut self.outward, self.downstream, self.upstream, Side::Upstream),
             Side::Upstream => (&mut self.inward, self.upstream, self.downstream, Side::Downstream),

@@ -214,6 +214,9 @@ mod tests {
     #[test]
     fn a_connections_future_stays_small() {
         let size = size_of_future(serve);
-        assert!((256..=1536).contains(&size), "the future of a connection has {size} bytes");
+        assert!(
+            (256..=1536).contains(&size),
+            "the future of a connection has {size} bytes"
+        );
     }
 }

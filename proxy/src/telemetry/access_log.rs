@@ -163,7 +163,10 @@ impl AccessLogWriter {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        Ok(Self { sink: ArcSwap::from_pointee(Sink::open(settings)?), dropped_before: AtomicU64::new(0) })
+        Ok(Self {
+            sink: ArcSwap::from_pointee(Sink::open(settings)?),
+            dropped_before: AtomicU64::new(0),
+        })
     }
 
     /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes; none when they are.
@@ -171,7 +174,11 @@ impl AccessLogWriter {
     /// # Errors
     /// When the file cannot be opened for appending.
     pub fn prepare(&self, settings: &AccessLog) -> Result<Option<Prepared>, AccessLogError> {
-        if self.sink.load().settings == *settings { Ok(None) } else { Sink::open(settings).map(|s| Some(Prepared(s))) }
+        if self.sink.load().settings == *settings {
+            Ok(None)
+        } else {
+            Sink::open(settings).map(|s| Some(Prepared(s)))
+        }
     }
 
     /// Puts what was prepared in force; lines already queued are still written where they belong.
@@ -205,8 +212,14 @@ impl AccessLogWriter {
 
     /// Writes out what is queued and stops.
     pub fn close(&self) {
-        let off = AccessLog { format: LogFormat::Off, ..self.sink.load().settings.clone() };
-        self.replace(Prepared(Sink { settings: off, writer: None }));
+        let off = AccessLog {
+            format: LogFormat::Off,
+            ..self.sink.load().settings.clone()
+        };
+        self.replace(Prepared(Sink {
+            settings: off,
+            writer: None,
+        }));
     }
 }
 
@@ -225,11 +238,15 @@ impl Sink {
         };
         let writer = match settings.format {
             LogFormat::Off => None,
-            LogFormat::Text | LogFormat::Json => {
-                Some(open().map_err(|source| AccessLogError { path: settings.path.clone(), source })?)
-            }
+            LogFormat::Text | LogFormat::Json => Some(open().map_err(|source| AccessLogError {
+                path: settings.path.clone(),
+                source,
+            })?),
         };
-        Ok(Self { settings: settings.clone(), writer })
+        Ok(Self {
+            settings: settings.clone(),
+            writer,
+        })
     }
 
     fn dropped(&self) -> u64 {

@@ -37,7 +37,11 @@ impl LineWriter {
         let thread = std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_batches(&lines, out, &lost))?;
-        Ok(Self { queue: Some(queue), dropped, thread: Some(thread) })
+        Ok(Self {
+            queue: Some(queue),
+            dropped,
+            thread: Some(thread),
+        })
     }
 
     /// Queues a line; counts it as dropped when the queue is full.
@@ -106,7 +110,10 @@ mod tests {
         }
         assert_eq!(writer.dropped(), 0);
         drop(writer);
-        assert_eq!(String::from_utf8(memory.0.lock().unwrap().clone()).unwrap(), lines.concat());
+        assert_eq!(
+            String::from_utf8(memory.0.lock().unwrap().clone()).unwrap(),
+            lines.concat()
+        );
     }
 
     /// Takes a lock before it writes, as a stuck disk would.
