@@ -5,10 +5,9 @@
 
 use std::cell::RefCell;
 
-/// Bytes moved by one read and one write. Large enough that a saturated stream spends its time copying rather than
-/// entering the kernel, small enough to stay in a core's second-level cache beside the sockets' own pages (`make bench
-/// SCENARIO=l4-stream` showed no gain from more).
-pub const BUFFER_SIZE: usize = 128 * 1024;
+/// Bytes moved by one read and one write: enough that a saturated stream spends its time copying rather than entering the
+/// kernel (`make bench SCENARIO=l4-stream`), and the most that a direction whose receiver doesn't read holds.
+pub const BUFFER_SIZE: usize = 64 * 1024;
 
 /// Buffers kept for reuse on one core; more than this are given back to the allocator.
 const POOLED: usize = 8;
@@ -26,10 +25,10 @@ pub fn take() -> Buffer {
         .unwrap_or_else(|| vec![0; BUFFER_SIZE].into_boxed_slice())
 }
 
-/// Returns a buffer to this core's pool.
+/// Returns a buffer to this core's pool. One of another size is freed.
 pub fn give_back(buffer: Buffer) {
     POOL.with_borrow_mut(|pool| {
-        if pool.len() < POOLED {
+        if pool.len() < POOLED && buffer.len() == BUFFER_SIZE {
             pool.push(buffer);
         }
     });

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use underpass_config::{ConfigError, NodeSettings};
 
@@ -75,6 +76,17 @@ struct Stamp {
     modified_ns: (i64, i64),
 }
 
+impl Stamp {
+    /// Whether the last change is so long ago that another one would have another time: the kernel's clock for files may
+    /// stand still for a tick (before 6.13), and a file be changed twice in it.
+    fn is_settled(&self) -> bool {
+        let changed = Duration::from_secs(self.modified_ns.0.unsigned_abs());
+        SystemTime::UNIX_EPOCH
+            .elapsed()
+            .is_ok_and(|now| now > changed + Duration::from_secs(2))
+    }
+}
+
 /// Whether a file that looks unchanged is read all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
@@ -118,10 +130,7 @@ impl Configuration {
     ) -> Result<Arc<Self>, UpdateError> {
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
-        let running = opened
-            .into_iter()
-            .map(|l| l.run(node.clone(), cores.clone()))
-            .collect::<Result<_, _>>()?;
+        let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
         let state = Mutex::new(State {
             text,
             stamp: None,
@@ -152,8 +161,8 @@ impl Configuration {
         if self.node.is_draining() {
             return;
         }
-        let stamp = stamp(&self.path);
-        if when == Reload::IfChanged && stamp.is_some() && stamp == state.stamp {
+        let before = stamp(&self.path);
+        if when == Reload::IfChanged && before.is_some_and(|b| b.is_settled() && Some(b) == state.stamp) {
             return;
         }
         let text = match std::fs::read_to_string(&self.path) {
@@ -170,7 +179,11 @@ impl Configuration {
                 );
             }
         };
-        state.stamp = stamp;
+        if stamp(&self.path) != before && when == Reload::IfChanged {
+            // It changed while it was read; the event that completes it is still to come.
+            return;
+        }
+        state.stamp = before;
         if when == Reload::IfChanged && text == state.text {
             return;
         }
@@ -197,26 +210,28 @@ impl Configuration {
     fn apply(&self, state: &mut State, text: &str) -> Result<(), UpdateError> {
         let snapshot = self.node.snapshot();
         let old = &snapshot.config.node;
-        let (config, touched) = snapshot.config.updated(text)?;
+        let (config, mut touched) = snapshot.config.updated(text)?;
         let new = config.node.clone();
         refuse_what_needs_a_restart(old, &new)?;
+        // Addresses mean other workloads in another network.
+        touched.everything |= old.network != new.network;
         let filter = self.log.parse(&new.log)?;
         let access_log = self.node.telemetry.access_log.prepare(&new.access_log)?;
         let kept: Vec<_> = state.running.iter().map(RunningListener::address).collect();
-        let started = open_listeners(&new, &kept)?
-            .into_iter()
-            .map(|opened| opened.run(self.node.clone(), self.cores.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
+        let opened = open_listeners(&new, &kept)?;
 
         // Nothing below fails.
         if new.log != old.log {
             self.log.set(filter);
         }
+        let denied = self.node.publish(config, &touched);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);
         }
-        let denied = self.node.publish(config, &touched);
         state.running.retain(|running| change_or_close(running, &new));
+        let started = opened
+            .into_iter()
+            .map(|opened| opened.run(self.node.clone(), self.cores.clone()));
         state.running.extend(started);
         tracing::info!(
             workloads = touched.workloads.len(),
@@ -245,7 +260,7 @@ impl Configuration {
     pub fn watch(self: &Arc<Self>) -> notify::Result<RecommendedWatcher> {
         let (changed, mut changes) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
+            if event.is_ok_and(|event| completes_a_file(event.kind)) {
                 // One pending notice is enough: what it causes reads the file as it is then.
                 let _ = changed.try_send(());
             }
@@ -257,24 +272,38 @@ impl Configuration {
             .unwrap_or(Path::new("."));
         watcher.watch(folder, RecursiveMode::NonRecursive)?;
         let configuration = self.clone();
-        // What changed between the first reading and the watch is seen now.
-        configuration.reload(Reload::IfChanged);
         tokio::spawn(async move {
+            // What changed between the first reading and the watch is seen now.
+            configuration.reload_aside(Reload::IfChanged).await;
             while changes.recv().await.is_some() {
                 tokio::time::sleep(SETTLE).await;
-                let configuration = configuration.clone();
-                let control = tokio::runtime::Handle::current();
-                let reload = tokio::task::spawn_blocking(move || {
-                    let _entered = control.enter();
-                    configuration.reload(Reload::IfChanged);
-                });
-                if reload.await.is_err() {
-                    tracing::error!("applying a configuration update panicked; the last good one stays in force");
-                }
+                configuration.reload_aside(Reload::IfChanged).await;
             }
         });
         Ok(watcher)
     }
+
+    /// [`Configuration::reload`], on a thread where it holds nothing up.
+    pub async fn reload_aside(self: &Arc<Self>, when: Reload) {
+        let configuration = self.clone();
+        let control = tokio::runtime::Handle::current();
+        let reload = tokio::task::spawn_blocking(move || {
+            let _entered = control.enter();
+            configuration.reload(when);
+        });
+        if reload.await.is_err() {
+            tracing::error!("applying a configuration update panicked; the last good one stays in force");
+        }
+    }
+}
+
+/// Whether a file may be whole now: it was closed by its writer, or renamed or linked into place. A file that is being
+/// written is not read: half a configuration may be valid, and lack the policy that comes last.
+fn completes_a_file(kind: EventKind) -> bool {
+    matches!(
+        kind,
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Name(_))
+    )
 }
 
 fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result<(), UpdateError> {

@@ -17,6 +17,9 @@ use tokio::sync::oneshot;
 
 use crate::serve::{Accepted, serve};
 
+/// Threads of a core that may wait for DNS, for clients that name what the mesh does not know.
+const DNS_THREADS: usize = 8;
+
 /// The runtimes that carry traffic.
 #[derive(Debug)]
 pub struct Cores {
@@ -45,7 +48,10 @@ impl Cores {
         let mut cores = Vec::new();
         let mut threads = Vec::new();
         for number in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(DNS_THREADS)
+                .build()?;
             cores.push(Core {
                 runtime: runtime.handle().clone(),
                 connections: AtomicUsize::new(0),

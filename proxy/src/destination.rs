@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use underpass_config::{
     BalanceMode, Config, Destination, Endpoint, LoadGuard, Service, ServiceState, UnknownDestination, Workload,
@@ -57,7 +58,11 @@ pub fn resolve(config: &Config, requested: &Destination) -> Result<Resolved, End
     }
 }
 
-fn resolve_address(config: &Config, address: SocketAddr) -> Result<Resolved, Ending> {
+/// Resolves an address on one snapshot.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_address(config: &Config, address: SocketAddr) -> Result<Resolved, Ending> {
     let network = &config.node.network;
     if let Some(service) = config.mesh.service_at(network, address.ip(), address.port()) {
         return Ok(Resolved::Service {
@@ -94,17 +99,45 @@ fn resolve_host(config: &Config, host: &str, port: u16) -> Result<Resolved, Endi
     }
 }
 
-/// Asks DNS for a name that the mesh does not know. The answer is resolved again: it may be an address of the mesh.
+/// Asks DNS for a name that the mesh does not know. Each answer is to be resolved again: it may be an address of the mesh.
 ///
 /// # Errors
-/// `UnknownDestination` when DNS has no address for the name, or when that address may not be reached.
-pub async fn resolve_name(config: &Config, host: &str, port: u16) -> Result<Resolved, Ending> {
-    let mut addresses = tokio::net::lookup_host((host, port)).await.map_err(|error| {
-        tracing::debug!(host, %error, "DNS has no answer");
-        Ending::UnknownDestination
-    })?;
-    let first = addresses.next().ok_or(Ending::UnknownDestination)?;
-    resolve_address(config, crate::socket::canonical(first))
+/// `UnknownDestination` when DNS has no address for the name, or none in time.
+pub async fn ask_dns(host: &str, port: u16, patience: Duration) -> Result<Vec<SocketAddr>, Ending> {
+    let answers = tokio::time::timeout(patience, tokio::net::lookup_host((host, port))).await;
+    let answers: Vec<_> = match answers {
+        Ok(Ok(answers)) => answers.map(crate::socket::canonical).collect(),
+        Ok(Err(error)) => {
+            tracing::debug!(host, %error, "DNS has no answer");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::debug!(host, "DNS has no answer in time");
+            Vec::new()
+        }
+    };
+    if answers.is_empty() {
+        Err(Ending::UnknownDestination)
+    } else {
+        Ok(answers)
+    }
+}
+
+/// Whether a client would be let into the proxy's own sockets, or onto the node's loopback from elsewhere: what listens there
+/// (the admin server, other listeners, the node's own daemons) takes a connection from loopback to be the node's own.
+pub fn is_of_the_proxy(config: &Config, resolved: &Resolved, client: &Source) -> bool {
+    let Resolved::Address(address) = resolved else {
+        return false;
+    };
+    let ip = address.ip();
+    let own = |socket: &SocketAddr| {
+        let here = socket.ip() == ip || (socket.ip().is_unspecified() && (ip.is_loopback() || client.ip() == ip));
+        socket.port() == address.port() && here
+    };
+    ip.is_unspecified()
+        || (ip.is_loopback() && !client.ip().is_loopback())
+        || own(&config.node.admin)
+        || config.node.listeners.iter().any(|listener| own(&listener.address))
 }
 
 /// Chooses the place to connect to, among those not in `tried`. None when there is no other.

@@ -6,13 +6,13 @@
 //! task leaves by.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use atomic_waker::AtomicWaker;
-use underpass_config::{PolicyKey, ServiceKey, Text, Workload};
+use underpass_config::{DenyReason, PolicyKey, ServiceKey, Text, Workload};
 
 use crate::ending::Ending;
 use crate::source::Source;
@@ -37,6 +37,15 @@ pub struct FlowFacts {
     pub policy: Option<PolicyKey>,
 }
 
+/// Who denied a connection, and why.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    /// The policy; none when ALLOW policies guard the destination and none of them matched.
+    pub policy: Option<PolicyKey>,
+    /// Why.
+    pub why: DenyReason,
+}
+
 /// One open connection.
 #[derive(Debug)]
 pub struct Flow {
@@ -47,7 +56,8 @@ pub struct Flow {
     sent: AtomicU64,
     received: AtomicU64,
     requested_end: AtomicU8,
-    relaying: AtomicU8,
+    established: AtomicBool,
+    denial: OnceLock<Box<Denial>>,
     waker: AtomicWaker,
 }
 
@@ -60,7 +70,8 @@ impl Flow {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             requested_end: AtomicU8::new(0),
-            relaying: AtomicU8::new(0),
+            established: AtomicBool::new(false),
+            denial: OnceLock::new(),
             waker: AtomicWaker::new(),
         }
     }
@@ -94,12 +105,12 @@ impl Flow {
 
     /// Whether the destination has been connected to.
     pub fn is_established(&self) -> bool {
-        self.relaying.load(Ordering::Relaxed) != 0
+        self.established.load(Ordering::Relaxed)
     }
 
     /// Notes that the destination has been connected to.
     pub fn establish(&self) {
-        self.relaying.store(1, Ordering::Relaxed);
+        self.established.store(true, Ordering::Relaxed);
     }
 
     /// Asks the flow to end; the first reason given stays.
@@ -108,6 +119,17 @@ impl Flow {
             .requested_end
             .compare_exchange(0, ending as u8, Ordering::AcqRel, Ordering::Relaxed);
         self.waker.wake();
+    }
+
+    /// Asks the flow to end because policy denies it now.
+    pub fn deny(&self, policy: Option<PolicyKey>, why: DenyReason) {
+        let _ = self.denial.set(Box::new(Denial { policy, why }));
+        self.end(Ending::PolicyRevoked);
+    }
+
+    /// Who denied it while it was open.
+    pub fn denial(&self) -> Option<&Denial> {
+        self.denial.get().map(|denial| &**denial)
     }
 
     /// The end that was asked for, if one was.

@@ -14,10 +14,10 @@ mod shard;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use underpass_config::{Limits, Mesh, NodeSettings, Service, Touched, Workload};
+use underpass_config::{Config, Limits, NodeSettings, Service, Touched, Workload};
 
+pub use shard::PathCounts;
 use shard::ShardState;
-pub use shard::{Path, PathCounts};
 
 use crate::ending::Ending;
 use crate::flow::{Flow, FlowFacts, FlowId};
@@ -62,6 +62,58 @@ impl PathEnds {
             destination_is_local,
         }
     }
+}
+
+impl PathEnds {
+    /// The same ends in another configuration; an end that is not in it is unknown there.
+    pub fn refreshed(&self, config: &Config) -> Self {
+        let workload = |known: &Option<Arc<Workload>>| known.as_ref().and_then(|w| config.mesh.workload(&w.uid));
+        let service = self
+            .service
+            .as_ref()
+            .and_then(|s| config.mesh.service(&s.key))
+            .map(|state| state.service());
+        Self::new(
+            workload(&self.source),
+            workload(&self.destination),
+            service,
+            &config.node,
+        )
+    }
+
+    /// Whether an end that `other` has is missing here.
+    fn is_less_than(&self, other: &Self) -> bool {
+        (self.source.is_none() && other.source.is_some())
+            || (self.destination.is_none() && other.destination.is_some())
+            || (self.service.is_none() && other.service.is_some())
+    }
+
+    /// Whether the labels of metrics are others.
+    fn labels_differ(&self, other: &Self) -> bool {
+        let differ = |a: &Option<Arc<Workload>>, b: &Option<Arc<Workload>>| match (a, b) {
+            (Some(a), Some(b)) => labelled_differently(a, b),
+            _ => false,
+        };
+        differ(&self.source, &other.source)
+            || differ(&self.destination, &other.destination)
+            || self.destination_is_local != other.destination_is_local
+    }
+
+    /// Takes over what `newer` has.
+    fn update(&mut self, newer: Self) {
+        self.destination_is_local = newer.destination_is_local;
+        self.source = newer.source.or(self.source.take());
+        self.destination = newer.destination.or(self.destination.take());
+        self.service = newer.service.or(self.service.take());
+    }
+}
+
+/// Whether two versions of a workload are labelled differently in metrics.
+fn labelled_differently(a: &Workload, b: &Workload) -> bool {
+    (&a.name, &a.namespace, &a.identity, &a.cluster_id, &a.addresses)
+        != (&b.name, &b.namespace, &b.identity, &b.cluster_id, &b.addresses)
+        || (&a.canonical_name, &a.canonical_revision, &a.workload_name)
+            != (&b.canonical_name, &b.canonical_revision, &b.workload_name)
 }
 
 /// The relaying task's hold on its flow. Dropping it closes the flow in the table.
@@ -129,10 +181,11 @@ impl FlowTable {
         })
     }
 
-    /// Counts a connection that ended before it became a flow.
-    pub fn count_refused(&self, shard: usize, ends: PathEnds, ending: Ending) {
+    /// Counts a connection that ended before it became a flow. `ends` is asked for them while the shard is locked: they are then
+    /// either of the snapshot in force, or about to be brought up to it.
+    pub fn count_refused(&self, shard: usize, ends: impl FnOnce() -> PathEnds, ending: Ending) {
         let mut state = self.shard(shard);
-        let path = state.path(ends, &self.open);
+        let path = state.path(ends(), &self.open);
         state.count_refused(path, ending);
     }
 
@@ -145,19 +198,21 @@ impl FlowTable {
         all
     }
 
-    /// Calls `see` with each path and its counts, those of its live flows included.
-    pub fn visit_paths(&self, mut see: impl FnMut(&Path, &PathCounts)) {
+    /// Each label set with its counts, those of its live flows included. Nothing is formatted while a shard is locked.
+    pub fn paths(&self) -> Vec<(PathEnds, PathCounts)> {
+        let mut all = Vec::new();
         for shard in self.all_shards() {
-            shard.visit_paths(&mut see);
+            all.extend(shard.paths());
         }
+        all
     }
 
     /// Takes note of a configuration change: forgets the label sets of workloads and services that are gone, and returns the
     /// flows whose verdict or endpoint the change may have altered. The work is proportional to those, not to all flows.
-    pub fn apply(&self, touched: &Touched, mesh: &Mesh) -> Vec<Arc<Flow>> {
+    pub fn apply(&self, touched: &Touched, config: &Config) -> Vec<Arc<Flow>> {
         let mut affected = Vec::new();
         for mut shard in self.all_shards() {
-            shard.apply(touched, mesh, &mut affected);
+            shard.apply(touched, config, &mut affected);
         }
         self.open.forget_unused();
         affected
@@ -198,5 +253,4 @@ impl Drop for FlowGuard {
 }
 
 #[cfg(test)]
-#[path = "flow_table/tests.rs"]
 mod tests;

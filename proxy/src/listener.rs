@@ -21,10 +21,10 @@ use underpass_config::{Destination, Keepalive, Listener};
 
 use crate::cores::Cores;
 use crate::ending::Ending;
-use crate::flow::Flow;
 use crate::node::Node;
 use crate::serve::Accepted;
 use crate::socket;
+use crate::upstream::NamedBy;
 
 /// Pause after a failed accept. When descriptors have run out, trying at once would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
@@ -53,6 +53,7 @@ impl ListenError {
 pub struct OpenListener {
     settings: Listener,
     socket: OwnedFd,
+    accepting: OwnedFd,
 }
 
 /// A listener that is accepted from; dropping it closes it after everything that already waits has been accepted.
@@ -69,36 +70,31 @@ impl OpenListener {
     /// # Errors
     /// When the address cannot be bound.
     pub fn open(settings: &Listener, keepalive: &Keepalive) -> Result<Self, ListenError> {
-        let socket =
-            socket::listen(settings.address, keepalive).map_err(|source| ListenError::new(settings, source))?;
+        let failed = |source| ListenError::new(settings, source);
+        let socket = socket::listen(settings.address, keepalive).map_err(failed)?;
+        let accepting = socket.try_clone().map_err(failed)?;
         Ok(Self {
             settings: settings.clone(),
             socket,
+            accepting,
         })
     }
 
     /// Starts to accept, on the core whose turn it is.
-    ///
-    /// # Errors
-    /// When there is no descriptor left.
-    pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> Result<RunningListener, ListenError> {
+    pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> RunningListener {
         let (stop, stopped) = watch::channel(());
-        let accepting = self
-            .socket
-            .try_clone()
-            .map_err(|source| ListenError::new(&self.settings, source))?;
         let settings = Arc::new(ArcSwap::from_pointee(self.settings));
         let core = cores.next_accepting();
         let on = cores.clone();
         on.spawn_on(
             core,
-            accept_until_stopped(accepting, settings.clone(), node, cores, core, stopped),
+            accept_until_stopped(self.accepting, settings.clone(), node, cores, core, stopped),
         );
-        Ok(RunningListener {
+        RunningListener {
             settings,
             socket: self.socket,
             _stop: stop,
-        })
+        }
     }
 }
 
@@ -146,7 +142,7 @@ async fn accept_until_stopped(
         () = acceptor.accept_all() => {}
     }
     // Clients whose connect() has already succeeded are served, not reset by the close.
-    while acceptor.accept_one().is_ok() {}
+    acceptor.accept_waiting();
 }
 
 struct Acceptor<'a> {
@@ -160,6 +156,8 @@ struct Acceptor<'a> {
 impl Acceptor<'_> {
     async fn accept_all(&self) {
         loop {
+            // A flood of connections must not keep this core from serving those it has.
+            tokio::task::consume_budget().await;
             let Ok(mut ready) = self.listener.readable().await else {
                 return;
             };
@@ -171,6 +169,17 @@ impl Acceptor<'_> {
                     tracing::warn!(listener = %self.settings.load().name, %error, "accept failed; trying again");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
+            }
+        }
+    }
+
+    /// Accepts what is in the queue, and no more than the queue holds.
+    fn accept_waiting(&self) {
+        for _ in 0..socket::BACKLOG {
+            match self.accept_one() {
+                Ok(()) => {}
+                Err(error) if is_of_the_client(&error) => {}
+                Err(_) => return,
             }
         }
     }
@@ -226,21 +235,26 @@ impl Handshake {
         }
     }
 
-    /// Tells the client that it is connected, and sends on what it sent early.
+    /// Who said where to go.
+    pub fn named_by(&self) -> NamedBy {
+        match self.answer {
+            Answer::None => NamedBy::Listener,
+            Answer::Socks5 | Answer::HttpConnect => NamedBy::Client,
+        }
+    }
+
+    /// Tells the client that it is connected, and returns what it has already sent of its stream.
     ///
     /// # Errors
-    /// When either side has gone.
-    pub async fn accepted(&mut self, downstream: &TcpStream, upstream: &TcpStream, flow: &Flow) -> io::Result<()> {
+    /// When the client has gone.
+    pub async fn accepted(self, downstream: &TcpStream, upstream: &TcpStream) -> io::Result<Vec<u8>> {
         let answer = match self.answer {
-            Answer::None => return Ok(()),
+            Answer::None => return Ok(self.early),
             Answer::Socks5 => socks5::success(upstream.local_addr()?),
             Answer::HttpConnect => http_connect::SUCCESS.to_vec(),
         };
         write_all(downstream, &answer).await?;
-        write_all(upstream, &self.early).await?;
-        flow.count_sent(self.early.len());
-        self.early = Vec::new();
-        Ok(())
+        Ok(self.early)
     }
 
     /// Tells the client why it is not connected, in its protocol's words. A client that is not there any more is not told.

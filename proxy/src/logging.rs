@@ -73,7 +73,7 @@ fn parse(text: &str) -> Result<Targets, LogFilterError> {
     // `Targets` takes a word that is no level for a target's name, and so a mistyped level would silence the log.
     let mistyped = text
         .split(',')
-        .any(|part| !part.contains('=') && part.trim().parse::<LevelFilter>().is_err());
+        .any(|part| !part.contains('=') && (part.trim().is_empty() || part.parse::<LevelFilter>().is_err()));
     let filter = Targets::from_str(text).ok().filter(|_| !mistyped);
     filter.ok_or_else(|| LogFilterError { text: text.to_owned() })
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use underpass_config::{Config, ConnectionFacts, Mesh, Touched};
+use underpass_config::{Config, ConnectionFacts, Decision, Mesh, Touched};
 
 use crate::ending::Ending;
 use crate::flow::Flow;
@@ -37,6 +37,7 @@ pub struct Node {
     /// Metrics and access log.
     pub telemetry: Telemetry,
     draining: AtomicBool,
+    closed: AtomicBool,
     drain: watch::Sender<bool>,
 }
 
@@ -50,6 +51,7 @@ impl Node {
             flows,
             telemetry,
             draining: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             drain: watch::Sender::new(false),
         })
     }
@@ -72,15 +74,15 @@ impl Node {
         let snapshot = Arc::new(Snapshot { config, generation });
         self.snapshot.store(snapshot.clone());
         self.generation.store(generation, Ordering::SeqCst);
-        let affected = self.flows.apply(touched, &snapshot.config.mesh);
+        let affected = self.flows.apply(touched, &snapshot.config);
         affected.iter().filter(|flow| self.reconsider(flow, &snapshot)).count()
     }
 
     /// Decides an open flow again. True if it is denied now.
     fn reconsider(self: &Arc<Self>, flow: &Arc<Flow>, snapshot: &Snapshot) -> bool {
         let config = &snapshot.config;
-        if !is_allowed(flow, config) {
-            flow.end(Ending::PolicyRevoked);
+        if let Decision::Deny { policy, why } = decide(flow, config) {
+            flow.deny(policy, why);
             return true;
         }
         if endpoint_is_gone(flow, &config.mesh) {
@@ -111,6 +113,16 @@ impl Node {
         self.drain.send_replace(true);
     }
 
+    /// From now on no connection begins: those that were being made when the drain ran out of time are refused.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the drain has run out of time.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Whether the node drains.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
@@ -124,7 +136,7 @@ impl Node {
 }
 
 /// The verdict on a flow by `config`, as if it were opened now by the same client to the same place.
-fn is_allowed(flow: &Flow, config: &Config) -> bool {
+fn decide(flow: &Flow, config: &Config) -> Decision {
     let source = flow.facts.source.refreshed(&config.mesh, &config.node);
     let destination = match &flow.facts.destination_workload {
         Some(known) => config.mesh.workload(&known.uid),
@@ -133,13 +145,15 @@ fn is_allowed(flow: &Flow, config: &Config) -> bool {
             .workload_at(&config.node.network, flow.facts.destination.ip()),
     };
     // A destination that is gone has no policies; its flows are drained instead.
-    let Some(destination) = destination else { return true };
+    let Some(destination) = destination else {
+        return Decision::Allow { policy: None };
+    };
     let facts = ConnectionFacts {
         source: source.identity(),
         source_ip: source.ip(),
         destination: flow.facts.destination,
     };
-    config.mesh.authorize(&facts, destination).decision.is_allowed()
+    config.mesh.authorize(&facts, destination).decision
 }
 
 /// Whether a flow's endpoint has left the mesh, or the service by which it was reached. Being unready is no reason: as in

@@ -19,6 +19,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -34,6 +35,10 @@ use crate::socket;
 /// hold two sockets for it.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_secs(1);
 
+/// Chunks that one direction moves before the other has its turn. Two saturated directions would otherwise not share the core:
+/// whichever is looked at first could go on for as long as the runtime lets it.
+const CHUNKS_PER_TURN: usize = 8;
+
 /// Which end of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -44,9 +49,17 @@ enum Side {
 /// Relays between `downstream` and `upstream` until both directions have ended, and says how it ended. When it returns,
 /// both sockets have been told: closing them finishes with FIN or RST as the ending asks.
 ///
-/// `idle` is the time without a byte in either direction after which the connection is ended.
-pub async fn relay(downstream: &TcpStream, upstream: &TcpStream, flow: &Flow, idle: Duration) -> Ending {
+/// `idle` is the time without a byte in either direction after which the connection is ended. `early` are bytes that the
+/// client has sent already.
+pub async fn relay(
+    downstream: &TcpStream,
+    upstream: &TcpStream,
+    flow: &Flow,
+    idle: Duration,
+    early: Vec<u8>,
+) -> Ending {
     let mut pump = Pump::new(downstream, upstream, flow);
+    pump.outward.stuck = Stuck::from_bytes(early);
     let mut idle_timer = IdleTimer::new(idle);
     let mut reset_watch = None;
     let ending = std::future::poll_fn(|cx| {
@@ -146,6 +159,17 @@ struct Stuck {
     buffer: Buffer,
     written: usize,
     length: usize,
+}
+
+impl Stuck {
+    fn from_bytes(bytes: Vec<u8>) -> Option<Self> {
+        let length = bytes.len();
+        (length > 0).then(|| Stuck {
+            buffer: bytes.into_boxed_slice(),
+            written: 0,
+            length,
+        })
+    }
 }
 
 /// What a step in one direction came to.
@@ -255,7 +279,12 @@ impl<'a> Pump<'a> {
             Side::Downstream => self.flow.count_sent(bytes),
             Side::Upstream => self.flow.count_received(bytes),
         };
-        loop {
+        for chunk in 0.. {
+            if chunk == CHUNKS_PER_TURN && !was_reset {
+                // The other direction, and this core's other connections, have their turn.
+                cx.waker().wake_by_ref();
+                return Step::Waiting;
+            }
             match direction.poll_flush(to, cx, count) {
                 Poll::Pending => return Step::Waiting,
                 Poll::Ready(Err(_)) => return Step::Failed(receiver),
@@ -279,21 +308,28 @@ impl<'a> Pump<'a> {
                         Err(_) => Step::Failed(receiver),
                     };
                 }
-                Reading::Open => match direction.poll_fill(from, cx) {
+                Reading::Open => match direction.poll_fill(from, cx, was_reset) {
                     Poll::Pending => return Step::Waiting,
                     Poll::Ready(Err(_)) => return Step::Failed(sender),
                     Poll::Ready(Ok(())) => {}
                 },
             }
         }
+        Step::Waiting
     }
 }
 
 impl Direction {
     /// Reads into a pooled buffer, which is then stuck until flushed. Nothing read is the end.
-    fn poll_fill(&mut self, from: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_fill(&mut self, from: &TcpStream, cx: &mut Context<'_>, was_reset: bool) -> Poll<io::Result<()>> {
         let mut buffer = buffer::take();
-        let length = match poll_receive(from, cx, &mut buffer) {
+        // A reset socket has all that it will ever have, whatever the runtime has heard of it so far.
+        let received = if was_reset {
+            receive_rest(from, &mut buffer)
+        } else {
+            poll_receive(from, cx, &mut buffer)
+        };
+        let length = match received {
             Poll::Ready(Ok(length)) => length,
             other => {
                 buffer::give_back(buffer);
@@ -328,26 +364,29 @@ impl Direction {
     }
 }
 
-/// Reads once. A read that did not fill the buffer has emptied the socket's queue, so the readiness is cleared with it:
-/// that saves the extra read that would only answer EAGAIN (the same inference tokio makes for edge-triggered epoll).
+/// Reads once. The readiness is cleared only when the socket says that it has nothing: a short read is no sign of an empty
+/// queue, since a read also stops at urgent data (tcp_recvmsg in the kernel's tcp.c).
 fn poll_receive(from: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
     loop {
         ready!(from.poll_read_ready(cx))?;
-        let mut received = None;
-        let outcome = from.try_io(Interest::READABLE, || {
-            let length = rustix::net::recv(from, &mut *buffer, RecvFlags::empty())?.0;
-            received = Some(length);
-            if length > 0 && length < buffer.len() {
-                Err(io::ErrorKind::WouldBlock.into())
-            } else {
-                Ok(())
-            }
+        let received = from.try_io(Interest::READABLE, || {
+            Ok(rustix::net::recv(from, &mut *buffer, RecvFlags::empty())?.0)
         });
-        match (received, outcome) {
-            (Some(length), _) => return Poll::Ready(Ok(length)),
-            (None, Err(e)) if is_retry(&e) => {}
-            (None, Err(e)) => return Poll::Ready(Err(e)),
-            (None, Ok(())) => {}
+        match received {
+            Err(error) if is_retry(&error) => {}
+            other => return Poll::Ready(other),
+        }
+    }
+}
+
+/// Reads once from a socket that was reset. Nothing more is an end like any other.
+fn receive_rest(from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        match rustix::net::recv(from, &mut *buffer, RecvFlags::DONTWAIT) {
+            Ok((length, _)) => return Poll::Ready(Ok(length)),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Poll::Ready(Ok(0)),
+            Err(error) => return Poll::Ready(Err(error.into())),
         }
     }
 }

@@ -154,7 +154,7 @@ async fn wait_for_stop(node: &Arc<Node>, configuration: &Arc<Configuration>) -> 
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = node.drain_started() => break,
-            _ = hangup.recv() => configuration.reload(Reload::Always),
+            _ = hangup.recv() => configuration.reload_aside(Reload::Always).await,
         }
     }
     node.start_drain();
@@ -169,25 +169,31 @@ async fn drain(node: &Node) {
         ?patience,
         "draining"
     );
-    if !wait_until_empty(node, patience).await {
-        let late = node.flows.flows();
-        tracing::info!(
-            connections = late.len(),
-            "resetting connections that did not finish in time"
-        );
-        for (_, flow) in late {
-            flow.end(Ending::Drained);
-        }
-        wait_until_empty(node, LAST_WORDS).await;
+    if wait_until_empty(node, patience, || {}).await {
+        return;
     }
+    node.close();
+    tracing::info!(
+        connections = node.flows.open_connections().total(),
+        "resetting those that did not finish in time"
+    );
+    let end_all = || {
+        node.flows
+            .flows()
+            .iter()
+            .for_each(|(_, flow)| flow.end(Ending::Drained))
+    };
+    wait_until_empty(node, LAST_WORDS, end_all).await;
 }
 
-async fn wait_until_empty(node: &Node, patience: Duration) -> bool {
+/// Looks again and again, doing `each_time`, until no connection is left or patience is at its end.
+async fn wait_until_empty(node: &Node, patience: Duration, each_time: impl Fn()) -> bool {
     let deadline = Instant::now() + patience;
     while node.flows.open_connections().total() > 0 {
         if Instant::now() >= deadline {
             return false;
         }
+        each_time();
         tokio::time::sleep(DRAIN_LOOK).await;
     }
     true

@@ -64,16 +64,22 @@ pub async fn serve(accepted: Accepted, core: usize) {
         session.refuse_unconnected(&downstream, Ending::ConnectionLimit);
         return;
     };
-    let Some((downstream, connected)) = Box::pin(session.connect(downstream)).await else {
+    let Some(ready) = Box::pin(session.connect(downstream)).await else {
         return;
     };
+    let Ready {
+        downstream,
+        connected,
+        early,
+    } = ready;
     let Connected {
         stream: upstream,
         guard,
         load,
     } = connected;
-    let ending = relay(&downstream, &upstream, guard.flow(), settings.timeouts.idle).await;
-    let quality = if session.node.telemetry.access_log.is_on() {
+    let ending = relay(&downstream, &upstream, guard.flow(), settings.timeouts.idle, early).await;
+    let log_is_on = session.node.telemetry.access_log.is_on();
+    let quality = if log_is_on {
         socket::quality(&upstream)
     } else {
         TcpQuality::default()
@@ -82,6 +88,14 @@ pub async fn serve(accepted: Accepted, core: usize) {
     // Logged and counted before the sockets close: whoever sees the end can already see its trace.
     let flow = guard.finish(ending);
     session.log_flow(&flow, ending, quality);
+}
+
+/// A client that is connected and has been told so.
+struct Ready {
+    downstream: TcpStream,
+    connected: Connected,
+    /// Bytes of the stream that came with the request.
+    early: Vec<u8>,
 }
 
 struct Session {
@@ -94,66 +108,89 @@ struct Session {
 
 impl Session {
     /// Handshake, decision and connection. None when the client was turned away, which is then logged and done.
-    async fn connect(&self, downstream: TcpStream) -> Option<(TcpStream, Connected)> {
-        let limit = self.node.snapshot().config.node.timeouts.handshake;
-        let handshake = match &self.listener.protocol {
-            ListenerProtocol::Fixed { destination } => Ok(Handshake::without_request(destination.clone())),
-            ListenerProtocol::Socks5 => timed(limit, socks5::accept(&downstream)).await,
-            ListenerProtocol::HttpConnect => timed(limit, http_connect::accept(&downstream)).await,
-        };
-        let mut handshake = match handshake {
+    async fn connect(&self, downstream: TcpStream) -> Option<Ready> {
+        let handshake = match self.shake_hands(&downstream).await {
             Ok(handshake) => handshake,
             Err(ending) => {
                 self.refuse_unconnected(&downstream, ending);
                 return None;
             }
         };
-        let (node, core, started) = (&self.node, self.core, self.started);
         let request = Request {
-            node,
-            core,
+            node: &self.node,
+            core: self.core,
             listener: &self.listener.name,
             source: &self.source,
-            started,
+            started: self.started,
+            named_by: handshake.named_by(),
         };
         match request.connect(&handshake.destination).await {
-            Ok(connected) => {
-                if handshake
-                    .accepted(&downstream, &connected.stream, connected.guard.flow())
-                    .await
-                    .is_err()
-                {
-                    self.finish_early(connected, Ending::DownstreamReset);
-                    return None;
+            Ok(connected) => match handshake.accepted(&downstream, &connected.stream).await {
+                Ok(early) => Some(Ready {
+                    downstream,
+                    connected,
+                    early,
+                }),
+                Err(_) => {
+                    self.finish_early(&downstream, connected);
+                    None
                 }
-                Some((downstream, connected))
-            }
+            },
             Err(refused) => {
+                self.log_refused(&refused);
                 handshake.refused(&downstream, refused.ending).await;
                 socket::reset_on_close(&downstream);
-                self.log_refused(&refused);
                 None
             }
         }
     }
 
+    /// Learns where the client wants to go. While it has not said so, it takes a place of its namespace and workload: one that
+    /// opens connections and says nothing uses up its own places only.
+    async fn shake_hands(&self, downstream: &TcpStream) -> Result<Handshake, Ending> {
+        if let ListenerProtocol::Fixed { destination } = &self.listener.protocol {
+            return Ok(Handshake::without_request(destination.clone()));
+        }
+        let settings = self.node.snapshot().config.node.clone();
+        let tenant = self
+            .node
+            .flows
+            .open_connections()
+            .tenant(self.source.workload().map(|w| &**w));
+        let _place = tenant.admit(&settings.limits).ok_or(Ending::ConnectionLimit)?;
+        let handshake = async {
+            match &self.listener.protocol {
+                ListenerProtocol::Socks5 => socks5::accept(downstream).await,
+                _ => http_connect::accept(downstream).await,
+            }
+        };
+        let in_time = tokio::time::timeout(settings.timeouts.handshake, handshake).await;
+        in_time.unwrap_or(Err(Ending::HandshakeFailed))
+    }
+
     /// The client went while it was being told of its success.
-    fn finish_early(&self, connected: Connected, ending: Ending) {
+    fn finish_early(&self, downstream: &TcpStream, connected: Connected) {
+        socket::reset_on_close(downstream);
         socket::reset_on_close(&connected.stream);
         let quality = socket::quality(&connected.stream);
-        let flow = connected.guard.finish(ending);
-        self.log_flow(&flow, ending, quality);
+        let flow = connected.guard.finish(Ending::DownstreamReset);
+        self.log_flow(&flow, Ending::DownstreamReset, quality);
     }
 
     fn refuse_unconnected(&self, downstream: &TcpStream, ending: Ending) {
         socket::reset_on_close(downstream);
-        let ends = PathEnds::new(self.source.workload(), None, None, &self.node.snapshot().config.node);
+        let ends = || {
+            let config = &self.node.snapshot().config;
+            PathEnds::new(self.source.workload(), None, None, &config.node).refreshed(config)
+        };
         self.node.flows.count_refused(self.core, ends, ending);
         self.log_refused(&ending.into());
     }
 
     fn log_flow(&self, flow: &Flow, ending: Ending, quality: TcpQuality) {
         let facts = &flow.facts;
+        let denial = flow.denial().filter(|_| ending == Ending::PolicyRevoked);
+        let policy = denial.map_or(facts.policy.as_ref(), |denial| denial.policy.as_ref());
         let line = Line {
             source: facts.source.address(),
             source_workload: facts.source.workload().map(|w| &**w),
@@ -165,8 +202,9 @@ impl Session {
             received: flow.received(),
             quality,
             listener: &facts.listener,
-            policy: facts.policy.as_ref(),
+            policy,
             ending,
+            detail: denial.map(|denial| denial.why.to_string()),
             ended: SystemTime::now(),
         };
         self.node.telemetry.connection_ended(&line, false);
@@ -187,19 +225,11 @@ impl Session {
             listener: &self.listener.name,
             policy: target.and_then(|t| t.policy.as_ref()),
             ending: refused.ending,
+            detail: refused.detail.clone(),
             ended: SystemTime::now(),
         };
         self.node.telemetry.connection_ended(&line, true);
     }
-}
-
-async fn timed(
-    limit: std::time::Duration,
-    handshake: impl Future<Output = Result<Handshake, Ending>>,
-) -> Result<Handshake, Ending> {
-    tokio::time::timeout(limit, handshake)
-        .await
-        .unwrap_or(Err(Ending::HandshakeFailed))
 }
 
 #[cfg(test)]

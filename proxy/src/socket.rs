@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use underpass_config::Keepalive;
 
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// Opens a listening socket. What is set on it here (NODELAY, keepalive) is inherited by each accepted socket (Linux
 /// `tcp_create_openreq_child`), so that an accept costs no further system call.
@@ -109,13 +109,15 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Sets what every proxied stream has: no Nagle delay, and keepalive probes so that a vanished peer is noticed.
+/// Sets what every proxied stream has: no Nagle delay, keepalive probes so that a vanished peer is noticed, and urgent data in
+/// its place in the stream (RFC 6093: as an ordinary byte; otherwise it would be lost).
 ///
 /// # Errors
 /// Those of setsockopt(2).
 pub fn set_stream_options(socket: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
     let options = SockRef::from(socket);
     options.set_tcp_nodelay(true)?;
+    options.set_out_of_band_inline(true)?;
     let probes = TcpKeepalive::new()
         .with_time(keepalive.time)
         .with_interval(keepalive.interval)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::net::TcpStream;
-use underpass_config::{Config, ConnectionFacts, Decision, Destination, LoadGuard, PolicyKey, Text};
+use underpass_config::{Config, ConnectionFacts, Decision, Destination, LoadGuard, PolicyKey, Text, Verdict};
 
 use crate::destination::{self, Resolved, Target};
 use crate::ending::Ending;
@@ -32,6 +32,17 @@ pub struct Request<'a> {
     pub source: &'a Source,
     /// When it was accepted.
     pub started: SystemTime,
+    /// Who says where to.
+    pub named_by: NamedBy,
+}
+
+/// Who says where a connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NamedBy {
+    /// The configuration.
+    Listener,
+    /// The client, which must not be let into the proxy's own sockets.
+    Client,
 }
 
 /// A destination that answered.
@@ -50,6 +61,8 @@ pub struct Connected {
 pub struct Refused {
     /// Why.
     pub ending: Ending,
+    /// More about that, in words.
+    pub detail: Option<String>,
     /// The last place tried or denied.
     pub target: Option<Box<RefusedTarget>>,
 }
@@ -67,7 +80,11 @@ pub struct RefusedTarget {
 
 impl From<Ending> for Refused {
     fn from(ending: Ending) -> Self {
-        Self { ending, target: None }
+        Self {
+            ending,
+            detail: None,
+            target: None,
+        }
     }
 }
 
@@ -82,6 +99,12 @@ enum Attempt {
     Refused(Refused),
 }
 
+/// Why a destination did not answer.
+struct Unanswered {
+    ending: Ending,
+    detail: Option<String>,
+}
+
 impl Request<'_> {
     /// Connects to one of the places that `requested` stands for.
     ///
@@ -90,37 +113,41 @@ impl Request<'_> {
     pub async fn connect(&self, requested: &Destination) -> Result<Connected, Refused> {
         let outcome = self.try_all(requested).await;
         if let Err(refused) = &outcome {
-            self.node
-                .flows
-                .count_refused(self.core, self.refused_ends(refused), refused.ending);
+            let ends = || self.refused_ends(refused);
+            self.node.flows.count_refused(self.core, ends, refused.ending);
         }
         outcome
     }
 
+    /// The ends of a refused connection's path, as the snapshot in force has them.
     fn refused_ends(&self, refused: &Refused) -> PathEnds {
-        match &refused.target {
+        let snapshot = self.node.snapshot();
+        let ends = match &refused.target {
             Some(target) => target.ends.clone(),
-            None => PathEnds::new(self.source.workload(), None, None, &self.node.snapshot().config.node),
-        }
+            None => PathEnds::new(self.source.workload(), None, None, &snapshot.config.node),
+        };
+        ends.refreshed(&snapshot.config)
     }
 
     async fn try_all(&self, requested: &Destination) -> Result<Connected, Refused> {
+        let mut names = Names::default();
         let mut tried = Vec::new();
         let mut last = None;
         loop {
             let snapshot = self.node.snapshot();
             let config = &snapshot.config;
             let source = self.source.refreshed(&config.mesh, &config.node);
-            let resolved = resolve(config, requested).await?;
+            let Some(resolved) = names.resolve(config, requested, self.named_by, &source, &tried).await? else {
+                // The answer of DNS took its time: go by the snapshot that is in force now.
+                continue;
+            };
             let attempts_left = tried.len() < config.node.limits.connect_attempts as usize;
-            let target = attempts_left
-                .then(|| destination::choose(config, &resolved, &source, &tried))
-                .flatten();
-            let Some(target) = target else {
+            let choose = || destination::choose(config, &resolved, &source, &tried);
+            let Some(target) = attempts_left.then(choose).flatten() else {
                 return Err(last.unwrap_or_else(|| Ending::NoHealthyEndpoint.into()));
             };
             let address = target.address;
-            match self.attempt(&snapshot, source, target).await {
+            match self.attempt(&snapshot, source, target, tried.is_empty()).await {
                 Attempt::Connected(connected) => return Ok(*connected),
                 Attempt::Stale => continue,
                 Attempt::Refused(refused) => return Err(refused),
@@ -130,7 +157,8 @@ impl Request<'_> {
         }
     }
 
-    async fn attempt(&self, snapshot: &Snapshot, source: Source, target: Target) -> Attempt {
+    /// One endpoint: decide, enter the flow, connect. `is_first` among the endpoints tried for this client.
+    async fn attempt(&self, snapshot: &Snapshot, source: Source, target: Target, is_first: bool) -> Attempt {
         let config = &snapshot.config;
         let ends = PathEnds::new(
             source.workload(),
@@ -138,17 +166,27 @@ impl Request<'_> {
             target.service.as_ref(),
             &config.node,
         );
-        let refused = |ending, policy| Refused {
+        let refused = |ending, policy, detail| Refused {
             ending,
+            detail,
             target: Some(Box::new(RefusedTarget {
                 address: target.address,
                 ends: ends.clone(),
                 policy,
             })),
         };
-        let policy = match self.authorize(config, &source, &target) {
+        let verdict = authorize(config, &source, &target);
+        if is_first && self.node.is_current(snapshot) {
+            verdict
+                .dry_run
+                .iter()
+                .for_each(|matched| self.node.telemetry.count_dry_run(matched));
+        }
+        let policy = match verdict.decision {
             Decision::Allow { policy } => policy,
-            Decision::Deny { policy, .. } => return Attempt::Refused(refused(Ending::PolicyDenied, policy)),
+            Decision::Deny { policy, why } => {
+                return Attempt::Refused(refused(Ending::PolicyDenied, policy, Some(why.to_string())));
+            }
         };
         let facts = FlowFacts {
             listener: self.listener.clone(),
@@ -164,72 +202,113 @@ impl Request<'_> {
             .open(self.core, ends.clone(), facts, self.started, &config.node.limits)
         {
             Ok(guard) => guard,
-            Err(ending) => return Attempt::Refused(refused(ending, None)),
+            Err(ending) => return Attempt::Refused(refused(ending, None, None)),
         };
+        if self.node.is_closed() {
+            guard.abandon();
+            return Attempt::Refused(refused(Ending::Drained, None, None));
+        }
         if !self.node.is_current(snapshot) {
             guard.abandon();
             return Attempt::Stale;
         }
-        let connected = tokio::select! {
+        let unanswered = tokio::select! {
             biased;
-            ending = guard.flow().ended() => Err((ending, false)),
-            // A destination that reset has accepted first: it was reached, and is not to be replaced by another.
-            connected = dial(target.address, config) => connected.map_err(|ending| (ending, ending != Ending::UpstreamReset)),
-        };
-        match connected {
-            Ok(stream) => {
-                guard.flow().establish();
-                Attempt::Connected(Box::new(Connected {
-                    stream,
-                    guard,
-                    load: target.load,
-                }))
-            }
-            Err((ending, another_may_do)) => {
-                guard.abandon();
-                let refused = refused(ending, None);
-                if another_may_do {
-                    Attempt::Failed(refused)
-                } else {
-                    Attempt::Refused(refused)
+            ending = guard.flow().ended() => Unanswered { ending, detail: None },
+            connected = dial(target.address, config) => match connected {
+                Ok(stream) => {
+                    guard.flow().establish();
+                    return Attempt::Connected(Box::new(Connected { stream, guard, load: target.load }));
                 }
-            }
-        }
-    }
-
-    fn authorize(&self, config: &Config, source: &Source, target: &Target) -> Decision {
-        let Some(destination) = &target.workload else {
-            return Decision::Allow { policy: None };
+                Err(unanswered) => unanswered,
+            },
         };
-        let facts = ConnectionFacts {
-            source: source.identity(),
-            source_ip: source.ip(),
-            destination: target.address,
-        };
-        let verdict = config.mesh.authorize(&facts, destination);
-        for matched in &verdict.dry_run {
-            self.node.telemetry.count_dry_run(matched);
+        let Unanswered { ending, detail } = unanswered;
+        let denial = guard.flow().denial().cloned();
+        guard.abandon();
+        let detail = denial.as_ref().map(|denial| denial.why.to_string()).or(detail);
+        let refused = refused(ending, denial.and_then(|denial| denial.policy), detail);
+        // A destination that reset has accepted first: it was reached, and is not to be replaced by another.
+        match ending {
+            Ending::ConnectFailed | Ending::ConnectTimeout => Attempt::Failed(refused),
+            _ => Attempt::Refused(refused),
         }
-        verdict.decision
     }
 }
 
-async fn resolve(config: &Config, requested: &Destination) -> Result<Resolved, Ending> {
-    match destination::resolve(config, requested)? {
-        Resolved::Name(host, port) => destination::resolve_name(config, &host, port).await,
-        resolved => Ok(resolved),
+fn authorize(config: &Config, source: &Source, target: &Target) -> Verdict {
+    let Some(destination) = &target.workload else {
+        return Verdict {
+            decision: Decision::Allow { policy: None },
+            dry_run: Vec::new(),
+        };
+    };
+    let facts = ConnectionFacts {
+        source: source.identity(),
+        source_ip: source.ip(),
+        destination: target.address,
+    };
+    config.mesh.authorize(&facts, destination)
+}
+
+/// What DNS answered for a name that the mesh does not know; asked once for a connection.
+#[derive(Default)]
+struct Names {
+    answers: Option<Vec<SocketAddr>>,
+}
+
+impl Names {
+    /// Resolves the request on one snapshot. None when DNS was asked, and the snapshot may be old by now.
+    async fn resolve(
+        &mut self,
+        config: &Config,
+        requested: &Destination,
+        named_by: NamedBy,
+        source: &Source,
+        tried: &[SocketAddr],
+    ) -> Result<Option<Resolved>, Ending> {
+        let resolved = match destination::resolve(config, requested)? {
+            Resolved::Name(host, port) => match &self.answers {
+                None => {
+                    self.answers = Some(destination::ask_dns(&host, port, config.node.timeouts.connect).await?);
+                    return Ok(None);
+                }
+                Some(answers) => {
+                    let next = answers
+                        .iter()
+                        .find(|answer| !tried.contains(answer))
+                        .or(answers.first());
+                    destination::resolve_address(config, *next.ok_or(Ending::UnknownDestination)?)?
+                }
+            },
+            resolved => resolved,
+        };
+        if named_by == NamedBy::Client && destination::is_of_the_proxy(config, &resolved, source) {
+            return Err(Ending::UnknownDestination);
+        }
+        Ok(Some(resolved))
     }
 }
 
-async fn dial(address: SocketAddr, config: &Config) -> Result<TcpStream, Ending> {
+async fn dial(address: SocketAddr, config: &Config) -> Result<TcpStream, Unanswered> {
     let attempt = socket::connect(address, &config.node.keepalive);
     match tokio::time::timeout(config.node.timeouts.connect, attempt).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => Err(Ending::UpstreamReset),
         Ok(Err(error)) => {
-            tracing::debug!(%address, %error, "connect failed");
-            Err(Ending::ConnectFailed)
+            let reset = error.kind() == io::ErrorKind::ConnectionReset;
+            let ending = if reset {
+                Ending::UpstreamReset
+            } else {
+                Ending::ConnectFailed
+            };
+            Err(Unanswered {
+                ending,
+                detail: Some(error.to_string()),
+            })
         }
-        Err(_) => Err(Ending::ConnectTimeout),
+        Err(_) => Err(Unanswered {
+            ending: Ending::ConnectTimeout,
+            detail: None,
+        }),
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use slab::Slab;
-use underpass_config::{Mesh, PolicyKey, ServiceKey, Text, Touched, Workload, WorkloadUid};
+use underpass_config::{Config, PolicyKey, ServiceKey, Text, Touched, WorkloadUid};
 
 use super::PathEnds;
 use crate::ending::Ending;
@@ -15,16 +15,16 @@ use crate::limits::{OpenConnections, TenantCounters};
 
 /// Flows of one client workload to one destination workload by one service: one set of metric labels.
 #[derive(Debug)]
-pub struct Path {
-    /// What it leads from and to.
-    pub ends: PathEnds,
+struct Path {
+    /// What it leads from and to, as its labels say it.
+    ends: PathEnds,
+    /// The same ends as the configuration in force has them: what changes must find this path by.
+    current: PathEnds,
     counts: PathCounts,
     flows: HashSet<usize>,
     tenant: TenantCounters,
-    /// New flows use another path, because this one's labels are of the past.
+    /// An end is gone, or has other labels now: new flows use another path, and this one is forgotten with its last flow.
     retired: bool,
-    /// A workload or service of it is gone: it is forgotten with its last flow.
-    gone: bool,
 }
 
 /// Counts of a path.
@@ -72,6 +72,9 @@ pub(super) struct ShardState {
     by_service: HashMap<ServiceKey, HashSet<usize>>,
     /// Flows with an end that is no workload: the address may become one.
     by_address: HashMap<IpAddr, HashSet<usize>>,
+    /// Flows whose destination was no workload when they were opened and is one now. Their paths do not lead to it, so every
+    /// change is taken to concern them; there are few.
+    adopted: HashSet<usize>,
 }
 
 fn key(ends: &PathEnds) -> PathKey {
@@ -113,14 +116,6 @@ fn unknown_addresses(flow: &Flow) -> impl Iterator<Item = IpAddr> {
     source.into_iter().chain(destination)
 }
 
-/// Whether the labels of metrics would differ.
-fn labels_differ(a: &Workload, b: &Workload) -> bool {
-    (&a.name, &a.namespace, &a.identity, &a.cluster_id, &a.addresses)
-        != (&b.name, &b.namespace, &b.identity, &b.cluster_id, &b.addresses)
-        || (&a.canonical_name, &a.canonical_revision, &a.workload_name)
-            != (&b.canonical_name, &b.canonical_revision, &b.workload_name)
-}
-
 impl ShardState {
     pub(super) fn flows(&self) -> impl Iterator<Item = (usize, &Arc<Flow>)> {
         self.flows.iter().map(|(place, entry)| (place, &entry.flow))
@@ -133,14 +128,14 @@ impl ShardState {
             return path;
         }
         let tenant = open.tenant(ends.source.as_deref());
-        let flows = HashSet::new();
+        let current = ends.clone();
         let path = self.paths.insert(Path {
             ends,
+            current,
             counts: PathCounts::default(),
-            flows,
+            flows: HashSet::new(),
             tenant,
             retired: false,
-            gone: false,
         });
         self.current.insert(key, path);
         self.index(path);
@@ -182,15 +177,17 @@ impl ShardState {
             drop_from(&mut self.by_address, &address, place);
         }
         let path = &mut self.paths[entry.path];
+        self.adopted.remove(&place);
         path.flows.remove(&place);
         // A path that never counted anything may have been made from a snapshot that is no longer in force.
-        if path.flows.is_empty() && (path.gone || path.counts.is_zero()) {
+        if path.flows.is_empty() && (path.retired || path.counts.is_zero()) {
             self.forget(entry.path);
         }
     }
 
-    pub(super) fn visit_paths(&self, see: &mut impl FnMut(&Path, &PathCounts)) {
-        for (_, path) in &self.paths {
+    /// Each path's labels and counts, those of its live flows included.
+    pub(super) fn paths(&self) -> impl Iterator<Item = (PathEnds, PathCounts)> {
+        self.paths.iter().map(|(_, path)| {
             let mut counts = path.counts.clone();
             for &place in &path.flows {
                 let flow = &self.flows[place].flow;
@@ -198,12 +195,12 @@ impl ShardState {
                 counts.sent += flow.sent();
                 counts.received += flow.received();
             }
-            see(path, &counts);
-        }
+            (path.ends.clone(), counts)
+        })
     }
 
     fn index(&mut self, path: usize) {
-        let ends = self.paths[path].ends.clone();
+        let ends = self.paths[path].current.clone();
         for workload in [&ends.source, &ends.destination].into_iter().flatten() {
             add(&mut self.by_workload, &workload.uid, path);
         }
@@ -219,7 +216,7 @@ impl ShardState {
     }
 
     fn unindex(&mut self, path: usize) {
-        let ends = self.paths[path].ends.clone();
+        let ends = self.paths[path].current.clone();
         for workload in [&ends.source, &ends.destination].into_iter().flatten() {
             drop_from(&mut self.by_workload, &workload.uid, path);
         }
@@ -244,11 +241,15 @@ impl ShardState {
     }
 
     /// See [`super::FlowTable::apply`].
-    pub(super) fn apply(&mut self, touched: &Touched, mesh: &Mesh, affected: &mut Vec<Arc<Flow>>) {
+    pub(super) fn apply(&mut self, touched: &Touched, config: &Config, affected: &mut Vec<Arc<Flow>>) {
         let mut flows = self.flows_at(touched);
+        for &place in &flows {
+            self.adopt(place, config);
+        }
+        flows.extend(&self.adopted);
         for path in self.paths_of(touched) {
             flows.extend(&self.paths[path].flows);
-            self.refresh(path, mesh);
+            self.refresh(path, config);
         }
         affected.extend(
             flows
@@ -266,6 +267,17 @@ impl ShardState {
             .flatten()
             .copied()
             .collect()
+    }
+
+    fn adopt(&mut self, place: usize, config: &Config) {
+        let Some(Entry { flow, .. }) = self.flows.get(place) else {
+            return;
+        };
+        let address = flow.facts.destination.ip();
+        let known_now = config.mesh.workload_at(&config.node.network, address).is_some();
+        if flow.facts.destination_workload.is_none() && known_now {
+            self.adopted.insert(place);
+        }
     }
 
     fn paths_of(&self, touched: &Touched) -> HashSet<usize> {
@@ -288,35 +300,25 @@ impl ShardState {
             .collect()
     }
 
-    /// Brings a path up to the new configuration: its ends are replaced by their new selves; it is retired when its
-    /// labels have changed, and forgotten when an end is gone.
-    fn refresh(&mut self, path: usize, mesh: &Mesh) {
+    /// Brings a path up to the new configuration, and retires it when an end is gone or has other labels.
+    fn refresh(&mut self, path: usize, config: &Config) {
         self.unindex(path);
         let state = &mut self.paths[path];
-        let (mut gone, mut relabelled) = (false, false);
-        for end in [&mut state.ends.source, &mut state.ends.destination] {
-            let Some(workload) = end else { continue };
-            match mesh.workload(&workload.uid) {
-                None => gone = true,
-                Some(current) if labels_differ(workload, current) => relabelled = true,
-                Some(current) => *workload = current.clone(),
-            }
+        let refreshed = state.current.refreshed(config);
+        if refreshed.is_less_than(&state.current) || refreshed.labels_differ(&state.ends) {
+            state.retired = true;
+        } else {
+            state.ends = refreshed.clone();
         }
-        if let Some(service) = &mut state.ends.service {
-            match mesh.service(&service.key) {
-                None => gone = true,
-                Some(current) => *service = current.service().clone(),
-            }
-        }
-        state.gone = gone;
-        state.retired |= gone || relabelled;
+        // What is gone from the configuration may come back, and must find this path then.
+        state.current.update(refreshed);
         let (retired, unused) = (state.retired, state.flows.is_empty());
         let key = key(&state.ends);
         self.index(path);
         if retired && self.current.get(&key) == Some(&path) {
             self.current.remove(&key);
         }
-        if gone && unused {
+        if retired && unused {
             self.forget(path);
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use underpass_config::{
-    Health, Identity, Limits, Locality, Mesh, MeshChange, NodeSettings, Touched, TunnelProtocol, Workload,
+    Config, Health, Identity, Limits, Locality, Mesh, MeshChange, NodeSettings, Touched, TunnelProtocol, Workload,
     WorkloadType, WorkloadUid,
 };
 
@@ -41,8 +41,7 @@ fn workload(name: &str, address: &str) -> Workload {
 
 struct World {
     table: Arc<FlowTable>,
-    mesh: Mesh,
-    node: NodeSettings,
+    config: Config,
     limits: Limits,
 }
 
@@ -54,20 +53,29 @@ impl World {
         }
         Self {
             table: Arc::new(FlowTable::new(2)),
-            mesh,
-            node: NodeSettings::default(),
+            config: Config {
+                node: Arc::new(NodeSettings::default()),
+                mesh,
+            },
             limits: Limits::default(),
         }
     }
 
     fn at(&self, address: &str) -> Option<Arc<Workload>> {
-        self.mesh.workload_at("", address.parse::<IpAddr>().unwrap()).cloned()
+        self.config
+            .mesh
+            .workload_at("", address.parse::<IpAddr>().unwrap())
+            .cloned()
     }
 
     fn try_open(&self, from: &str, to: &str) -> Result<FlowGuard, Ending> {
-        let source = Source::by_address(&self.mesh, &self.node, format!("{from}:1000").parse().unwrap());
+        let source = Source::by_address(
+            &self.config.mesh,
+            &self.config.node,
+            format!("{from}:1000").parse().unwrap(),
+        );
         let destination = self.at(to);
-        let ends = PathEnds::new(source.workload(), destination.as_ref(), None, &self.node);
+        let ends = PathEnds::new(source.workload(), destination.as_ref(), None, &self.config.node);
         let facts = FlowFacts {
             listener: "test".into(),
             source,
@@ -85,12 +93,12 @@ impl World {
 
     /// Applies a change to the mesh and returns the destinations of the flows it may concern, sorted.
     fn change(&mut self, change: MeshChange) -> Vec<String> {
-        let touched = self.mesh.apply([change]);
+        let touched = self.config.mesh.apply([change]);
         self.tell(&touched)
     }
 
     fn tell(&self, touched: &Touched) -> Vec<String> {
-        let affected = self.table.apply(touched, &self.mesh);
+        let affected = self.table.apply(touched, &self.config);
         let mut names: Vec<_> = affected.iter().map(|flow| flow.facts.destination.to_string()).collect();
         names.sort();
         names
@@ -99,12 +107,12 @@ impl World {
     /// (connections ended, bytes sent) summed over paths to `name`; none when there is no path to it.
     fn counts_to(&self, name: &str) -> Option<(u64, u64)> {
         let mut sum = None;
-        self.table.visit_paths(|path, counts| {
-            if path.ends.destination.as_deref().is_some_and(|w| &*w.name == name) {
+        for (ends, counts) in self.table.paths() {
+            if ends.destination.as_deref().is_some_and(|w| &*w.name == name) {
                 let (ended, sent) = sum.unwrap_or((0, 0));
                 sum = Some((ended + counts.ended.iter().sum::<u64>(), sent + counts.sent));
             }
-        });
+        }
         sum
     }
 }
@@ -199,11 +207,11 @@ fn a_relabelled_workload_counts_on_under_its_new_labels() {
     new.flow().count_sent(1);
     old.flow().count_sent(10);
     let mut by_revision = Vec::new();
-    world.table.visit_paths(|path, counts| {
-        if let Some(destination) = &path.ends.destination {
+    for (ends, counts) in world.table.paths() {
+        if let Some(destination) = &ends.destination {
             by_revision.push((destination.canonical_revision.to_string(), counts.sent));
         }
-    });
+    }
     by_revision.sort();
     assert_eq!(by_revision, [("latest".to_owned(), 10), ("v2".to_owned(), 1)]);
 }
@@ -220,4 +228,64 @@ fn a_client_at_its_limit_is_refused_and_others_are_not() {
     let _other = world.open("10.0.0.2", "10.0.0.3");
     drop(first);
     let _again = world.open("10.0.0.1", "10.0.0.3");
+}
+
+/// What the policies of a destination touch, when it has come to refer to one.
+fn policy(name: &str) -> Touched {
+    Touched {
+        policies: vec![underpass_config::PolicyKey::new(name)],
+        ..Touched::default()
+    }
+}
+
+fn guarded(mut workload: Workload, policy: &str) -> Workload {
+    workload.authorization_policies = Box::new([underpass_config::PolicyKey::new(policy)]);
+    workload
+}
+
+#[test]
+fn a_policy_that_came_with_new_labels_still_finds_the_flows() {
+    let mut world = World::new();
+    let _flow = world.open("10.0.0.1", "10.0.0.2");
+    let mut relabelled = guarded(workload("server", "10.0.0.2"), "shop/p");
+    relabelled.canonical_revision = "v2".into();
+    world.change(MeshChange::Workload(relabelled));
+    assert_eq!(world.tell(&policy("shop/p")), ["10.0.0.2:80"]);
+}
+
+#[test]
+fn a_policy_finds_the_flows_to_an_address_that_became_a_workload() {
+    let mut world = World::new();
+    let flow = world.open("10.0.0.1", "10.8.8.8");
+    world.change(MeshChange::Workload(guarded(workload("new", "10.8.8.8"), "shop/p")));
+    assert_eq!(world.tell(&policy("shop/p")), ["10.8.8.8:80"]);
+    drop(flow);
+    assert!(world.tell(&policy("shop/p")).is_empty());
+}
+
+#[test]
+fn a_connection_refused_on_an_older_snapshot_leaves_a_path_of_the_one_in_force() {
+    let mut world = World::new();
+    let (old_source, old_destination) = (world.at("10.0.0.1"), world.at("10.0.0.2"));
+    let old = PathEnds::new(old_source.as_ref(), old_destination.as_ref(), None, &world.config.node);
+    world.change(MeshChange::Workload(guarded(workload("server", "10.0.0.2"), "shop/p")));
+    world
+        .table
+        .count_refused(0, || old.refreshed(&world.config), Ending::ConnectTimeout);
+    let _flow = world.open("10.0.0.1", "10.0.0.2");
+    assert_eq!(world.tell(&policy("shop/p")), ["10.0.0.2:80"]);
+    world.change(MeshChange::RemoveWorkload(workload("other", "10.0.0.3").uid));
+    world
+        .table
+        .count_refused(0, || old.refreshed(&world.config), Ending::ConnectTimeout);
+    assert_eq!(world.counts_to("server"), Some((2, 0)));
+}
+
+#[test]
+fn a_workload_that_comes_back_is_guarded_again() {
+    let mut world = World::new();
+    let _flow = world.open("10.0.0.1", "10.0.0.2");
+    world.change(MeshChange::RemoveWorkload(workload("server", "10.0.0.2").uid));
+    world.change(MeshChange::Workload(guarded(workload("server", "10.0.0.2"), "shop/p")));
+    assert_eq!(world.tell(&policy("shop/p")), ["10.0.0.2:80"]);
 }

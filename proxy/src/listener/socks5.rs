@@ -153,8 +153,15 @@ fn destination(host: &[u8], kind: u8, port: u16) -> Option<Destination> {
         IPV6 => <[u8; 16]>::try_from(host)
             .ok()
             .map(|octets| IpAddr::V6(Ipv6Addr::from(octets))),
-        // A name is checked by the type that holds it; a client may also send an address as a name.
-        _ => return format!("{}:{port}", std::str::from_utf8(host).ok()?).parse().ok(),
+        _ => {
+            let name = std::str::from_utf8(host).ok()?;
+            match name.parse() {
+                // Some clients send an address as a name.
+                Ok(ip) => Some(ip),
+                // A name is checked by the type that holds it.
+                Err(_) => return format!("{name}:{port}").parse().ok(),
+            }
+        }
     };
     ip.filter(|_| port != 0)
         .map(|ip| Destination::Address(SocketAddr::new(ip, port)))
@@ -224,6 +231,7 @@ mod tests {
                 "web.shop.svc.cluster.local:443",
             ),
             (request(DOMAIN, b"10.0.0.1", 80), "10.0.0.1:80"),
+            (request(DOMAIN, b"fd00::1", 80), "[fd00::1]:80"),
         ];
         for (bytes, expected) in cases {
             assert_eq!(

@@ -20,6 +20,9 @@ use super::line_writer::LineWriter;
 use crate::ending::Ending;
 use crate::socket::TcpQuality;
 
+/// How long the last lines may take to be written when the process ends.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// Why the access log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("the access log {} cannot be opened for appending: {source}; check node.access_log.path", path.display())]
@@ -55,6 +58,8 @@ pub struct Line<'a> {
     pub policy: Option<&'a PolicyKey>,
     /// How it ended.
     pub ending: Ending,
+    /// More about that, in words.
+    pub detail: Option<String>,
     /// When it ended.
     pub ended: SystemTime,
 }
@@ -65,7 +70,7 @@ enum Value {
 }
 
 impl Line<'_> {
-    fn fields(&self) -> [(&'static str, Value); 24] {
+    fn fields(&self) -> [(&'static str, Value); 25] {
         let text = |value: Option<String>| Value::Text(value.unwrap_or_else(|| "-".to_owned()));
         let workload = |w: Option<&Workload>| text(w.map(|w| w.name.to_string()));
         let namespace = |w: Option<&Workload>| text(w.map(|w| w.namespace.to_string()));
@@ -107,6 +112,7 @@ impl Line<'_> {
             ("policy", text(self.policy.map(ToString::to_string))),
             ("reason", word(self.ending.word())),
             ("response_flags", word(self.ending.response_flag())),
+            ("detail", text(self.detail.clone())),
             (
                 "time",
                 text(Some(humantime::format_rfc3339_nanos(self.ended).to_string())),
@@ -210,16 +216,19 @@ impl AccessLogWriter {
         self.dropped_before.load(Ordering::Relaxed) + self.sink.load().dropped()
     }
 
-    /// Writes out what is queued and stops.
+    /// Writes out what is queued, if that does not take too long, and stops.
     pub fn close(&self) {
         let off = AccessLog {
             format: LogFormat::Off,
             ..self.sink.load().settings.clone()
         };
-        self.replace(Prepared(Sink {
+        let sink = self.sink.swap(Arc::new(Sink {
             settings: off,
             writer: None,
         }));
+        if let Some(writer) = Arc::into_inner(sink).and_then(|sink| sink.writer) {
+            writer.finish(LAST_LINES);
+        }
     }
 }
 

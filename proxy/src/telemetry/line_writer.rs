@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Lines that may wait to be written; with [`PAUSE`] this is room for more than a million lines a second.
 const QUEUED_LINES: usize = 16 * 1024;
@@ -17,7 +17,7 @@ const QUEUED_LINES: usize = 16 * 1024;
 /// The pause after a batch, and so the longest that a line is late.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A bounded queue of lines and the thread that writes them. Dropping it writes out what is queued.
+/// A bounded queue of lines and the thread that writes them.
 #[derive(Debug)]
 pub(super) struct LineWriter {
     queue: Option<SyncSender<String>>,
@@ -57,11 +57,18 @@ impl LineWriter {
     }
 }
 
-impl Drop for LineWriter {
-    fn drop(&mut self) {
+impl LineWriter {
+    /// Writes out what is queued, if the destination takes it in time. (Merely dropped, the writer does the same, but nobody
+    /// waits for it: whoever drops it may be serving connections.)
+    pub(super) fn finish(mut self, patience: Duration) {
         self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        let deadline = Instant::now() + patience;
+        while let Some(thread) = self.thread.take_if(|thread| !thread.is_finished()) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(PAUSE / 10);
+            self.thread = Some(thread);
         }
     }
 }
@@ -109,7 +116,7 @@ mod tests {
             writer.write(line.clone());
         }
         assert_eq!(writer.dropped(), 0);
-        drop(writer);
+        writer.finish(Duration::from_secs(30));
         assert_eq!(
             String::from_utf8(memory.0.lock().unwrap().clone()).unwrap(),
             lines.concat()
@@ -142,6 +149,8 @@ mod tests {
         let dropped = writer.dropped();
         // What is not dropped is in the queue, or in the batch that is stuck.
         assert!(dropped >= (more_than_fits - 2 * QUEUED_LINES - 1) as u64, "{dropped}");
+        let patience = Duration::from_millis(1);
+        writer.finish(patience);
         drop(held);
     }
 }

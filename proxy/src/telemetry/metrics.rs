@@ -125,12 +125,12 @@ impl ConnectionMetrics {
 
     fn scrape(&self) -> Scrape {
         let mut scrape = Scrape::default();
-        self.flows.visit_paths(|path, counts| {
-            scrape.add(&path.ends, Reporter::Source, counts);
-            if path.ends.destination_is_local {
-                scrape.add(&path.ends, Reporter::Destination, counts);
+        for (ends, counts) in self.flows.paths() {
+            scrape.add(&ends, Reporter::Source, &counts);
+            if ends.destination_is_local {
+                scrape.add(&ends, Reporter::Destination, &counts);
             }
-        });
+        }
         scrape
     }
 }
