@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the end-to-end tests and the demo run against: unmodified programs from Debian, and the tools that build network
+# Installs what the end-to-end tests run against: unmodified programs from Debian, and the tools that build network
 # namespaces. Instant when everything is there. Nothing is left running: services are kept from starting while apt
 # configures them, because the tests start their own, with their own configuration, on their own addresses.
 set -euo pipefail

@@ -121,16 +121,16 @@ impl Reading {
         self.texts.intern(value.map_or("", |value| value))
     }
 
-    /// A name that becomes part of keys and identities.
+    /// A name that becomes part of keys and identities. A star is refused because it would be taken for a pattern.
     pub(super) fn name(&mut self, path: Path<'_>, value: &str) -> Text {
         if value.is_empty() {
             self.report(path, value, "is empty", "give it a name");
-        } else if value.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
+        } else if value.contains(|c: char| c == '/' || c == '*' || c.is_whitespace() || c.is_control()) {
             self.report(
                 path,
                 value,
                 "is not a name",
-                "use no slashes, blanks or control characters",
+                "use no slashes, stars, blanks or control characters",
             );
         }
         self.texts.intern(value)

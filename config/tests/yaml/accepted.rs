@@ -364,6 +364,22 @@ workloads:
     );
 }
 
+/// YAML 1.1 took `no` for a boolean; a country or a namespace may be called that.
+#[test]
+fn words_are_texts_without_quotes() {
+    let yaml = "
+workloads: [{name: no, namespace: on, node: 007, canonical_revision: 1.10}]
+services: [{name: yes, namespace: on, ports: [{port: 80}], endpoints: [on/no]}]
+authorization_policies:
+- {name: p, namespace: on, scope: GLOBAL, groups: [{rules: [{matches: [{namespaces: [no, off]}]}]}]}";
+    let mesh = Config::from_yaml(yaml).unwrap().mesh;
+    let workload = mesh.workload(&uid("Kubernetes//Pod/on/no")).unwrap();
+    assert_eq!((&*workload.node, &*workload.canonical_revision), ("007", "1.10"));
+    let policy = mesh.policy(&PolicyKey::new("on/p")).unwrap();
+    let expected = [StringMatch::Exact("no".into()), StringMatch::Exact("off".into())];
+    assert_eq!(policy.groups[0].rules[0].matches[0].namespaces, expected);
+}
+
 /// The parser's own limit is 250 000 nodes, and 10 aliases for each anchor.
 #[test]
 fn a_large_document_is_no_bomb() {

@@ -372,7 +372,7 @@ fn policies_that_are_not_understood() {
 
 #[test]
 fn matchers_that_match_nothing_or_something_else() {
-    let cases: [(&str, &str); 17] = [
+    let cases: [(&str, &str); 18] = [
         ("principals: ['']", "principals[0] |  | matches nothing | `\"*\"`"),
         (
             "namespaces: ['a*b']",
@@ -406,6 +406,10 @@ fn matchers_that_match_nothing_or_something_else() {
         (
             "service_accounts: [a/b/c]",
             "service_accounts[0] | b/c | not a name | no slashes",
+        ),
+        (
+            "not_service_accounts: ['shop/*']",
+            "not_service_accounts[0] | * | not a name | no slashes, stars",
         ),
         (
             "service_accounts: [{namespace: a, service_account: ''}]",

@@ -117,3 +117,23 @@ fn an_alias_bomb_is_refused() {
         found[0]
     );
 }
+
+/// 1000 × 5000 values, without an alias inside of an alias.
+#[test]
+fn a_wide_alias_bomb_is_refused_too() {
+    let yaml = format!(
+        "authorization_policies:
+- {{name: bomb, namespace: n, scope: GLOBAL, groups: [{{rules: [{{matches: [{{principals: &list [{}]}}, {}]}}]}}]}}",
+        vec!["a"; 1000].join(", "),
+        vec!["{principals: *list}"; 5000].join(", "),
+    );
+    let found = problems(&yaml);
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0]
+            .problem
+            .contains("the aliases up to here add more than a document may hold"),
+        "{}",
+        found[0]
+    );
+}

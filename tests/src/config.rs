@@ -1,0 +1,124 @@
+//! A proxy's configuration file in a few words: the parts that every test needs have a builder, the rest is YAML as users write it.
+
+use std::fmt::{Display, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+/// What a listener does with a connection.
+pub enum Listen {
+    /// Relays it to one destination: an address or `hostname:port`.
+    Fixed(String),
+    /// Asks the client by SOCKS5.
+    Socks5,
+    /// Asks the client by HTTP CONNECT.
+    Connect,
+}
+
+impl Listen {
+    /// Relays to `destination`.
+    pub fn fixed(destination: impl Display) -> Self {
+        Self::Fixed(destination.to_string())
+    }
+}
+
+/// A configuration; [`Config::yaml`] adds what the harness needs to see the proxy (admin address, access log).
+#[derive(Clone, Default)]
+pub struct Config {
+    node: String,
+    access_log_format: Option<&'static str>,
+    listeners: String,
+    workloads: String,
+    services: String,
+    policies: String,
+}
+
+impl Config {
+    /// Nothing but the harness's own settings.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A setting of the node: `timeouts: {idle: 1s}`.
+    pub fn node(mut self, setting: impl Display) -> Self {
+        writeln!(self.node, "  {setting}").expect("a String");
+        self
+    }
+
+    /// `json` or `text` (the default).
+    pub fn access_log_format(mut self, format: &'static str) -> Self {
+        self.access_log_format = Some(format);
+        self
+    }
+
+    /// A listener.
+    pub fn listener(mut self, name: &str, address: SocketAddr, protocol: Listen) -> Self {
+        let protocol = match protocol {
+            Listen::Fixed(destination) => format!("fixed, destination: {destination:?}"),
+            Listen::Socks5 => "socks5".to_owned(),
+            Listen::Connect => "http-connect".to_owned(),
+        };
+        writeln!(
+            self.listeners,
+            "  - {{name: {name}, address: {:?}, protocol: {protocol}}}",
+            address.to_string()
+        )
+        .expect("a String");
+        self
+    }
+
+    /// A workload `namespace/name` at `address`, with further fields in YAML: `health: unhealthy`.
+    pub fn workload(self, name: &str, address: IpAddr, more: impl Display) -> Self {
+        self.workload_at(name, &[address], more)
+    }
+
+    /// As [`Config::workload`], with any number of addresses.
+    pub fn workload_at(mut self, name: &str, addresses: &[IpAddr], more: impl Display) -> Self {
+        let quoted: Vec<String> = addresses
+            .iter()
+            .map(|address| format!("{:?}", address.to_string()))
+            .collect();
+        let entry = format!("addresses: [{}], {more}", quoted.join(", "));
+        self.workloads.push_str(&resource(name, &entry));
+        self
+    }
+
+    /// A service `namespace/name` with its fields in YAML.
+    pub fn service(mut self, name: &str, fields: impl Display) -> Self {
+        self.services.push_str(&resource(name, &fields.to_string()));
+        self
+    }
+
+    /// An authorization policy `namespace/name` with its fields in YAML.
+    pub fn policy(mut self, name: &str, fields: impl Display) -> Self {
+        self.policies.push_str(&resource(name, &fields.to_string()));
+        self
+    }
+
+    /// The file's text.
+    pub fn yaml(&self, admin: SocketAddr, access_log: &Path) -> String {
+        let format = self.access_log_format.unwrap_or("text");
+        let mut yaml = format!(
+            "node:\n  name: node-a\n  admin: \"{admin}\"\n  access_log: {{format: {format}, path: {:?}}}\n{}",
+            access_log.display().to_string(),
+            self.node
+        );
+        for (key, list) in [
+            ("  listeners", &self.listeners),
+            ("workloads", &self.workloads),
+            ("services", &self.services),
+            ("authorization_policies", &self.policies),
+        ] {
+            if !list.is_empty() {
+                write!(yaml, "{key}:\n{list}").expect("a String");
+            }
+        }
+        yaml
+    }
+}
+
+/// `- {name: …, namespace: …, FIELDS}` for `namespace/name`.
+fn resource(name: &str, fields: &str) -> String {
+    let (namespace, name) = name.split_once('/').expect("a resource's name is namespace/name");
+    let fields = fields.trim_end_matches([',', ' ']);
+    format!("- {{name: {name}, namespace: {namespace}, {fields}}}\n")
+}

@@ -1,0 +1,40 @@
+//! The end-to-end tests' harness: what a test needs to build a world in two or three lines, and to see what a user could see.
+//!
+//! One idea: **a test never guesses a time and never shares a name.** It waits for a condition with a deadline ([`wait`]), and
+//! everything it touches is its own: a [`World`] is either a /24 of loopback addresses that the kernel lets nobody else claim, or a
+//! set of anonymous network namespaces. Both die with the test, even when it is killed: a namespace lives as long as
+//! a thread of the test sits in it, a child process as long as the thread that started it.
+//!
+//! The parts:
+//!
+//! * [`World`] and [`Host`]: places with an address, where sockets are opened and programs started.
+//! * [`Proxy`]: the `underpass` binary, its configuration file, its admin address and its access log.
+//! * [`Config`]: YAML by a few words, for a proxy.
+//! * [`Server`] and [`Way`]: a destination that says who it is, and the ways to reach it (directly or through a listener).
+//! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
+//! * [`Process`]: a program that ends with its test. [`available`]: what a test needs of the machine.
+
+#![forbid(unsafe_code)]
+
+mod access_log;
+mod admin;
+mod client;
+mod config;
+pub mod conversation;
+mod namespace;
+mod process;
+mod proxy;
+mod requirement;
+mod server;
+pub mod wait;
+mod world;
+
+pub use access_log::AccessLine;
+pub use admin::{Answer, Metrics, Sample};
+pub use client::{Refused, Target, Way, is_reset, open};
+pub use config::{Config, Listen};
+pub use process::Process;
+pub use proxy::Proxy;
+pub use requirement::{Need, available};
+pub use server::{Blackhole, Server};
+pub use world::{Host, World};

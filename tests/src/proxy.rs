@@ -1,0 +1,242 @@
+//! A running `underpass`, seen as its operator sees it: file, admin address, logs, signals.
+
+use std::env;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::access_log::{AccessLine, Tail};
+use crate::admin::{self, Answer, Metrics};
+use crate::config::Config;
+use crate::process::Process;
+use crate::wait;
+use crate::world::{Host, World};
+
+/// Where every proxy of a world has its admin address: one proxy, one host.
+const ADMIN_PORT: u16 = 15000;
+
+/// A proxy that runs until dropped.
+pub struct Proxy {
+    process: Process,
+    host: Host,
+    admin: SocketAddr,
+    file: PathBuf,
+    access_log: PathBuf,
+    tail: Mutex<Tail>,
+}
+
+impl Proxy {
+    /// Starts the binary on `host` with `config` and waits until it is ready. Panics with its log when it doesn't get there.
+    pub fn start(world: &World, host: &Host, config: &Config) -> Self {
+        let file = world.directory().join(format!("proxy-{}.yaml", host.ip()));
+        fs::write(&file, config.yaml(admin_address(host), &access_log(world, host))).expect("write the configuration");
+        Self::run(world, host, file).ready()
+    }
+
+    /// As [`Proxy::start`], with a configuration file that is already there (and names the admin address of `host`).
+    pub fn start_with_file(world: &World, host: &Host, file: PathBuf) -> Self {
+        Self::run(world, host, file).ready()
+    }
+
+    /// Runs `underpass ARGUMENTS` without waiting for anything.
+    pub fn command(world: &World, host: &Host, arguments: &[&str]) -> Process {
+        let mut command = Process::command(&binary().display().to_string());
+        command.args(arguments);
+        Process::start(world, host, &format!("underpass-{}", host.ip()), command)
+    }
+
+    fn run(world: &World, host: &Host, file: PathBuf) -> Self {
+        let process = Self::command(world, host, &["run", "--config", &file.display().to_string()]);
+        let access_log = access_log(world, host);
+        let tail = Mutex::new(Tail::new(&access_log));
+        Self {
+            process,
+            host: host.loopback(),
+            admin: admin_address(host),
+            file,
+            access_log,
+            tail,
+        }
+    }
+
+    fn ready(mut self) -> Self {
+        let end = Instant::now() + wait::SOON;
+        loop {
+            let answer = self.try_request("GET", "/ready");
+            if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
+                return self;
+            }
+            let status = self.process.exit_status();
+            if status.is_some() || Instant::now() > end {
+                panic!(
+                    "the proxy is not ready: {answer:?}, exit {status:?}\n{}",
+                    self.process.last_output()
+                );
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a request to the admin address. Panics when there is no answer.
+    #[track_caller]
+    pub fn request(&self, method: &str, path: &str) -> Answer {
+        self.try_request(method, path)
+            .unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.process.last_output()))
+    }
+
+    /// Sends a request to the admin address; an error when nothing answers.
+    pub fn try_request(&self, method: &str, path: &str) -> std::io::Result<Answer> {
+        admin::request(&self.host, self.admin, method, path)
+    }
+
+    /// A scrape.
+    #[track_caller]
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.request("GET", "/metrics").body)
+    }
+
+    /// What `/connections` lists.
+    #[track_caller]
+    pub fn connections(&self) -> Vec<Value> {
+        match self.json("/connections") {
+            Value::Array(list) => list,
+            other => panic!("/connections is not a list: {other}"),
+        }
+    }
+
+    /// What `/config_dump` says.
+    #[track_caller]
+    pub fn config_dump(&self) -> Value {
+        self.json("/config_dump")
+    }
+
+    #[track_caller]
+    fn json(&self, path: &str) -> Value {
+        let body = self.request("GET", path).body;
+        serde_json::from_str(&body).unwrap_or_else(|e| panic!("{path}: {e}: {body}"))
+    }
+
+    /// How many configurations it has applied (`applied`) or refused (`rejected`).
+    pub fn config_updates(&self, result: &str) -> u64 {
+        self.metrics()
+            .sum("underpass_config_updates_total", &[("result", result)])
+    }
+
+    /// Replaces the configuration file by a rename and doesn't wait.
+    pub fn replace_config(&self, config: &Config) {
+        self.replace_file(&config.yaml(self.admin, &self.access_log));
+    }
+
+    /// Replaces the configuration file's text by a rename and doesn't wait.
+    pub fn replace_file(&self, text: &str) {
+        let next = self.file.with_extension("next");
+        fs::write(&next, text).expect("write the configuration");
+        fs::rename(&next, &self.file).expect("rename the configuration");
+    }
+
+    /// Rewrites the configuration file in place, as some editors do.
+    pub fn rewrite_file(&self, text: &str) {
+        fs::write(&self.file, text).expect("write the configuration");
+    }
+
+    /// The configuration file as it is now.
+    pub fn config_text(&self) -> String {
+        fs::read_to_string(&self.file).expect("read the configuration")
+    }
+
+    /// Replaces the configuration and waits until it is in force. Panics when it is refused.
+    #[track_caller]
+    pub fn apply(&self, config: &Config) {
+        let text = config.yaml(self.admin, &self.access_log);
+        if text == self.config_text() {
+            return;
+        }
+        let (applied, rejected) = (self.config_updates("applied"), self.config_updates("rejected"));
+        self.replace_file(&text);
+        wait::eventually(wait::SOON, "the configuration is applied", || {
+            let metrics = self.metrics();
+            let count = |result| metrics.sum("underpass_config_updates_total", &[("result", result)]);
+            assert_eq!(count("rejected"), rejected, "refused: {}", self.process.last_output());
+            count("applied") > applied
+        });
+    }
+
+    /// The access log's line of the connection from `source`, waiting for it, and only once for each line.
+    #[track_caller]
+    pub fn access_line(&self, source: SocketAddr) -> AccessLine {
+        wait::some(wait::SOON, &format!("an access log line of {source}"), || {
+            self.tail.lock().expect("no holder panics").take(source)
+        })
+    }
+
+    /// All lines of the access log that nobody has taken yet.
+    pub fn access_lines(&self) -> Vec<AccessLine> {
+        self.tail.lock().expect("no holder panics").lines().clone()
+    }
+
+    /// Everything it has printed: its own log.
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// The process, for signals and its end.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Its resident memory in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.pid());
+        let status = fs::read_to_string(path).expect("the proxy runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("VmRSS");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<u64>()
+            .expect("a number of kB")
+            * 1024
+    }
+
+    /// Sends SIGTERM and waits for its end.
+    pub fn terminate(&mut self, deadline: Duration) -> std::process::ExitStatus {
+        self.process.signal(Signal::SIGTERM).expect("the proxy runs");
+        self.process.wait(deadline)
+    }
+}
+
+/// The admin server has no authentication, and so listens on loopback only.
+fn admin_address(host: &Host) -> SocketAddr {
+    host.loopback().at(ADMIN_PORT)
+}
+
+/// Not in the folder of the configuration file, which the proxy watches.
+fn access_log(world: &World, host: &Host) -> PathBuf {
+    let folder = world.directory().join("access");
+    fs::create_dir_all(&folder).expect("a folder for access logs");
+    folder.join(format!("{}.log", host.ip()))
+}
+
+/// The `underpass` binary: `UNDERPASS_BIN`, else the one built beside this test, release before debug.
+fn binary() -> PathBuf {
+    if let Some(path) = env::var_os("UNDERPASS_BIN") {
+        return path.into();
+    }
+    // target/PROFILE/deps/TEST
+    let test = env::current_exe().expect("the test's own path");
+    let target = test.ancestors().nth(3).expect("a test lies in target/PROFILE/deps");
+    let places = ["release", "debug"].map(|profile| target.join(profile).join("underpass"));
+    places.iter().find(|path| path.is_file()).cloned().unwrap_or_else(|| {
+        panic!(
+            "no underpass binary in {}; build it with: cargo build --release -p underpass",
+            target.display()
+        )
+    })
+}

@@ -1,0 +1,60 @@
+//! What a test needs of the machine: a test that can't run here fails in CI, and elsewhere says why it was skipped.
+
+use std::env;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Something a machine may lack.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// Root, for network namespaces and for servers that give up their privileges.
+    Root,
+    /// A program on `PATH` or among Debian's PostgreSQL programs.
+    Program(&'static str),
+}
+
+/// Whether all of `needs` are here. If not: panics where `CI` is set, otherwise prints why the test is skipped (past the test
+/// runner's capture, so that it is seen) and answers false.
+#[track_caller]
+#[must_use]
+pub fn available(needs: &[Need]) -> bool {
+    let missing: Vec<String> = needs.iter().filter_map(Need::missing).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let why = format!("{}; scripts/test-setup.sh installs the programs", missing.join(", "));
+    assert!(env::var_os("CI").is_none(), "this test can't run here: {why}");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {why}");
+    false
+}
+
+impl Need {
+    fn missing(&self) -> Option<String> {
+        match self {
+            Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
+            Need::Program(name) => find_program(name)
+                .is_none()
+                .then(|| format!("needs the program {name}")),
+        }
+    }
+}
+
+/// Where `name` is: on `PATH`, in the system folders that an ordinary user's `PATH` lacks, or among PostgreSQL's programs (whose
+/// server Debian does not put on `PATH`; the real ones are preferred to any wrapper).
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let on_path = env::var_os("PATH").unwrap_or_default();
+    postgres_folders()
+        .into_iter()
+        .chain(env::split_paths(&on_path))
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+}
+
+fn postgres_folders() -> Vec<PathBuf> {
+    let Ok(versions) = Path::new("/usr/lib/postgresql").read_dir() else {
+        return Vec::new();
+    };
+    versions.flatten().map(|version| version.path().join("bin")).collect()
+}

@@ -1,0 +1,55 @@
+//! Waiting for a condition with a deadline: the only way in which a test lets time pass.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks at a condition. Short against every deadline in the tests, long against the cost of a look.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Long enough for anything that is not itself a time-out, on a machine whose two cores are shared with a build.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until `condition` holds. Panics with `what` when it doesn't within `deadline`.
+#[track_caller]
+pub fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    some(deadline, what, || condition().then_some(()))
+}
+
+/// Waits until `look` finds something and returns it. Panics with `what` when there is nothing within `deadline`.
+#[track_caller]
+pub fn some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// Tells threads in the background to stop; it does so when dropped too, so that a test that fails ends.
+#[derive(Default)]
+pub struct Stop(AtomicBool);
+
+/// Stops what it was made from when dropped.
+pub struct StopGuard<'a>(&'a Stop);
+
+impl Stop {
+    /// Whether it is time to stop.
+    pub fn is_due(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Stops when the guard is dropped.
+    pub fn when_dropped(&self) -> StopGuard<'_> {
+        StopGuard(self)
+    }
+}
+
+impl Drop for StopGuard<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,335 @@
+//! Places to run things: hosts with addresses of their own, on loopback or in network namespaces.
+//!
+//! A loopback world claims one /24 of 127.0.0.0/8 by binding a socket in it, which the kernel grants to one world only: parallel
+//! tests (and test processes) never collide, ports can be fixed numbers, and every host has an address that a policy can tell
+//! from the others. It needs no privilege. A cluster is nodes and pods in namespaces: pods hang on their node by a veth, nodes on one
+//! link, and nodes route, as with the simplest of Kubernetes network plugins.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+use tempfile::TempDir;
+
+use crate::namespace::Namespace;
+
+/// How long a connect may take before a test gives up on it: longer than any time-out that a test sets in a proxy.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
+/// Bound in a /24 of loopback by the world that has claimed it. Below the ephemeral range, so that no connection gets it.
+const CLAIM: (u8, u16) = (254, 15999);
+/// Deep enough that no test overflows it by accident (the default of std, 128, is not).
+const BACKLOG: i32 = 4096;
+
+/// What a test runs in; see the module's head.
+pub struct World {
+    place: Place,
+    directory: TempDir,
+}
+
+enum Place {
+    Loopback {
+        prefix: [u8; 3],
+        next: AtomicU8,
+        _claim: Socket,
+    },
+    Cluster {
+        nodes: Vec<Node>,
+    },
+}
+
+struct Node {
+    number: u8,
+    namespace: Arc<Namespace>,
+    next_pod: AtomicU8,
+}
+
+impl World {
+    /// A /24 of loopback addresses that no other world has.
+    pub fn loopback() -> Self {
+        let mut random = fastrand::Rng::new();
+        let (prefix, claim) = crate::wait::some(crate::wait::SOON, "a free /24 of 127.0.0.0/8", || {
+            let prefix = [127, random.u8(64..=127), random.u8(..)];
+            let address = SocketAddr::from(([prefix[0], prefix[1], prefix[2], CLAIM.0], CLAIM.1));
+            let claim = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            claim.bind(&address.into()).is_ok().then_some((prefix, claim))
+        });
+        Self::at(Place::Loopback {
+            prefix,
+            next: AtomicU8::new(1),
+            _claim: claim,
+        })
+    }
+
+    /// `nodes` nodes, each a namespace that routes for its pods; node 0 is the first. Needs root.
+    pub fn cluster(nodes: u8) -> Self {
+        let nodes: Vec<Node> = (0..nodes).map(Node::new).collect();
+        for (a, one) in nodes.iter().enumerate() {
+            for other in &nodes[a + 1..] {
+                one.join(other);
+            }
+        }
+        Self::at(Place::Cluster { nodes })
+    }
+
+    fn at(place: Place) -> Self {
+        let directory = tempfile::Builder::new()
+            .prefix("underpass-")
+            .tempdir()
+            .expect("a temporary directory");
+        Self { place, directory }
+    }
+
+    /// A folder of the world's own, removed with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A new host: on loopback the next address, in a cluster a new pod of node 0.
+    pub fn host(&self) -> Host {
+        match &self.place {
+            Place::Loopback {
+                prefix: [a, b, c],
+                next,
+                ..
+            } => {
+                let last = next.fetch_add(1, Ordering::Relaxed);
+                assert!(last < CLAIM.0, "a loopback world has at most {} hosts", CLAIM.0 - 1);
+                Host {
+                    address: Ipv4Addr::new(*a, *b, *c, last).into(),
+                    address6: None,
+                    namespace: None,
+                    receive_buffer: None,
+                }
+            }
+            Place::Cluster { .. } => self.pod(0),
+        }
+    }
+
+    /// A new pod of node `node`. Panics in a loopback world.
+    pub fn pod(&self, node: usize) -> Host {
+        self.node_state(node).new_pod()
+    }
+
+    /// The node itself, as a host. Panics in a loopback world.
+    pub fn node(&self, node: usize) -> Host {
+        let state = self.node_state(node);
+        let (address, address6) = addresses(state.number, 1);
+        Host {
+            address,
+            address6: Some(address6),
+            namespace: Some(state.namespace.clone()),
+            receive_buffer: None,
+        }
+    }
+
+    fn node_state(&self, node: usize) -> &Node {
+        match &self.place {
+            Place::Cluster { nodes } => &nodes[node],
+            Place::Loopback { .. } => panic!("a loopback world has hosts, not nodes and pods"),
+        }
+    }
+}
+
+/// Addresses of host `host` of node `node`; host 1 is the node.
+fn addresses(node: u8, host: u8) -> (IpAddr, IpAddr) {
+    let v6 = Ipv6Addr::new(0xfd00, 10, 244, node.into(), 0, 0, 0, host.into());
+    (Ipv4Addr::new(10, 244, node, host).into(), v6.into())
+}
+
+/// The network of `bits` bits around an address, as `ip route` wants it.
+fn subnet(address: IpAddr, bits: u8) -> String {
+    match address {
+        IpAddr::V4(v4) => format!(
+            "{}/{bits}",
+            Ipv4Addr::from_bits(v4.to_bits() & (u32::MAX << (32 - bits)))
+        ),
+        IpAddr::V6(v6) => format!(
+            "{}/{bits}",
+            Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << (128 - bits)))
+        ),
+    }
+}
+
+impl Node {
+    fn new(number: u8) -> Self {
+        let namespace = Namespace::new(&format!("node {number}"));
+        namespace.sysctl("ipv4/ip_forward", "1");
+        namespace.sysctl("ipv6/conf/all/forwarding", "1");
+        let (v4, v6) = addresses(number, 1);
+        namespace.ip(&format!("addr add {v4}/32 dev lo"));
+        namespace.ip(&format!("addr add {v6}/128 dev lo nodad"));
+        Self {
+            number,
+            namespace: Arc::new(namespace),
+            next_pod: AtomicU8::new(2),
+        }
+    }
+
+    /// One link between two nodes, and the routes to each other's pods.
+    fn join(&self, other: &Node) {
+        let (here, there) = (format!("to-node{}", other.number), format!("to-node{}", self.number));
+        self.namespace.link(&here, &other.namespace, &there);
+        for (from, to, device) in [(self, other, &here), (other, self, &there)] {
+            let ((own, own6), (gateway, gateway6)) = (addresses(from.number, 1), addresses(to.number, 1));
+            // IPv6 answers neighbour requests only for addresses of the device itself; IPv4 for any of the host's.
+            from.namespace.ip(&format!("addr add {own6}/128 dev {device} nodad"));
+            for (net, via, src) in [
+                (subnet(gateway, 24), gateway, own),
+                (subnet(gateway6, 64), gateway6, own6),
+            ] {
+                from.namespace
+                    .ip(&format!("route add {net} via {via} dev {device} onlink src {src}"));
+            }
+        }
+    }
+
+    fn new_pod(&self) -> Host {
+        let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
+        let (address, address6) = addresses(self.number, number);
+        let (node, node6) = addresses(self.number, 1);
+        let namespace = Namespace::new(&format!("pod {address}"));
+        let device = format!("pod{number}");
+        self.namespace.link(&device, &namespace, "eth0");
+        self.namespace
+            .ip(&format!("route add {address}/32 dev {device} src {node}"));
+        namespace.ip(&format!("addr add {address}/32 dev eth0"));
+        namespace.ip(&format!("route add {node}/32 dev eth0"));
+        namespace.ip(&format!("route add default via {node} dev eth0"));
+        for (side, address) in [(&*self.namespace, node6), (&namespace, address6)] {
+            let device = if address == node6 { device.as_str() } else { "eth0" };
+            side.ip(&format!("addr add {address}/128 dev {device} nodad"));
+        }
+        self.namespace
+            .ip(&format!("-6 route add {address6}/128 dev {device} src {node6}"));
+        namespace.ip(&format!("-6 route add {node6}/128 dev eth0"));
+        namespace.ip(&format!("-6 route add default via {node6} dev eth0"));
+        Host {
+            address,
+            address6: Some(address6),
+            namespace: Some(Arc::new(namespace)),
+            receive_buffer: None,
+        }
+    }
+}
+
+/// A place with an address: sockets that it opens have that address, programs that it starts see its network.
+#[derive(Clone)]
+pub struct Host {
+    address: IpAddr,
+    address6: Option<IpAddr>,
+    namespace: Option<Arc<Namespace>>,
+    receive_buffer: Option<usize>,
+}
+
+impl Host {
+    /// Its (IPv4) address.
+    pub fn ip(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Its IPv6 address; only hosts of a cluster have one.
+    pub fn ip6(&self) -> IpAddr {
+        self.address6.expect("only hosts of a cluster have IPv6 addresses")
+    }
+
+    /// Its address with a port.
+    pub fn at(&self, port: u16) -> SocketAddr {
+        (self.address, port).into()
+    }
+
+    /// The same place by a loopback address: what a process there means by "only from here".
+    pub fn loopback(&self) -> Self {
+        let address = if self.namespace.is_some() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            self.address
+        };
+        Self {
+            address,
+            ..self.clone()
+        }
+    }
+
+    /// The same place, whose sockets have receive buffers of this size instead of the system's choice.
+    pub fn with_receive_buffer(&self, bytes: usize) -> Self {
+        Self {
+            receive_buffer: Some(bytes),
+            ..self.clone()
+        }
+    }
+
+    /// Listens on its address.
+    pub fn listen(&self, port: u16) -> TcpListener {
+        self.listen_with_backlog(self.at(port), BACKLOG).into()
+    }
+
+    pub(crate) fn listen_with_backlog(&self, address: SocketAddr, backlog: i32) -> Socket {
+        let socket = self.socket(address);
+        socket.set_reuse_address(true).expect("SO_REUSEADDR");
+        socket
+            .bind(&address.into())
+            .unwrap_or_else(|e| panic!("bind {address}: {e}"));
+        socket
+            .listen(backlog)
+            .unwrap_or_else(|e| panic!("listen on {address}: {e}"));
+        socket
+    }
+
+    /// Connects to `to` from its own address of the same family.
+    pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.dial(to).1
+    }
+
+    /// As [`Host::connect`]; answers the source address too, which a log names even if the connect fails.
+    pub fn dial(&self, to: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
+        let socket = self.socket(to);
+        let own = if to.is_ipv4() { self.address } else { self.ip6() };
+        socket
+            .bind(&SocketAddr::from((own, 0)).into())
+            .unwrap_or_else(|e| panic!("bind {own}: {e}"));
+        let source = socket
+            .local_addr()
+            .expect("bound")
+            .as_socket()
+            .expect("an internet address");
+        let connected = socket.connect_timeout(&SockAddr::from(to), CONNECT_DEADLINE);
+        (
+            source,
+            connected
+                .and_then(|()| socket.set_tcp_nodelay(true))
+                .map(|()| socket.into()),
+        )
+    }
+
+    /// A socket that belongs to the host's network, whichever thread uses it.
+    pub(crate) fn socket(&self, family_of: SocketAddr) -> Socket {
+        let make = move || Socket::new(Domain::for_address(family_of), Type::STREAM, None).expect("a socket");
+        let socket = match &self.namespace {
+            Some(namespace) => namespace.run(make),
+            None => make(),
+        };
+        // Before it connects or listens: the window offered at first can't be taken back.
+        if let Some(bytes) = self.receive_buffer {
+            socket.set_recv_buffer_size(bytes).expect("SO_RCVBUF");
+        }
+        socket
+    }
+
+    /// Starts `command` in the host's network. On loopback the child ends with the calling thread, in a namespace with the host.
+    pub(crate) fn spawn(&self, mut command: Command) -> io::Result<Child> {
+        match &self.namespace {
+            Some(namespace) => namespace.run(move || command.spawn()),
+            None => command.spawn(),
+        }
+    }
+
+    /// Runs `ip ARGUMENTS` in the host's namespace. Panics on loopback.
+    pub fn ip_command(&self, arguments: &str) {
+        self.namespace.as_ref().expect("a host in a namespace").ip(arguments);
+    }
+}

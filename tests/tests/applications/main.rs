@@ -1,0 +1,8 @@
+//! Unmodified programs through the relay: each must succeed, and the counters must equal what the programs themselves count.
+
+mod iperf3;
+mod key_value;
+mod nginx;
+mod place;
+mod postgres;
+mod ssh;

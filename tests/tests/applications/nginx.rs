@@ -1,0 +1,107 @@
+//! HTTP: nginx, with curl moving large files both ways and wrk making many requests.
+
+use std::fs;
+
+use underpass_tests::{Need, Process, available, wait};
+
+use crate::place::{Place, command, number_after};
+
+const LARGE_FILE: usize = 100 * 1024 * 1024;
+const WRK_CONNECTIONS: usize = 32;
+/// curl asks for this answer before an upload; nginx doesn't count it.
+const CONTINUE: u64 = "HTTP/1.1 100 Continue\r\n\r\n".len() as u64;
+
+/// wrk's own text rounds; this is exact.
+const WRK_REPORT: &str = r#"
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("requests=%d bytes=%d errors=%d\n", summary.requests, summary.bytes,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"#;
+
+#[test]
+fn nginx_serves_curl_and_wrk() {
+    if !available(&["nginx", "curl", "wrk"].map(Need::Program)) {
+        return;
+    }
+    let place = Place::start(8080);
+    let _nginx = start_nginx(&place);
+    let directory = place.world.directory().display();
+    let large: Vec<u8> = (0..LARGE_FILE).map(|_| fastrand::u8(..)).collect();
+    fs::write(place.path("www/large"), &large).expect("write");
+    let url = format!("http://{}", place.relay());
+
+    place.run(&format!("curl -sSf -o {directory}/downloaded {url}/large"));
+    assert!(
+        fs::read(place.path("downloaded")).expect("read") == large,
+        "the download is the file"
+    );
+    place.run(&format!("curl -sSf -T {directory}/www/large {url}/uploaded"));
+    assert!(
+        fs::read(place.path("www/uploaded")).expect("read") == large,
+        "the upload is the file"
+    );
+    let ((sent, received), (requests, answers)) = (place.settled(2), nginx_counts(&place, 2));
+    assert_eq!(sent, requests, "bytes of requests, by nginx's count");
+    assert!(
+        [answers, answers + CONTINUE].contains(&received),
+        "{received} received, {answers} by nginx's count"
+    );
+
+    fs::write(place.path("report.lua"), WRK_REPORT).expect("write");
+    let report = place.run(&format!(
+        "wrk -t 2 -c {WRK_CONNECTIONS} -d 3s -s {directory}/report.lua {url}/small"
+    ));
+    let count = |name: &str| number_after(&report, &format!("{name}="));
+    assert!(count("requests") > 1000 && count("errors") == 0, "{report}");
+    let lines = place.lines(2 + WRK_CONNECTIONS);
+    let by_relay: u64 = lines.iter().map(|line| line.number("received_bytes")).sum::<u64>() - received;
+    let by_nginx = nginx_counts(&place, 2 + count("requests") as usize).1 - answers;
+    // wrk leaves in the middle of answers.
+    let possible = count("bytes")..=by_nginx;
+    assert!(
+        possible.contains(&by_relay),
+        "{by_relay} relayed, wrk and nginx count {possible:?}"
+    );
+}
+
+fn start_nginx(place: &Place) -> Process {
+    let directory = place.world.directory().display();
+    fs::create_dir_all(place.path("www")).expect("a folder");
+    fs::write(place.path("www/small"), vec![b'x'; 1024]).expect("write");
+    let modules = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    let temporary = modules
+        .map(|module| format!("{module}_temp_path {directory}/{module};\n"))
+        .concat();
+    let user = if nix::unistd::geteuid().is_root() {
+        "user root;"
+    } else {
+        ""
+    };
+    let address = place.server.at(place.port);
+    let config = format!(
+        "daemon off; master_process off; {user} pid {directory}/nginx.pid; error_log {directory}/nginx-error.log;\n\
+         events {{ worker_connections 512; }}\n\
+         http {{ {temporary} log_format bytes '$request_length $bytes_sent'; access_log {directory}/nginx.log bytes;\n\
+         client_max_body_size 0; keepalive_requests 1000000;\n\
+         server {{ listen {address}; root {directory}/www; dav_methods PUT; }} }}\n"
+    );
+    fs::write(place.path("nginx.conf"), config).expect("write");
+    place.serve(command(&format!(
+        "nginx -e {directory}/nginx-error.log -c {directory}/nginx.conf"
+    )))
+}
+
+/// Bytes of requests and answers, once nginx has logged so many requests.
+fn nginx_counts(place: &Place, requests: usize) -> (u64, u64) {
+    let text = wait::some(wait::SOON, "nginx has logged every request", || {
+        let text = fs::read_to_string(place.path("nginx.log")).ok()?;
+        (text.lines().count() >= requests).then_some(text)
+    });
+    let number = |text: &str| text.parse::<u64>().expect("a number of bytes");
+    let counts = text.lines().map(|line| line.split_once(' ').expect("two numbers"));
+    counts.fold((0, 0), |sum, (request, answer)| {
+        (sum.0 + number(request), sum.1 + number(answer))
+    })
+}
