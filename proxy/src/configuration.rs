@@ -4,6 +4,7 @@
 //! only then is anything put in force. What was rejected, and why, is in the log, in
 //! `underpass_config_updates_total{result="rejected"}` and in `/config_dump` until an update succeeds.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
@@ -87,6 +88,10 @@ impl Stamp {
     }
 }
 
+/// Equal for equal texts, and different for different ones but with a chance of 2⁻⁶⁴.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Fingerprint(u64);
+
 /// Whether a file that looks unchanged is read all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
@@ -103,13 +108,14 @@ pub struct Configuration {
     node: Arc<Node>,
     cores: Arc<Cores>,
     log: LogFilter,
+    hasher: RandomState,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// The file's content when it was last looked at, in force or rejected.
-    text: String,
+    /// Stands for the file's content when it was last looked at, in force or rejected. The text itself may have megabytes.
+    content: Fingerprint,
     /// What the file system said of it then.
     stamp: Option<Stamp>,
     running: Vec<RunningListener>,
@@ -123,7 +129,7 @@ impl Configuration {
     /// When a listener cannot be bound; then none is left open.
     pub fn start(
         path: PathBuf,
-        text: String,
+        text: &str,
         node: Arc<Node>,
         cores: Arc<Cores>,
         log: LogFilter,
@@ -131,8 +137,10 @@ impl Configuration {
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
+        let hasher = RandomState::new();
+        let content = Fingerprint(hasher.hash_one(text));
         let state = Mutex::new(State {
-            text,
+            content,
             stamp: None,
             running,
             rejected: None,
@@ -142,6 +150,7 @@ impl Configuration {
             node,
             cores,
             log,
+            hasher,
             state,
         }))
     }
@@ -184,7 +193,7 @@ impl Configuration {
             return;
         }
         state.stamp = before;
-        if when == Reload::IfChanged && text == state.text {
+        if when == Reload::IfChanged && self.fingerprint(&text) == state.content {
             return;
         }
         match self.apply(&mut state, &text) {
@@ -194,7 +203,7 @@ impl Configuration {
             }
             Err(error) => self.reject(&mut state, error),
         }
-        state.text = text;
+        state.content = self.fingerprint(&text);
     }
 
     fn reject(&self, state: &mut State, error: UpdateError) {
@@ -241,6 +250,10 @@ impl Configuration {
             "configuration update applied"
         );
         Ok(())
+    }
+
+    fn fingerprint(&self, text: &str) -> Fingerprint {
+        Fingerprint(self.hasher.hash_one(text))
     }
 
     /// Closes all listeners; what waits in their queues is still accepted. From now on connections are refused.

@@ -115,7 +115,8 @@ pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
             address: admin_address,
             source,
         })?;
-        let configuration = Configuration::start(path.into(), text, node.clone(), cores.clone(), log.clone())?;
+        let configuration = Configuration::start(path.into(), &text, node.clone(), cores.clone(), log.clone())?;
+        drop(text);
         let watcher = configuration.watch().map_err(|source| StartError::Watch {
             path: path.into(),
             source,

@@ -205,10 +205,41 @@ impl Proxy {
             * 1024
     }
 
+    /// Processor time that it has used, in all threads.
+    pub fn processor_time(&self) -> Duration {
+        // Fields 14 and 15 of proc_pid_stat(5), in ticks of 10 ms (USER_HZ, which is 100 for every program on Linux).
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.pid())).expect("the proxy runs");
+        let (_, fields) = stat.rsplit_once(") ").expect("the command in brackets");
+        let ticks = fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().expect("ticks"));
+        Duration::from_millis(10 * ticks.sum::<u64>())
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.process.pid()))
+            .expect("the proxy runs")
+            .count()
+    }
+
     /// Sends SIGTERM and waits for its end.
     pub fn terminate(&mut self, deadline: Duration) -> std::process::ExitStatus {
         self.process.signal(Signal::SIGTERM).expect("the proxy runs");
         self.process.wait(deadline)
+    }
+}
+
+/// Whatever a test is about: a panic in the proxy fails it.
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let log = self.log();
+        assert!(
+            thread::panicking() || !log.contains("panicked at"),
+            "the proxy has panicked:\n{log}"
+        );
     }
 }
 

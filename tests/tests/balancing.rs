@@ -101,6 +101,27 @@ fn failover_goes_to_the_nearest_locality_that_is_healthy() {
 }
 
 #[test]
+fn passthrough_goes_to_the_address_that_was_asked_for() {
+    let place = Place::start(1, |place| place.config(&[""], "", ""));
+    let asked_for = Server::start(&place.world.host(), 80);
+    let service = format!(
+        "vips: [{}], load_balancing: {{mode: passthrough}}",
+        asked_for.address().ip()
+    );
+    place.proxy.apply(&place.config(&[""], "", &service));
+    for way in [place.socks(), place.connect()] {
+        let mut stream = open(&place.client, way, Target::Address(asked_for.address())).expect("connect");
+        assert_eq!(Server::greeting(&mut stream).expect("a greeting"), asked_for.address());
+        let source = stream.local_addr().expect("connected");
+        drop(stream);
+        assert_eq!(
+            place.proxy.access_line(source).field("dst.service"),
+            "web.shop.svc.cluster.local"
+        );
+    }
+}
+
+#[test]
 fn an_endpoint_that_refuses_is_passed_over() {
     let place = Place::start(3, |place| place.config(&["", "", ""], "", ""));
     let Place { servers, .. } = &place;
@@ -243,7 +264,7 @@ struct Place {
     hosts: Vec<Host>,
     servers: Vec<Server>,
     proxy: Proxy,
-    _world: World,
+    world: World,
 }
 
 /// What a configuration needs to know, before there is a proxy.
@@ -273,7 +294,7 @@ impl Place {
             hosts,
             servers,
             proxy,
-            _world: world,
+            world,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Configuration that changes under traffic: applied whole or not at all, and never at the expense of a connection.
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
@@ -15,7 +16,7 @@ fn a_bad_update_is_rejected_whole_and_says_what_to_do() {
     let place = Place::start();
     let good = place.proxy.config_text();
     let to_second = good.replace("endpoints: [shop/web-1]", "endpoints: [shop/web-2]");
-    for (n, (text, words)) in bad_updates(&to_second).into_iter().enumerate() {
+    for (n, (text, words)) in bad_updates(&to_second, place.first.address()).into_iter().enumerate() {
         place.proxy.replace_file(&text);
         let what = format!("update {n} is rejected: {text}");
         wait::eventually(wait::SOON, &what, || {
@@ -49,7 +50,8 @@ fn a_bad_update_is_rejected_whole_and_says_what_to_do() {
 }
 
 /// Files that are wrong, and would also move the service to the second server; the path of what is wrong, and its value.
-fn bad_updates(to_second: &str) -> Vec<(String, Vec<&'static str>)> {
+fn bad_updates(to_second: &str, taken: SocketAddr) -> Vec<(String, Vec<&'static str>)> {
+    let taken = format!("  listeners:\n  - {{name: taken, address: \"{taken}\", protocol: socks5}}\n");
     vec![
         (
             to_second.replace("name: node-a", "name: node-a\n  colour: red"),
@@ -77,6 +79,14 @@ fn bad_updates(to_second: &str) -> Vec<(String, Vec<&'static str>)> {
             vec!["listeners[0]", "fxied"],
         ),
         ("{".to_owned(), vec!["line"]),
+        // What the machine refuses.
+        (
+            to_second.replace("/access/", "/no-such-folder/"),
+            vec!["access log", "/no-such-folder/"],
+        ),
+        (to_second.replace("  listeners:\n", &taken), vec!["taken", "in use"]),
+        // What needs a restart.
+        (to_second.replace(":15000\"", ":15099\""), vec!["admin"]),
     ]
 }
 
@@ -302,7 +312,7 @@ impl Place {
     }
 
     /// The server that a new connection reaches.
-    fn reaches(&self) -> std::net::SocketAddr {
+    fn reaches(&self) -> SocketAddr {
         let mut stream = self
             .client
             .connect(self.proxy_host.at(15001))

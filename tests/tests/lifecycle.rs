@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use underpass_tests::{Config, Host, Listen, Proxy, Server, World, is_reset, wait};
+use underpass_tests::{Config, Host, Listen, Metrics, Proxy, Server, World, is_reset, wait};
 
 /// Issue 3.
 const IDLE_MEMORY: u64 = 10 * 1024 * 1024;
@@ -125,13 +125,13 @@ fn sigterm_lets_connections_finish_and_refuses_new_ones() {
 
 #[test]
 fn what_does_not_finish_in_the_drain_time_is_reset() {
-    for by_signal in [true, false] {
+    for signal in [Some(Signal::SIGTERM), Some(Signal::SIGINT), None] {
         let mut place = Place::start("timeouts: {drain: 300ms}");
         let mut stream = place.reach();
         let source = stream.local_addr().expect("connected");
         let start = Instant::now();
-        if by_signal {
-            place.proxy.process().signal(Signal::SIGTERM).expect("it runs");
+        if let Some(signal) = signal {
+            place.proxy.process().signal(signal).expect("it runs");
         } else {
             assert_eq!(place.proxy.request("POST", "/drain").status, 200);
         }
@@ -256,6 +256,48 @@ fn every_metric_has_its_labels() {
     ] {
         assert_eq!(sample.labels[label], value, "{label}");
     }
+}
+
+/// The destination's side of a connection is reported by the destination's own node, and from its own point of view.
+#[test]
+fn a_destination_on_this_node_reports_too() {
+    let place = Place::start("timeouts: {idle: 1h}");
+    let of = |metrics: &Metrics, reporter, family| {
+        let labels = [("reporter", reporter), ("destination_workload", "web-1")];
+        ["sent", "received"].map(|what| metrics.sum(&format!("{family}_{what}_bytes_total"), &labels))
+    };
+    let mut stream = place.reach();
+    Server::echo(&mut stream, b"hello").expect("an echo");
+    let metrics = place.proxy.metrics();
+    assert_eq!(
+        of(&metrics, "destination", "kmesh_tcp_workload"),
+        [0, 0],
+        "the destination is on no node"
+    );
+
+    let text = place
+        .proxy
+        .config_text()
+        .replace("name: web-1,", "name: web-1, node: node-a,");
+    place.proxy.replace_file(&text);
+    wait::eventually(wait::SOON, "the configuration is applied", || {
+        place.proxy.config_updates("applied") == 1
+    });
+    let mut stream = place.reach();
+    Server::echo(&mut stream, &[1; 1000]).expect("an echo");
+    let metrics = place.proxy.metrics();
+    for family in ["kmesh_tcp_workload", "kmesh_tcp"] {
+        let [sent, received] = of(&metrics, "destination", family);
+        assert!(
+            received >= 1000 && sent > received,
+            "{family}: it sent a greeting and {received} bytes, not {sent}"
+        );
+    }
+    let [source, destination] = ["source", "destination"].map(|reporter| of(&metrics, reporter, "istio_tcp"));
+    assert!(
+        destination[0] >= 1000 && destination[0] <= source[0],
+        "Istio counts requests and answers for both alike"
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! memory that must come back.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::thread;
@@ -104,6 +104,7 @@ fn a_client_that_leaves_while_the_proxy_connects_leaves_nothing_behind() {
 #[test]
 fn a_flood_of_connections_is_served() {
     let place = Place::start("timeouts: {drain: 10s}");
+    let descriptors = place.proxy.descriptors();
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -118,6 +119,9 @@ fn a_flood_of_connections_is_served() {
         }
     });
     wait::eventually(wait::SOON, "all have ended", || place.proxy.connections().is_empty());
+    wait::eventually(wait::SOON, "no descriptor is kept", || {
+        place.proxy.descriptors() <= descriptors
+    });
     assert_eq!(
         place
             .proxy
@@ -145,6 +149,67 @@ fn idle_connections_hold_no_buffers() {
         place.proxy.resident_bytes() <= allowed
     });
     assert_eq!(streams.len() as u64, place.proxy.connections().len() as u64);
+}
+
+/// Half-closed, stuck, half-closed and stuck: nothing moves, so nothing may be done.
+#[test]
+fn connections_in_which_nothing_moves_take_no_processor_time() {
+    let world = World::loopback();
+    let [proxy_host, client, server] = [(); 3].map(|()| world.host());
+    let listener = server.listen(8080);
+    let config = Config::new().listener("relay", proxy_host.at(15001), Listen::fixed(server.at(8080)));
+    let proxy = Proxy::start(&world, &proxy_host, &config);
+    let pair = || {
+        let client = client.connect(proxy_host.at(15001)).expect("connect");
+        let (server, _) = listener.accept().expect("accept");
+        (client, server)
+    };
+    let states: Vec<(TcpStream, TcpStream)> = (0..2 * 4)
+        .map(|n| {
+            let (client, server) = pair();
+            let (one, other) = if n % 2 == 0 {
+                (&client, &server)
+            } else {
+                (&server, &client)
+            };
+            if n / 2 % 2 == 1 {
+                fill(other);
+            }
+            if n / 4 == 1 {
+                one.shutdown(Shutdown::Write).expect("shutdown");
+            }
+            (client, server)
+        })
+        .collect();
+    // What is stuck comes to rest first.
+    let mut before = Duration::ZERO;
+    wait::eventually(wait::SOON, "the proxy comes to rest", || {
+        let (last, now) = (before, proxy.processor_time());
+        before = now;
+        thread::sleep(Duration::from_millis(300));
+        now == last
+    });
+    let (start, used) = (Instant::now(), proxy.processor_time());
+    thread::sleep(Duration::from_millis(500));
+    let used = proxy.processor_time() - used;
+    assert!(
+        used <= Duration::from_millis(30),
+        "{used:?} in {:?} for {} idle connections",
+        start.elapsed(),
+        states.len()
+    );
+}
+
+/// Writes until nothing is taken any more.
+fn fill(mut stream: &TcpStream) {
+    stream.set_nonblocking(true).expect("O_NONBLOCK");
+    let writable = || {
+        let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut descriptors, PollTimeout::from(100u16)).is_ok_and(|ready| ready == 1)
+    };
+    while writable() {
+        let _ = stream.write(&[0; 64 * 1024]);
+    }
 }
 
 /// Of a request in two pieces and an answer in two pieces, a relay that lets Nagle's algorithm work would hold back every second one
