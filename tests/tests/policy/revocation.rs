@@ -132,7 +132,7 @@ fn no_connection_slips_through_while_policy_changes() {
                 }
             });
         }
-        for _ in 0..25 {
+        for _ in 0..40 {
             place.proxy.apply(
                 &place
                     .config("[]")
@@ -146,15 +146,10 @@ fn no_connection_slips_through_while_policy_changes() {
                     .iter()
                     .all(|connection| connection["state"] != "open")
             });
-            let refused = place
-                .proxy
-                .metrics()
-                .sum("istio_tcp_connections_closed_total", &[("response_flags", "DENY")]);
             place.proxy.apply(&place.config("[]"));
             wait::eventually(wait::SOON, "the client is served again", || {
                 !place.proxy.connections().is_empty()
             });
-            assert!(refused > 0, "the client keeps trying");
         }
     });
 }
