@@ -22,7 +22,7 @@ pub fn available(needs: &[Need]) -> bool {
     if missing.is_empty() {
         return true;
     }
-    let why = format!("{}; scripts/test-setup.sh installs the programs", missing.join(", "));
+    let why = missing.join(", ");
     assert!(env::var_os("CI").is_none(), "this test can't run here: {why}");
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     let _ = writeln!(std::io::stderr(), "SKIP {test}: {why}");
@@ -35,7 +35,7 @@ impl Need {
             Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
             Need::Program(name) => find_program(name)
                 .is_none()
-                .then(|| format!("needs the program {name}")),
+                .then(|| format!("needs the program {name} (see scripts/test-setup.sh)")),
         }
     }
 }

@@ -16,7 +16,7 @@ use underpass_tests::{Blackhole, Host, Need, Server, World, available, wait};
 fn conversations_on_a_wire_keep_the_rules() {
     let world = World::loopback();
     let place = Place::new(&world);
-    for seed in 0..150 {
+    for seed in 0..80 {
         place
             .converse(seed, None)
             .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
@@ -27,7 +27,7 @@ fn conversations_on_a_wire_keep_the_rules() {
 fn conversations_through_a_faithful_relay_keep_the_rules() {
     let world = World::loopback();
     let place = Place::new(&world);
-    for seed in 0..150 {
+    for seed in 0..80 {
         place
             .converse(seed, Some(Fault::None))
             .unwrap_or_else(|why| panic!("seed {seed}: {why}"));
@@ -67,8 +67,8 @@ fn pods_reach_each_other_across_nodes_by_their_own_addresses() {
 fn a_blackhole_swallows_connects() {
     let world = World::loopback();
     let host = world.host();
-    let _hole = Blackhole::start(&host, 80);
-    let address = host.at(80);
+    let _hole = Blackhole::start(&host, 8080);
+    let address = host.at(8080);
     let answer = TcpStream::connect_timeout(&address, Duration::from_millis(500));
     assert_eq!(answer.map(|_| ()).map_err(|e| e.kind()), Err(ErrorKind::TimedOut));
 }
