@@ -37,7 +37,38 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
     Ok(socket)
 }
 
-/// Connects to `address`.
+/// Begins to connect to `address`.
+///
+/// # Errors
+/// Those of socket(2), setsockopt(2) and connect(2).
+pub fn start_connect(address: SocketAddr, keepalive: &Keepalive) -> io::Result<Connecting> {
+    let socket = tcp_socket(address)?;
+    set_stream_options(&socket, keepalive)?;
+    match rustix::net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // A peer name is there once the handshake is done (inet_getname in the kernel's af_inet.c). On this node it usually is by
+    // now, and then the runtime need not be asked to wait, nor a timer be set.
+    let established = rustix::net::getpeername(&socket).is_ok();
+    let stream = TcpStream::from_std(socket.into())?;
+    Ok(if established {
+        Connecting::Done(stream)
+    } else {
+        Connecting::Underway(stream)
+    })
+}
+
+/// A connection that was begun.
+#[derive(Debug)]
+pub enum Connecting {
+    /// It is established.
+    Done(TcpStream),
+    /// The destination has not answered yet, or has answered and closed.
+    Underway(TcpStream),
+}
+
+/// Waits until a connection is established.
 ///
 /// Success is told from failure by looking for what has been received, not by `SO_ERROR`: a destination may accept, send and reset
 /// before we look, and then there is an error pending *behind* bytes that belong to the client. (A SYN that is answered with
@@ -45,14 +76,7 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
 ///
 /// # Errors
 /// `ConnectionReset` when the destination accepted and reset, having sent nothing; else those of connect(2).
-pub async fn connect(address: SocketAddr, keepalive: &Keepalive) -> io::Result<TcpStream> {
-    let socket = tcp_socket(address)?;
-    set_stream_options(&socket, keepalive)?;
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(Errno::INPROGRESS) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let stream = TcpStream::from_std(socket.into())?;
+pub async fn finish_connect(stream: TcpStream) -> io::Result<TcpStream> {
     stream.writable().await?;
     let mut first = [0];
     match rustix::net::recv(&stream, &mut first, RecvFlags::PEEK | RecvFlags::DONTWAIT) {

@@ -17,7 +17,7 @@ use crate::ending::Ending;
 use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
 use crate::node::{Node, Snapshot};
-use crate::socket;
+use crate::socket::{self, Connecting};
 use crate::source::Source;
 
 /// A client waiting to be connected.
@@ -291,25 +291,30 @@ impl Names {
 }
 
 async fn dial(address: SocketAddr, config: &Config) -> Result<TcpStream, Unanswered> {
-    let attempt = socket::connect(address, &config.node.keepalive);
+    let attempt = match socket::start_connect(address, &config.node.keepalive) {
+        Ok(Connecting::Done(stream)) => return Ok(stream),
+        Ok(Connecting::Underway(stream)) => socket::finish_connect(stream),
+        Err(error) => return Err(unanswered(&error)),
+    };
     match tokio::time::timeout(config.node.timeouts.connect, attempt).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => {
-            let reset = error.kind() == io::ErrorKind::ConnectionReset;
-            let ending = if reset {
-                Ending::UpstreamReset
-            } else {
-                Ending::ConnectFailed
-            };
-            Err(Unanswered {
-                ending,
-                detail: Some(error.to_string()),
-            })
-        }
+        Ok(answered) => answered.map_err(|error| unanswered(&error)),
         Err(_) => Err(Unanswered {
             ending: Ending::ConnectTimeout,
             detail: None,
         }),
+    }
+}
+
+fn unanswered(error: &io::Error) -> Unanswered {
+    let reset = error.kind() == io::ErrorKind::ConnectionReset;
+    let ending = if reset {
+        Ending::UpstreamReset
+    } else {
+        Ending::ConnectFailed
+    };
+    Unanswered {
+        ending,
+        detail: Some(error.to_string()),
     }
 }
 
