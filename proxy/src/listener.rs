@@ -106,7 +106,7 @@ impl RunningListener {
 
     /// Gives the listener other settings for the same address; the next connection accepted has them.
     pub fn change(&self, settings: Listener, keepalive: &Keepalive) {
-        if let Err(error) = socket::set_stream_options(&self.socket, keepalive) {
+        if let Err(error) = socket::set_keepalive(&self.socket, keepalive) {
             tracing::warn!(listener = %settings.name, %error, "keepalive could not be changed");
         }
         self.settings.store(Arc::new(settings));

@@ -24,6 +24,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+use underpass_config::NodeSettings;
 
 use crate::buffer::{self, Buffer};
 use crate::ending::Ending;
@@ -34,6 +35,10 @@ use crate::socket;
 /// would be in the receiver's own queue; here they must still be put there, and a receiver that never reads must not
 /// hold two sockets for it.
 const FLUSH_BEFORE_RESET: Duration = Duration::from_secs(1);
+
+/// When the upstream begins to be probed with keepalives. Most connections do not last that long, and setting the probes takes
+/// four system calls, of some thirty for a short connection (`l4-connect`).
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// Chunks that one direction moves before the other has its turn. Two saturated directions would otherwise not share the core:
 /// whichever is looked at first could go on for as long as the runtime lets it.
@@ -49,18 +54,18 @@ enum Side {
 /// Relays between `downstream` and `upstream` until both directions have ended, and says how it ended. When it returns,
 /// both sockets have been told: closing them finishes with FIN or RST as the ending asks.
 ///
-/// `idle` is the time without a byte in either direction after which the connection is ended. `early` are bytes that the
-/// client has sent already.
+/// `settings` say after what time without a byte it is ended, and how the upstream is probed. `early` are bytes that the client
+/// has sent already.
 pub async fn relay(
     downstream: &TcpStream,
     upstream: &TcpStream,
     flow: &Flow,
-    idle: Duration,
+    settings: &NodeSettings,
     early: Vec<u8>,
 ) -> Ending {
     let mut pump = Pump::new(downstream, upstream, flow);
     pump.outward.stuck = Stuck::from_bytes(early);
-    let mut idle_timer = IdleTimer::new(idle);
+    let mut idle_timer = IdleTimer::new(settings.timeouts.idle);
     let mut reset_watch = None;
     let ending = std::future::poll_fn(|cx| {
         if let Poll::Ready(ending) = flow.poll_end(cx) {
@@ -78,7 +83,11 @@ pub async fn relay(
                 return pump.poll(cx);
             }
         }
-        idle_timer.poll(cx, flow.bytes_moved() != before)
+        idle_timer.poll(cx, flow.bytes_moved() != before, || {
+            if let Err(error) = socket::set_keepalive(upstream, &settings.keepalive) {
+                tracing::debug!(%error, "keepalive could not be set");
+            }
+        })
     })
     .await;
     if ending.resets() {
@@ -93,22 +102,25 @@ pub async fn relay(
 struct IdleTimer {
     sleep: Pin<Box<Sleep>>,
     registered: bool,
+    settled: bool,
     last_progress: Instant,
     limit: Duration,
 }
 
 impl IdleTimer {
     fn new(limit: Duration) -> Self {
-        let sleep = Box::pin(tokio::time::sleep(limit));
+        let sleep = Box::pin(tokio::time::sleep(limit.min(SETTLED_AFTER)));
         Self {
             sleep,
             registered: false,
+            settled: false,
             last_progress: Instant::now(),
             limit,
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, progress: bool) -> Poll<Ending> {
+    /// `settle` is called once, when the connection has lasted a while.
+    fn poll(&mut self, cx: &mut Context<'_>, progress: bool, settle: impl Fn()) -> Poll<Ending> {
         let now = Instant::now();
         if progress {
             self.last_progress = now;
@@ -118,6 +130,10 @@ impl IdleTimer {
         }
         self.registered = true;
         while self.sleep.as_mut().poll(cx).is_ready() {
+            if !self.settled {
+                self.settled = true;
+                settle();
+            }
             let due = self.last_progress + self.limit;
             if now >= due {
                 return Poll::Ready(Ending::IdleTimeout);

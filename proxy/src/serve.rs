@@ -77,7 +77,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
         guard,
         load,
     } = connected;
-    let ending = relay(&downstream, &upstream, guard.flow(), settings.timeouts.idle, early).await;
+    let ending = relay(&downstream, &upstream, guard.flow(), &settings, early).await;
     let log_is_on = session.node.telemetry.access_log.is_on();
     let quality = if log_is_on {
         socket::quality(&upstream)

@@ -31,7 +31,8 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
     if address.is_ipv6() {
         options.set_only_v6(false)?;
     }
-    set_stream_options(&socket, keepalive)?;
+    set_stream_options(&socket)?;
+    set_keepalive(&socket, keepalive)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
@@ -41,9 +42,9 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
 ///
 /// # Errors
 /// Those of socket(2), setsockopt(2) and connect(2).
-pub fn start_connect(address: SocketAddr, keepalive: &Keepalive) -> io::Result<Connecting> {
+pub fn start_connect(address: SocketAddr) -> io::Result<Connecting> {
     let socket = tcp_socket(address)?;
-    set_stream_options(&socket, keepalive)?;
+    set_stream_options(&socket)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),
@@ -133,20 +134,27 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Sets what every proxied stream has: no Nagle delay, keepalive probes so that a vanished peer is noticed, and urgent data in
-/// its place in the stream (RFC 6093: as an ordinary byte; otherwise it would be lost).
+/// Sets what every proxied stream has from its first byte: no Nagle delay, and urgent data in its place in the stream
+/// (RFC 6093: as an ordinary byte; otherwise it would be lost).
 ///
 /// # Errors
 /// Those of setsockopt(2).
-pub fn set_stream_options(socket: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
+pub fn set_stream_options(socket: &impl AsFd) -> io::Result<()> {
     let options = SockRef::from(socket);
     options.set_tcp_nodelay(true)?;
-    options.set_out_of_band_inline(true)?;
+    options.set_out_of_band_inline(true)
+}
+
+/// Has the kernel probe an idle connection, so that a vanished peer is noticed.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn set_keepalive(socket: &impl AsFd, keepalive: &Keepalive) -> io::Result<()> {
     let probes = TcpKeepalive::new()
         .with_time(keepalive.time)
         .with_interval(keepalive.interval)
         .with_retries(keepalive.probes);
-    options.set_tcp_keepalive(&probes)
+    SockRef::from(socket).set_tcp_keepalive(&probes)
 }
 
 /// Makes the next close of `socket` send RST instead of FIN (socket(7), SO_LINGER with a zero time).

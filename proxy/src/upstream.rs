@@ -291,7 +291,7 @@ impl Names {
 }
 
 async fn dial(address: SocketAddr, config: &Config) -> Result<TcpStream, Unanswered> {
-    let attempt = match socket::start_connect(address, &config.node.keepalive) {
+    let attempt = match socket::start_connect(address) {
         Ok(Connecting::Done(stream)) => return Ok(stream),
         Ok(Connecting::Underway(stream)) => socket::finish_connect(stream),
         Err(error) => return Err(unanswered(&error)),

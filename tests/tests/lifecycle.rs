@@ -193,12 +193,11 @@ fn counters_move_while_a_connection_is_open() {
     let mut stream = place.reach();
     Server::echo(&mut stream, &[7; 5000]).expect("an echo");
     let greeting = format!("{}\n", place.server.address()).len() as u64;
-    wait::eventually(wait::SOON, "the bytes are counted", || {
-        place
-            .proxy
-            .metrics()
-            .sum("kmesh_tcp_workload_sent_bytes_total", &OF_CLIENT)
-            == 5000
+    // Counted once the receiver's kernel has them, so a receiver may be a moment ahead of the count.
+    wait::eventually(wait::SOON, "the bytes of both directions are counted", || {
+        let metrics = place.proxy.metrics();
+        metrics.sum("kmesh_tcp_workload_sent_bytes_total", &OF_CLIENT) == 5000
+            && metrics.sum("kmesh_tcp_workload_received_bytes_total", &OF_CLIENT) == 5000 + greeting
     });
     let metrics = place.proxy.metrics();
     assert_eq!(metrics.sum("istio_tcp_connections_opened_total", &OF_CLIENT), 1);
