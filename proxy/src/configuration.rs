@@ -92,6 +92,12 @@ impl Stamp {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Fingerprint(u64);
 
+impl Fingerprint {
+    fn of(text: &str, hasher: &RandomState) -> Self {
+        Self(hasher.hash_one(text))
+    }
+}
+
 /// Whether a file that looks unchanged is read all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
@@ -138,7 +144,7 @@ impl Configuration {
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
         let hasher = RandomState::new();
-        let content = Fingerprint(hasher.hash_one(text));
+        let content = Fingerprint::of(text, &hasher);
         let state = Mutex::new(State {
             content,
             stamp: None,
@@ -193,7 +199,8 @@ impl Configuration {
             return;
         }
         state.stamp = before;
-        if when == Reload::IfChanged && self.fingerprint(&text) == state.content {
+        let content = Fingerprint::of(&text, &self.hasher);
+        if when == Reload::IfChanged && content == state.content {
             return;
         }
         match self.apply(&mut state, &text) {
@@ -203,7 +210,7 @@ impl Configuration {
             }
             Err(error) => self.reject(&mut state, error),
         }
-        state.content = self.fingerprint(&text);
+        state.content = content;
     }
 
     fn reject(&self, state: &mut State, error: UpdateError) {
@@ -250,10 +257,6 @@ impl Configuration {
             "configuration update applied"
         );
         Ok(())
-    }
-
-    fn fingerprint(&self, text: &str) -> Fingerprint {
-        Fingerprint(self.hasher.hash_one(text))
     }
 
     /// Closes all listeners; what waits in their queues is still accepted. From now on connections are refused.

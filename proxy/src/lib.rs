@@ -1,13 +1,14 @@
 //! The Underpass proxy.
 //!
 //! A connection's way through this crate: `listener` accepts it and learns where it wants to go, `cores` gives it to a core,
-//! `serve` walks it through the steps, `source` says who opened it, `destination` and `upstream` decide and connect, `relay` moves
+//! `serve` walks it through the steps, `source` says who opened it, `destination`, `authorization` and `upstream` decide and connect, `relay` moves
 //! its bytes, `flow` and `flow_table` are its trace, `telemetry` tells of it. `node` holds what they share, `configuration` changes
 //! it, `admin` shows it, `run` starts and stops everything.
 
 #![deny(unsafe_code)]
 
 mod admin;
+mod authorization;
 mod buffer;
 mod configuration;
 mod cores;

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use underpass_config::{Config, ConnectionFacts, Decision, Mesh, Touched};
+use underpass_config::{Config, Decision, Mesh, Touched};
 
+use crate::authorization::judge;
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
@@ -144,16 +145,14 @@ fn decide(flow: &Flow, config: &Config) -> Decision {
             .mesh
             .workload_at(&config.node.network, flow.facts.destination.ip()),
     };
-    // A destination that is gone has no policies; its flows are drained instead.
-    let Some(destination) = destination else {
-        return Decision::Allow { policy: None };
-    };
-    let facts = ConnectionFacts {
-        source: source.identity(),
-        source_ip: source.ip(),
-        destination: flow.facts.destination,
-    };
-    config.mesh.authorize(&facts, destination).decision
+    // One that is gone has no policies; its flows are drained instead.
+    judge(
+        config,
+        &source,
+        flow.facts.destination,
+        destination.map(|workload| &**workload),
+    )
+    .decision
 }
 
 /// Whether a flow's endpoint has left the mesh, or the service by which it was reached. Being unready is no reason: as in

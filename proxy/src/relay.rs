@@ -97,8 +97,8 @@ pub async fn relay(
     ending
 }
 
-/// Ends a connection in which nothing moves. The timer is not moved for each byte: it fires at the earliest possible
-/// end, and is then set anew from the last byte seen.
+/// Ends a connection in which nothing moves, and notices when it has lasted a while. The timer is not moved for each byte:
+/// it fires at the earliest possible end, and is then set anew from the last byte seen.
 struct IdleTimer {
     sleep: Pin<Box<Sleep>>,
     registered: bool,
@@ -295,12 +295,8 @@ impl<'a> Pump<'a> {
             Side::Downstream => self.flow.count_sent(bytes),
             Side::Upstream => self.flow.count_received(bytes),
         };
-        for chunk in 0.. {
-            if chunk == CHUNKS_PER_TURN && !was_reset {
-                // The other direction, and this core's other connections, have their turn.
-                cx.waker().wake_by_ref();
-                return Step::Waiting;
-            }
+        let chunks = if was_reset { usize::MAX } else { CHUNKS_PER_TURN };
+        for _ in 0..chunks {
             match direction.poll_flush(to, cx, count) {
                 Poll::Pending => return Step::Waiting,
                 Poll::Ready(Err(_)) => return Step::Failed(receiver),
@@ -331,6 +327,8 @@ impl<'a> Pump<'a> {
                 },
             }
         }
+        // The other direction, and this core's other connections, have their turn.
+        cx.waker().wake_by_ref();
         Step::Waiting
     }
 }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::net::TcpStream;
-use underpass_config::{Config, ConnectionFacts, Decision, Destination, LoadGuard, PolicyKey, Text, Verdict};
+use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, Text};
 
+use crate::authorization::judge;
 use crate::destination::{self, Resolved, Target};
 use crate::ending::Ending;
 use crate::flow::FlowFacts;
@@ -175,7 +176,7 @@ impl Request<'_> {
                 policy,
             })),
         };
-        let verdict = authorize(config, &source, &target);
+        let verdict = judge(config, &source, target.address, target.workload.as_deref());
         if is_first && self.node.is_current(snapshot) {
             verdict
                 .dry_run
@@ -234,21 +235,6 @@ impl Request<'_> {
             _ => Attempt::Refused(refused),
         }
     }
-}
-
-fn authorize(config: &Config, source: &Source, target: &Target) -> Verdict {
-    let Some(destination) = &target.workload else {
-        return Verdict {
-            decision: Decision::Allow { policy: None },
-            dry_run: Vec::new(),
-        };
-    };
-    let facts = ConnectionFacts {
-        source: source.identity(),
-        source_ip: source.ip(),
-        destination: target.address,
-    };
-    config.mesh.authorize(&facts, destination)
 }
 
 /// What DNS answered for a name that the mesh does not know; asked once for a connection.

@@ -20,9 +20,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A bounded queue of lines and the thread that writes them.
 #[derive(Debug)]
 pub(super) struct LineWriter {
-    queue: Option<SyncSender<String>>,
+    queue: SyncSender<String>,
     dropped: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
 }
 
 impl LineWriter {
@@ -37,16 +37,12 @@ impl LineWriter {
         let thread = std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write_batches(&lines, out, &lost))?;
-        Ok(Self {
-            queue: Some(queue),
-            dropped,
-            thread: Some(thread),
-        })
+        Ok(Self { queue, dropped, thread })
     }
 
     /// Queues a line; counts it as dropped when the queue is full.
     pub(super) fn write(&self, line: String) {
-        if self.queue.as_ref().is_some_and(|queue| queue.try_send(line).is_err()) {
+        if self.queue.try_send(line).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -55,20 +51,15 @@ impl LineWriter {
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
-}
 
-impl LineWriter {
     /// Writes out what is queued, if the destination takes it in time. (Merely dropped, the writer does the same, but nobody
     /// waits for it: whoever drops it may be serving connections.)
-    pub(super) fn finish(mut self, patience: Duration) {
-        self.queue = None;
+    pub(super) fn finish(self, patience: Duration) {
+        let Self { queue, thread, .. } = self;
+        drop(queue);
         let deadline = Instant::now() + patience;
-        while let Some(thread) = self.thread.take_if(|thread| !thread.is_finished()) {
-            if Instant::now() >= deadline {
-                return;
-            }
+        while !thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(PAUSE / 10);
-            self.thread = Some(thread);
         }
     }
 }
