@@ -25,5 +25,6 @@ pub mod run;
 mod serve;
 mod socket;
 mod source;
+mod stream;
 mod telemetry;
 mod upstream;

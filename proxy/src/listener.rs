@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use underpass_config::{Destination, Keepalive, Listener};
 
@@ -24,6 +24,7 @@ use crate::ending::Ending;
 use crate::node::Node;
 use crate::serve::Accepted;
 use crate::socket;
+use crate::stream::Stream;
 use crate::upstream::NamedBy;
 
 /// Pause after a failed accept. When descriptors have run out, trying at once would spin.
@@ -121,7 +122,7 @@ async fn accept_until_stopped(
     core: usize,
     mut stopped: watch::Receiver<()>,
 ) {
-    let listener = match socket::register(socket) {
+    let listener = match socket::register(socket, Interest::READABLE) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(listener = %settings.load().name, %error, "cannot be polled; it accepts nothing");
@@ -247,24 +248,24 @@ impl Handshake {
     ///
     /// # Errors
     /// When the client has gone.
-    pub async fn accepted(self, downstream: &TcpStream, upstream: &TcpStream) -> io::Result<Vec<u8>> {
+    pub async fn accepted(self, downstream: &Stream, upstream: &Stream) -> io::Result<Vec<u8>> {
         let answer = match self.answer {
             Answer::None => return Ok(self.early),
-            Answer::Socks5 => socks5::success(upstream.local_addr()?),
+            Answer::Socks5 => socks5::success(upstream.local_address()?),
             Answer::HttpConnect => http_connect::SUCCESS.to_vec(),
         };
-        write_all(downstream, &answer).await?;
+        downstream.send_all(&answer).await?;
         Ok(self.early)
     }
 
     /// Tells the client why it is not connected, in its protocol's words. A client that is not there any more is not told.
-    pub async fn refused(&self, downstream: &TcpStream, ending: Ending) {
+    pub async fn refused(&self, downstream: &Stream, ending: Ending) {
         let answer = match self.answer {
             Answer::None => return,
             Answer::Socks5 => socks5::failure(ending),
             Answer::HttpConnect => http_connect::failure(ending),
         };
-        if write_all(downstream, &answer).await.is_ok() {
+        if downstream.send_all(&answer).await.is_ok() {
             // The reset that follows must not overtake the answer in the client's queue: let the client see FIN first.
             linger_until_read(downstream).await;
         }
@@ -272,32 +273,9 @@ impl Handshake {
 }
 
 /// Sends FIN and waits, briefly, for the client to close or send nothing more.
-async fn linger_until_read(downstream: &TcpStream) {
-    let _ = rustix::net::shutdown(downstream, rustix::net::Shutdown::Write);
+async fn linger_until_read(downstream: &Stream) {
+    let _ = downstream.end();
     let mut scrap = [0; 512];
-    let drained = async { while read_some(downstream, &mut scrap).await.is_ok_and(|n| n > 0) {} };
+    let drained = async { while downstream.receive(&mut scrap).await.is_ok_and(|n| n > 0) {} };
     let _ = tokio::time::timeout(Duration::from_secs(1), drained).await;
-}
-
-/// Reads at least one byte, or nothing at the end of the stream.
-async fn read_some(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        stream.readable().await?;
-        match stream.try_read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other,
-        }
-    }
-}
-
-async fn write_all(stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        stream.writable().await?;
-        match stream.try_write(bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -20,9 +20,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+use rustix::net::RecvFlags;
 use tokio::time::{Instant, Sleep};
 use underpass_config::NodeSettings;
 
@@ -30,6 +28,7 @@ use crate::buffer::{self, Buffer};
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::socket;
+use crate::stream::{Received, Stream};
 
 /// How long a reset waits for its last bytes to be taken by a receiver that is not reading. On a direct connection they
 /// would be in the receiver's own queue; here they must still be put there, and a receiver that never reads must not
@@ -57,8 +56,8 @@ enum Side {
 /// `settings` say after what time without a byte it is ended, and how the upstream is probed. `early` are bytes that the client
 /// has sent already.
 pub async fn relay(
-    downstream: &TcpStream,
-    upstream: &TcpStream,
+    downstream: &Stream,
+    upstream: &Stream,
     flow: &Flow,
     settings: &NodeSettings,
     early: Vec<u8>,
@@ -91,6 +90,7 @@ pub async fn relay(
     })
     .await;
     if ending.resets() {
+        pump.push_held();
         socket::reset_on_close(downstream);
         socket::reset_on_close(upstream);
     }
@@ -146,10 +146,10 @@ impl IdleTimer {
 
 /// Resolves when a socket has an error pending, which is what RST leaves behind. Needed only while the pump does not
 /// read from it (its direction is stalled or has ended) and so would not see the reset.
-async fn wait_for_reset(downstream: &TcpStream, upstream: &TcpStream) -> Side {
+async fn wait_for_reset(downstream: &Stream, upstream: &Stream) -> Side {
     tokio::select! {
-        _ = downstream.ready(Interest::ERROR) => Side::Downstream,
-        _ = upstream.ready(Interest::ERROR) => Side::Upstream,
+        _ = downstream.failed() => Side::Downstream,
+        _ = upstream.failed() => Side::Upstream,
     }
 }
 
@@ -159,6 +159,10 @@ struct Direction {
     /// What the receiver would not take yet.
     stuck: Option<Stuck>,
     state: Reading,
+    /// What is left to read is all here, the sender's FIN included.
+    sender_has_ended: bool,
+    /// The end of what was sent waits in the receiver's socket for that FIN.
+    is_held: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,8 +203,8 @@ enum Step {
 }
 
 struct Pump<'a> {
-    downstream: &'a TcpStream,
-    upstream: &'a TcpStream,
+    downstream: &'a Stream,
+    upstream: &'a Stream,
     flow: &'a Flow,
     outward: Direction,
     inward: Direction,
@@ -209,7 +213,7 @@ struct Pump<'a> {
 }
 
 impl<'a> Pump<'a> {
-    fn new(downstream: &'a TcpStream, upstream: &'a TcpStream, flow: &'a Flow) -> Self {
+    fn new(downstream: &'a Stream, upstream: &'a Stream, flow: &'a Flow) -> Self {
         let (outward, inward) = Default::default();
         Self {
             downstream,
@@ -237,6 +241,15 @@ impl<'a> Pump<'a> {
             return Poll::Ready(Ending::Completed);
         }
         Poll::Pending
+    }
+
+    /// Sends on what waits for a FIN that will not come.
+    fn push_held(&self) {
+        for (direction, to) in [(&self.outward, self.upstream), (&self.inward, self.downstream)] {
+            if direction.is_held {
+                to.push();
+            }
+        }
     }
 
     fn note_reset(&mut self, side: Side) {
@@ -296,8 +309,10 @@ impl<'a> Pump<'a> {
             Side::Upstream => self.flow.count_received(bytes),
         };
         let chunks = if was_reset { usize::MAX } else { CHUNKS_PER_TURN };
-        for _ in 0..chunks {
-            match direction.poll_flush(to, cx, count) {
+        for chunk in 1..=chunks {
+            // The FIN is passed on in the next round at the earliest, so there has to be one.
+            let hold = direction.sender_has_ended && !was_reset && chunk < chunks;
+            match direction.poll_flush(to, cx, hold, count) {
                 Poll::Pending => return Step::Waiting,
                 Poll::Ready(Err(_)) => return Step::Failed(receiver),
                 Poll::Ready(Ok(())) => {}
@@ -312,7 +327,7 @@ impl<'a> Pump<'a> {
                     return Step::Closed;
                 }
                 Reading::Ended => {
-                    return match rustix::net::shutdown(to, rustix::net::Shutdown::Write) {
+                    return match to.end() {
                         Ok(()) => {
                             direction.state = Reading::Closed;
                             Step::Closed
@@ -335,16 +350,19 @@ impl<'a> Pump<'a> {
 
 impl Direction {
     /// Reads into a pooled buffer, which is then stuck until flushed. Nothing read is the end.
-    fn poll_fill(&mut self, from: &TcpStream, cx: &mut Context<'_>, was_reset: bool) -> Poll<io::Result<()>> {
+    fn poll_fill(&mut self, from: &Stream, cx: &mut Context<'_>, was_reset: bool) -> Poll<io::Result<()>> {
         let mut buffer = buffer::take();
         // A reset socket has all that it will ever have, whatever the runtime has heard of it so far.
         let received = if was_reset {
             receive_rest(from, &mut buffer)
         } else {
-            poll_receive(from, cx, &mut buffer)
+            from.poll_receive(cx, &mut buffer)
         };
         let length = match received {
-            Poll::Ready(Ok(length)) => length,
+            Poll::Ready(Ok(received)) => {
+                self.sender_has_ended = received.peer_has_ended;
+                received.length
+            }
             other => {
                 buffer::give_back(buffer);
                 return other.map_ok(|_| ());
@@ -363,9 +381,17 @@ impl Direction {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_flush(&mut self, to: &TcpStream, cx: &mut Context<'_>, count: impl Fn(usize)) -> Poll<io::Result<()>> {
+    /// Sends what is stuck; with `hold`, so that it can travel with the FIN.
+    fn poll_flush(
+        &mut self,
+        to: &Stream,
+        cx: &mut Context<'_>,
+        hold: bool,
+        count: impl Fn(usize),
+    ) -> Poll<io::Result<()>> {
         while let Some(stuck) = &mut self.stuck {
-            let taken = ready!(poll_send(to, cx, &stuck.buffer[stuck.written..stuck.length]))?;
+            let taken = ready!(to.poll_send(cx, &stuck.buffer[stuck.written..stuck.length], hold))?;
+            self.is_held = hold;
             count(taken);
             stuck.written += taken;
             if stuck.written == stuck.length
@@ -378,56 +404,17 @@ impl Direction {
     }
 }
 
-/// Reads once. The readiness is cleared only when the socket says that it has nothing: a short read is no sign of an empty
-/// queue, since a read also stops at urgent data (tcp_recvmsg in the kernel's tcp.c).
-fn poll_receive(from: &TcpStream, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(from.poll_read_ready(cx))?;
-        let received = from.try_io(Interest::READABLE, || {
-            Ok(rustix::net::recv(from, &mut *buffer, RecvFlags::empty())?.0)
-        });
-        match received {
-            Err(error) if is_retry(&error) => {}
-            other => return Poll::Ready(other),
-        }
-    }
-}
-
 /// Reads once from a socket that was reset. Nothing more is an end like any other.
-fn receive_rest(from: &TcpStream, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-    loop {
+fn receive_rest(from: &Stream, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
+    let length = loop {
         match rustix::net::recv(from, &mut *buffer, RecvFlags::DONTWAIT) {
-            Ok((length, _)) => return Poll::Ready(Ok(length)),
+            Ok((length, _)) => break length,
             Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) => return Poll::Ready(Ok(0)),
+            Err(Errno::AGAIN) => break 0,
             Err(error) => return Poll::Ready(Err(error.into())),
         }
-    }
-}
-
-fn poll_send(to: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-    loop {
-        ready!(to.poll_write_ready(cx))?;
-        let mut sent = None;
-        let outcome = to.try_io(Interest::WRITABLE, || {
-            let length = rustix::net::send(to, bytes, SendFlags::NOSIGNAL)?;
-            sent = Some(length);
-            // The queue is full when it took only a part.
-            if length < bytes.len() {
-                Err(io::ErrorKind::WouldBlock.into())
-            } else {
-                Ok(())
-            }
-        });
-        match (sent, outcome) {
-            (Some(length), _) => return Poll::Ready(Ok(length)),
-            (None, Err(e)) if is_retry(&e) => {}
-            (None, Err(e)) => return Poll::Ready(Err(e)),
-            (None, Ok(())) => {}
-        }
-    }
-}
-
-fn is_retry(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+    };
+    // What follows is RST, which must not overtake what waits for a FIN.
+    let peer_has_ended = false;
+    Poll::Ready(Ok(Received { length, peer_has_ended }))
 }

@@ -9,7 +9,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::net::TcpStream;
 use underpass_config::{Listener, ListenerProtocol};
 
 use crate::ending::Ending;
@@ -20,6 +19,7 @@ use crate::node::Node;
 use crate::relay::relay;
 use crate::socket::{self, TcpQuality};
 use crate::source::Source;
+use crate::stream::Stream;
 use crate::telemetry::Line;
 use crate::upstream::{Connected, Refused, Request};
 
@@ -45,7 +45,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
         socket,
         peer,
     } = accepted;
-    let Ok(downstream) = TcpStream::from_std(socket.into()) else {
+    let Ok(downstream) = Stream::new(socket) else {
         // The runtime's epoll refused it: closing resets or ends it, there is nothing else to do with it.
         return node.telemetry.count_accept_error();
     };
@@ -92,7 +92,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
 
 /// A client that is connected and has been told so.
 struct Ready {
-    downstream: TcpStream,
+    downstream: Stream,
     connected: Connected,
     /// Bytes of the stream that came with the request.
     early: Vec<u8>,
@@ -108,7 +108,7 @@ struct Session {
 
 impl Session {
     /// Handshake, decision and connection. None when the client was turned away, which is then logged and done.
-    async fn connect(&self, downstream: TcpStream) -> Option<Ready> {
+    async fn connect(&self, downstream: Stream) -> Option<Ready> {
         let handshake = match self.shake_hands(&downstream).await {
             Ok(handshake) => handshake,
             Err(ending) => {
@@ -147,7 +147,7 @@ impl Session {
 
     /// Learns where the client wants to go. While it has not said so, it takes a place of its namespace and workload: one that
     /// opens connections and says nothing uses up its own places only.
-    async fn shake_hands(&self, downstream: &TcpStream) -> Result<Handshake, Ending> {
+    async fn shake_hands(&self, downstream: &Stream) -> Result<Handshake, Ending> {
         if let ListenerProtocol::Fixed { destination } = &self.listener.protocol {
             return Ok(Handshake::without_request(destination.clone()));
         }
@@ -169,7 +169,7 @@ impl Session {
     }
 
     /// The client went while it was being told of its success.
-    fn finish_early(&self, downstream: &TcpStream, connected: Connected) {
+    fn finish_early(&self, downstream: &Stream, connected: Connected) {
         socket::reset_on_close(downstream);
         socket::reset_on_close(&connected.stream);
         let quality = socket::quality(&connected.stream);
@@ -177,7 +177,7 @@ impl Session {
         self.log_flow(&flow, Ending::DownstreamReset, quality);
     }
 
-    fn refuse_unconnected(&self, downstream: &TcpStream, ending: Ending) {
+    fn refuse_unconnected(&self, downstream: &Stream, ending: Ending) {
         socket::reset_on_close(downstream);
         let ends = || {
             let config = &self.node.snapshot().config;

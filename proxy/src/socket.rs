@@ -1,7 +1,7 @@
 //! Socket calls that tokio and the standard library do not offer, behind safe functions.
 //!
 //! This is the proxy's only room with `unsafe`, and it holds two blocks: `getsockopt(TCP_INFO)`, whose answer has a length
-//! that depends on the kernel, and the registration of a listening socket with the runtime. Everything else goes through
+//! that depends on the kernel, and the registration of a socket with the runtime. Everything else goes through
 //! `rustix` and `socket2`.
 
 use std::io;
@@ -12,9 +12,11 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrAny, SocketFlags, SocketType};
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 use underpass_config::Keepalive;
+
+use crate::stream::Stream;
 
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 4096;
@@ -52,7 +54,7 @@ pub fn start_connect(address: SocketAddr) -> io::Result<Connecting> {
     // A peer name is there once the handshake is done (inet_getname in the kernel's af_inet.c). On this node it usually is by
     // now, and then the runtime need not be asked to wait, nor a timer be set.
     let established = rustix::net::getpeername(&socket).is_ok();
-    let stream = TcpStream::from_std(socket.into())?;
+    let stream = Stream::new(socket)?;
     Ok(if established {
         Connecting::Done(stream)
     } else {
@@ -64,9 +66,9 @@ pub fn start_connect(address: SocketAddr) -> io::Result<Connecting> {
 #[derive(Debug)]
 pub enum Connecting {
     /// It is established.
-    Done(TcpStream),
+    Done(Stream),
     /// The destination has not answered yet, or has answered and closed.
-    Underway(TcpStream),
+    Underway(Stream),
 }
 
 /// Waits until a connection is established.
@@ -77,7 +79,7 @@ pub enum Connecting {
 ///
 /// # Errors
 /// `ConnectionReset` when the destination accepted and reset, having sent nothing; else those of connect(2).
-pub async fn finish_connect(stream: TcpStream) -> io::Result<TcpStream> {
+pub async fn finish_connect(stream: Stream) -> io::Result<Stream> {
     stream.writable().await?;
     let mut first = [0];
     match rustix::net::recv(&stream, &mut first, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
@@ -100,15 +102,15 @@ pub fn tcp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
 }
 
-/// Registers a listening socket with this thread's runtime. Unlike tokio's own listener it leaves accepted sockets
-/// unregistered, so that another core's runtime can take them.
+/// Registers a socket with this thread's runtime. Unlike tokio's own listener, one that is registered so leaves accepted sockets
+/// unregistered, for another core's runtime to take.
 ///
 /// # Errors
 /// Those of epoll_ctl(2).
-pub fn register(listener: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn register(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned by the `AsyncFd`, so it stays open, and the same, for as long as it is registered.
     #[allow(unsafe_code)]
-    let registered = unsafe { AsyncFd::register(listener) };
+    let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
     Ok(registered?)
 }
 

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use tokio::net::TcpStream;
 use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, Text};
 
 use crate::authorization::judge;
@@ -20,6 +19,7 @@ use crate::flow_table::{FlowGuard, PathEnds};
 use crate::node::{Node, Snapshot};
 use crate::socket::{self, Connecting};
 use crate::source::Source;
+use crate::stream::Stream;
 
 /// A client waiting to be connected.
 pub struct Request<'a> {
@@ -50,7 +50,7 @@ pub enum NamedBy {
 #[derive(Debug)]
 pub struct Connected {
     /// The socket.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// The flow, entered in the table.
     pub guard: FlowGuard,
     /// Its place in the endpoint's load.
@@ -276,7 +276,7 @@ impl Names {
     }
 }
 
-async fn dial(address: SocketAddr, config: &Config) -> Result<TcpStream, Unanswered> {
+async fn dial(address: SocketAddr, config: &Config) -> Result<Stream, Unanswered> {
     let attempt = match socket::start_connect(address) {
         Ok(Connecting::Done(stream)) => return Ok(stream),
         Ok(Connecting::Underway(stream)) => socket::finish_connect(stream),

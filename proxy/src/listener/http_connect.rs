@@ -3,11 +3,11 @@
 //! Only the head is HTTP; after the answer the connection is a plain stream. So the head is parsed with `httparse` from a bounded
 //! buffer, and the socket stays ours. What the client sent behind the head belongs to the stream.
 
-use tokio::net::TcpStream;
 use underpass_config::Destination;
 
-use super::{Answer, Handshake, read_some, write_all};
+use super::{Answer, Handshake};
 use crate::ending::Ending;
+use crate::stream::Stream;
 
 /// The largest head that is read, as in most HTTP servers.
 const MAX_HEAD: usize = 16 * 1024;
@@ -30,7 +30,7 @@ enum Parsed {
 ///
 /// # Errors
 /// `HandshakeFailed` after the client was told why.
-pub async fn accept(downstream: &TcpStream) -> Result<Handshake, Ending> {
+pub async fn accept(downstream: &Stream) -> Result<Handshake, Ending> {
     let mut buffer = Vec::new();
     loop {
         match parse(&buffer) {
@@ -43,13 +43,13 @@ pub async fn accept(downstream: &TcpStream) -> Result<Handshake, Ending> {
                 });
             }
             Parsed::Invalid(status, why) => {
-                let _ = write_all(downstream, &response(status, &why)).await;
+                let _ = downstream.send_all(&response(status, &why)).await;
                 super::linger_until_read(downstream).await;
                 return Err(Ending::HandshakeFailed);
             }
             Parsed::Partial => {
                 let mut chunk = [0; 2048];
-                match read_some(downstream, &mut chunk).await {
+                match downstream.receive(&mut chunk).await {
                     Ok(read) if read > 0 => buffer.extend_from_slice(&chunk[..read]),
                     _ => return Err(Ending::HandshakeFailed),
                 }

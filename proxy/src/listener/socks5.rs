@@ -5,11 +5,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use tokio::net::TcpStream;
 use underpass_config::Destination;
 
-use super::{Answer, Handshake, read_some, write_all};
+use super::{Answer, Handshake};
 use crate::ending::Ending;
+use crate::stream::Stream;
 
 const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;
@@ -49,10 +49,11 @@ enum Parsed<T> {
 ///
 /// # Errors
 /// `HandshakeFailed` after the client was told why, if it spoke SOCKS5 at all.
-pub async fn accept(downstream: &TcpStream) -> Result<Handshake, Ending> {
+pub async fn accept(downstream: &Stream) -> Result<Handshake, Ending> {
     let mut buffer = Vec::new();
     parse_next(downstream, &mut buffer, parse_greeting).await?;
-    write_all(downstream, &[VERSION, NO_AUTHENTICATION])
+    downstream
+        .send_all(&[VERSION, NO_AUTHENTICATION])
         .await
         .map_err(|_| Ending::HandshakeFailed)?;
     let destination = parse_next(downstream, &mut buffer, parse_request).await?;
@@ -65,7 +66,7 @@ pub async fn accept(downstream: &TcpStream) -> Result<Handshake, Ending> {
 
 /// Reads until `parse` has a message, which is then taken off the buffer.
 async fn parse_next<T>(
-    downstream: &TcpStream,
+    downstream: &Stream,
     buffer: &mut Vec<u8>,
     parse: impl Fn(&[u8]) -> Parsed<T>,
 ) -> Result<T, Ending> {
@@ -76,13 +77,13 @@ async fn parse_next<T>(
                 return Ok(message);
             }
             Parsed::Invalid(answer) => {
-                let _ = write_all(downstream, &answer).await;
+                let _ = downstream.send_all(&answer).await;
                 super::linger_until_read(downstream).await;
                 return Err(Ending::HandshakeFailed);
             }
             Parsed::Partial => {
                 let mut chunk = [0; MAX_MESSAGE];
-                match read_some(downstream, &mut chunk).await {
+                match downstream.receive(&mut chunk).await {
                     Ok(read) if read > 0 => buffer.extend_from_slice(&chunk[..read]),
                     _ => return Err(Ending::HandshakeFailed),
                 }

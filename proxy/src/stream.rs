@@ -1,0 +1,172 @@
+//! One end of a proxied connection: a TCP socket registered with its core's runtime.
+//!
+//! tokio's own `TcpStream` hides two things that the kernel says with each readiness event, and both save work on every
+//! connection:
+//!
+//! * **Whether the peer has ended its stream** (`EPOLLRDHUP`). What is read after that is the last of it, so it may wait in the receiver's
+//!   socket for the FIN that follows at once, and travel with it as one segment.
+//! * **Whether urgent data came** (`EPOLLPRI`). A read that fills less than its buffer has emptied the queue, except that a read
+//!   also stops at urgent data (`tcp_recvmsg` in the kernel's tcp.c). Only a stream that carries some needs one more
+//!   read, to be told that there is nothing.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::task::{Context, Poll, ready};
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::socket;
+
+/// A non-blocking TCP socket, known to the runtime of the thread that made this.
+#[derive(Debug)]
+pub struct Stream {
+    socket: AsyncFd<OwnedFd>,
+}
+
+/// What one read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes; 0 is the end of the stream.
+    pub length: usize,
+    /// The peer has ended its stream: what is left to read, an end included, is here already.
+    pub peer_has_ended: bool,
+}
+
+impl Stream {
+    /// Registers `socket`, which must be non-blocking.
+    ///
+    /// # Errors
+    /// Those of epoll_ctl(2).
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        let socket = socket::register(socket, interest)?;
+        Ok(Self { socket })
+    }
+
+    /// Reads once what is there.
+    pub fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
+        loop {
+            let mut ready = ready!(self.socket.poll_read_ready(cx))?;
+            let length = match rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+                Ok((length, _)) => length,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            };
+            if length < buffer.len() && !self.carries_urgent_data() {
+                ready.clear_ready();
+            }
+            return Poll::Ready(Ok(Received {
+                length,
+                peer_has_ended: ready.ready().is_read_closed(),
+            }));
+        }
+    }
+
+    /// Reads at least one byte, or nothing at the end of the stream.
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_receive(cx, buffer))
+            .await
+            .map(|received| received.length)
+    }
+
+    fn carries_urgent_data(&self) -> bool {
+        self.socket.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
+    }
+
+    /// Sends what the socket takes, at least one byte. With `more_follows` the last part of a segment waits for what comes
+    /// next: more bytes, the FIN, or [`Stream::push`].
+    pub fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8], more_follows: bool) -> Poll<io::Result<usize>> {
+        let more = if more_follows {
+            SendFlags::MORE
+        } else {
+            SendFlags::empty()
+        };
+        loop {
+            let mut ready = ready!(self.socket.poll_write_ready(cx))?;
+            let length = match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL | more) {
+                Ok(length) => length,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => {
+                    ready.clear_ready();
+                    continue;
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            };
+            if length < bytes.len() {
+                // The queue is full when it took only a part.
+                ready.clear_ready();
+            }
+            return Poll::Ready(Ok(length));
+        }
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// # Errors
+    /// Those of send(2).
+    pub async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let sent = std::future::poll_fn(|cx| self.poll_send(cx, bytes, false)).await?;
+            bytes = &bytes[sent..];
+        }
+        Ok(())
+    }
+
+    /// Sends on what waits for more (setting TCP_NODELAY pushes what is pending: `__tcp_sock_set_nodelay` in the kernel's tcp.c).
+    pub fn push(&self) {
+        // Fails only on a descriptor that is no TCP socket.
+        let _ = SockRef::from(&self.socket).set_tcp_nodelay(true);
+    }
+
+    /// Sends FIN after what was sent.
+    ///
+    /// # Errors
+    /// `NotConnected` when the peer has reset the connection.
+    pub fn end(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write)?)
+    }
+
+    /// Resolves once the socket takes bytes, which a connecting one does when it is connected or has failed.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    pub async fn writable(&self) -> io::Result<()> {
+        self.socket.writable().await.map(drop)
+    }
+
+    /// Resolves when an error is pending on the socket, which is what RST leaves behind.
+    pub async fn failed(&self) {
+        // An error here is the runtime shutting down: nothing will come of this connection either.
+        let _ = self.socket.ready(Interest::ERROR).await;
+    }
+
+    /// The socket's own address.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        let address = rustix::net::getsockname(&self.socket)?;
+        SocketAddr::try_from(address).map_err(|_| io::Error::other("the socket has no internet address"))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.get_ref().as_fd()
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.get_ref().as_raw_fd()
+    }
+}
