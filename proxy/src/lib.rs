@@ -16,6 +16,7 @@ mod destination;
 mod ending;
 mod flow;
 mod flow_table;
+pub mod handover;
 mod limits;
 mod listener;
 mod logging;
