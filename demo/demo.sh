@@ -20,6 +20,8 @@ readonly home binary
 . "$home/stage.sh"
 # shellcheck source=programs.sh
 . "$home/programs.sh"
+# shellcheck source=capture.sh
+. "$home/capture.sh"
 
 readonly WEB=http://web.shop.svc.cluster.local
 readonly FIELDS='src.workload dst.workload policy reason'
@@ -282,10 +284,10 @@ act_reject() {
   run client "curl --proxy socks5h://$socks $WEB/"
 }
 
-# measure HOST CONNECTIONS REQUESTS: one round; adds "p50-in-ms requests-per-second" to the file HOST-CONNECTIONS.
+# measure HOST CONNECTIONS REQUESTS [NAME]: one round; adds "p50-in-ms requests-per-second" to the file NAME-CONNECTIONS.
 measure() {
   on client "redis-benchmark -h $1 -p $cache_port -c $2 -n $3 -t ping_mbulk --csv" |
-    awk -F'"' '$2 == "PING_MBULK" { print $10, $4 }' >>"$1-$2"
+    awk -F'"' '$2 == "PING_MBULK" { print $10, $4 }' >>"${4:-$1}-$2"
 }
 
 # lowest_p50 FILE, most_requests FILE: the best of the rounds, which is the one that the rest of the machine disturbed least.
@@ -342,6 +344,7 @@ main() {
   act_drain
   act_reject
   act_latency
+  act_capture
   step='cleaning up'
   strike
   printf '\n%sDone in %d s.%s Everything that was started is gone again.\n' "$bold" "$SECONDS" "$plain"

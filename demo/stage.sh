@@ -37,6 +37,7 @@ set_stage() {
   if [[ $stage == namespaces ]]; then
     subnet=10.244.1.
     build_namespaces
+    move_into_cgroup || cgroup=
   else
     # A subnet and ports of our own: two demos, or a web server of this machine, are not in each other's way.
     subnet="127.$((100 + $$ / 250 % 100)).$(($$ % 250))."
@@ -159,12 +160,14 @@ wait_until() {
 
 # strike: takes everything down.
 strike() {
+  end_capture || true
   [[ ${#running[@]} -eq 0 ]] || stop "${!running[@]}"
   local workload path
   for workload in "${!HOST[@]}"; do
     path=/run/netns/$(namespace_of "$workload")
     [[ $stage != namespaces || ! -e $path ]] || ip netns del "${path##*/}"
   done
+  leave_cgroup || true
   cd / || return
   [[ -z $work ]] || rm -rf "$work"
 }

@@ -11,6 +11,7 @@
 
 mod admin;
 mod bare_relay;
+mod captured;
 mod check;
 mod comparison;
 mod load;

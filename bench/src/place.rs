@@ -29,14 +29,24 @@ pub(crate) struct Place {
     pub(crate) namespace: Option<PathBuf>,
     /// Cores the process may use; empty = all that the bench may use.
     pub(crate) cores: Vec<usize>,
+    /// Directory of the cgroup that the process is moved into; `None` = the bench's own.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 impl Place {
     /// The same namespace, on these cores only.
     pub(crate) fn on(&self, cores: &[usize]) -> Place {
         Place {
-            namespace: self.namespace.clone(),
             cores: cores.to_vec(),
+            ..self.clone()
+        }
+    }
+
+    /// The same namespace and cores, in this cgroup.
+    pub(crate) fn in_cgroup(&self, cgroup: &Path) -> Place {
+        Place {
+            cgroup: Some(cgroup.to_owned()),
+            ..self.clone()
         }
     }
 
@@ -53,6 +63,9 @@ impl Place {
         if !self.cores.is_empty() {
             let cores: Vec<String> = self.cores.iter().map(usize::to_string).collect();
             command.arg("--cores").arg(cores.join(","));
+        }
+        if let Some(cgroup) = &self.cgroup {
+            command.arg("--cgroup").arg(cgroup);
         }
         command.arg("--").arg(program);
         Ok(command)
@@ -78,6 +91,9 @@ pub(crate) struct Launch {
     /// Cores to be bound to.
     #[arg(long, value_delimiter = ',')]
     cores: Vec<usize>,
+    /// Cgroup to be moved into.
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
     /// Program and arguments.
     #[arg(last = true, required = true)]
     program: Vec<OsString>,
@@ -87,6 +103,10 @@ impl Launch {
     /// Becomes the program; returns only on failure.
     pub(crate) fn exec(self) -> Result<()> {
         die_with(Pid::from_raw(self.parent))?;
+        if let Some(cgroup) = &self.cgroup {
+            std::fs::write(cgroup.join("cgroup.procs"), "0")
+                .with_context(|| format!("entering {}", cgroup.display()))?;
+        }
         if let Some(path) = &self.namespace {
             let namespace =
                 File::open(path).with_context(|| format!("network namespace {} is gone", path.display()))?;

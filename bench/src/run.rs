@@ -6,20 +6,21 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::captured::{self, Captured};
 use crate::load::serve::Service;
 use crate::load::{Direction, Figure, Measured, Work};
 use crate::place::{self, Place};
 use crate::process::Process;
 use crate::results::{self, Row};
-use crate::system::{AGAIN, Kind, Programs, System, Task, start};
+use crate::system::{AGAIN, Kind, Programs, System, THREADS, Task, start};
 use crate::topology::Topology;
 use crate::{machine, report};
 
-const SYSTEMS: &str = "direct,underpass-relay,haproxy,envoy";
+const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,haproxy,envoy";
 const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect";
 const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
 const CONCURRENCIES: [usize; 2] = [1, 16];
@@ -33,7 +34,7 @@ pub(crate) const ONE_CORE: &str = "one-core";
 /// Arguments of `run`. Lists and the number of rounds may also come from the environment, where empty means the default.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Run {
-    /// Systems to compare [default: direct,underpass-relay,haproxy,envoy].
+    /// Systems to compare [default: direct,underpass-relay,underpass-captured,haproxy,envoy].
     #[arg(long, env = "SYSTEMS", default_value = SYSTEMS)]
     systems: String,
     /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect].
@@ -183,8 +184,6 @@ fn list<'a>(text: &'a str, default: &'a str) -> impl Iterator<Item = &'a str> {
 /// Everything that is running during one placement of one round.
 struct Stage<'a> {
     topology: &'a Topology,
-    client: Place,
-    server: Place,
     server_port: u16,
     placement: Placement,
     round: u32,
@@ -195,8 +194,37 @@ struct Stage<'a> {
 struct Running {
     label: String,
     target: std::net::SocketAddr,
-    /// `None` for `direct`.
-    proxy: Option<Process>,
+    client: Place,
+    server: Place,
+    proxy: Proxies,
+}
+
+/// What is between client and server.
+enum Proxies {
+    None,
+    One(Process),
+    Captured(Box<Captured>),
+}
+
+impl Proxies {
+    fn processes(&self) -> Vec<&Process> {
+        match self {
+            Proxies::None => Vec::new(),
+            Proxies::One(process) => vec![process],
+            Proxies::Captured(captured) => captured.processes().to_vec(),
+        }
+    }
+
+    fn cpu_time(&self) -> Result<Duration> {
+        self.processes().into_iter().map(Process::cpu_time).sum()
+    }
+
+    fn memory_kb(&self) -> Result<u64> {
+        self.processes()
+            .into_iter()
+            .map(|process| process.memory_kb("VmRSS"))
+            .sum()
+    }
 }
 
 impl<'a> Stage<'a> {
@@ -214,7 +242,8 @@ impl<'a> Stage<'a> {
             Placement::OneCore => (cores[0], cores[0], &cores[..1]),
         };
         let server_port = topology.port()?;
-        let node = topology.node.on(node);
+        let node_cores = node;
+        let node = topology.node.on(node_cores);
         let mut running = Vec::new();
         for system in systems {
             let (listen, admin_port) = (topology.port()?, topology.port()?);
@@ -227,21 +256,35 @@ impl<'a> Stage<'a> {
                 directory,
                 name: format!("{system}-{}", placement.name()),
             };
-            let proxy = start(system.kind, programs, &task)?;
-            let target = if system.kind == Kind::Direct {
-                topology.server_at(server_port)
+            let target = match system.kind {
+                Kind::Direct | Kind::Captured => topology.server_at(server_port),
+                _ => listen,
+            };
+            let (mut client, mut server) = (topology.client.on(&[first]), topology.server.on(&[second]));
+            let proxy = if system.kind == Kind::Captured {
+                let captured = Captured::start(&captured::Task {
+                    program: &programs.find(system.kind)?,
+                    workers: THREADS,
+                    cores: node_cores,
+                    directory,
+                    name: task.name,
+                    admin_port,
+                })?;
+                client = captured.pod(&captured.topology.client, &[first])?;
+                server = captured.pod(&captured.topology.server, &[second])?;
+                Proxies::Captured(Box::new(captured))
             } else {
-                listen
+                start(system.kind, programs, &task)?.map_or(Proxies::None, Proxies::One)
             };
             running.push(Running {
                 label: system.label.clone(),
                 target,
+                client,
+                server,
                 proxy,
             });
         }
         Ok(Stage {
-            client: topology.client.on(&[first]),
-            server: topology.server.on(&[second]),
             topology,
             server_port,
             placement,
@@ -275,9 +318,9 @@ impl<'a> Stage<'a> {
 
     fn sample(&self, system: &Running, work: Work, warmup: f64, seconds: f64) -> Result<Vec<Figure>> {
         let (begin, busy) = (Instant::now(), machine::busy()?);
-        let server = self.serve(work.service())?;
-        let before = system.proxy.as_ref().map(Process::cpu_time).transpose()?;
-        let mut command = self.client.own("load")?;
+        let server = self.serve(system, work.service())?;
+        let before = system.proxy.cpu_time()?;
+        let mut command = system.client.own("load")?;
         command
             .args([
                 "--target",
@@ -290,14 +333,14 @@ impl<'a> Stage<'a> {
         let measured: Measured = serde_json::from_str(&client.finish()?).context("the client's report")?;
         let mut figures = measured.figures;
         let mut ours = measured.client_cpu_s + server.cpu_time()?.as_secs_f64();
-        if let (Some(proxy), Some(before)) = (&system.proxy, before) {
-            let cpu = (proxy.cpu_time()? - before).as_secs_f64();
+        if !matches!(system.proxy, Proxies::None) {
+            let cpu = (system.proxy.cpu_time()? - before).as_secs_f64();
             ours += cpu;
             figures.push(match work {
                 Work::Stream { .. } => Figure::new("cpu_ms_per_gb", "ms/GB", cpu * 1e3 / (measured.bytes as f64 / 1e9)),
                 _ => Figure::new("cpu_us_per_op", "us", cpu * 1e6 / measured.operations as f64),
             });
-            figures.push(Figure::new("rss_kb", "kB", proxy.memory_kb("VmRSS")? as f64));
+            figures.push(Figure::new("rss_kb", "kB", system.proxy.memory_kb()? as f64));
         }
         let others = (machine::busy()? - busy).as_secs_f64() - ours;
         let available = begin.elapsed().as_secs_f64() * place::cores()?.len() as f64;
@@ -305,8 +348,8 @@ impl<'a> Stage<'a> {
         Ok(figures)
     }
 
-    fn serve(&self, service: Service) -> Result<Process> {
-        let mut command = self.server.own("serve")?;
+    fn serve(&self, system: &Running, service: Service) -> Result<Process> {
+        let mut command = system.server.own("serve")?;
         command
             .args(["--address", &self.topology.server_at(self.server_port).to_string()])
             .args(["--service", &serde_json::to_string(&service)?]);

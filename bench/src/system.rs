@@ -17,7 +17,7 @@ use crate::place::Place;
 use crate::process::Process;
 
 /// Threads that each proxy may use.
-const THREADS: &str = "2";
+pub(crate) const THREADS: &str = "2";
 const ENVOY_ARGUMENTS: [&str; 6] = [
     "--disable-hot-restart",
     "--log-level",
@@ -35,6 +35,7 @@ pub(crate) enum Kind {
     Direct,
     BareRelay,
     Underpass,
+    Captured,
     Haproxy,
     Envoy,
 }
@@ -54,10 +55,11 @@ impl FromStr for System {
             "direct" => Kind::Direct,
             "bare-relay" => Kind::BareRelay,
             "underpass-relay" => Kind::Underpass,
+            "underpass-captured" => Kind::Captured,
             "haproxy" => Kind::Haproxy,
             "envoy" => Kind::Envoy,
             _ => bail!(
-                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, haproxy, envoy, each with -b"
+                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, haproxy, envoy, each with -b"
             ),
         };
         Ok(System {
@@ -93,13 +95,15 @@ impl Programs {
         let path = match kind {
             Kind::Direct => bail!("direct has no program"),
             Kind::BareRelay => return Ok(std::env::current_exe()?),
-            Kind::Underpass => &self.underpass,
+            Kind::Underpass | Kind::Captured => &self.underpass,
             Kind::Haproxy => &self.haproxy,
             Kind::Envoy => &self.envoy,
         };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
-                Kind::Underpass => "run `cargo build --release -p underpass`, or pass --underpass PATH",
+                Kind::Underpass | Kind::Captured => {
+                    "run `cargo build --release -p underpass`, or pass --underpass PATH"
+                }
                 _ => "run scripts/bench-setup.sh",
             };
             format!("{} not found: {remedy}", path.display())
@@ -148,11 +152,11 @@ pub(crate) struct Task<'a> {
     pub(crate) name: String,
 }
 
-/// Starts a proxy of this kind and waits until it listens. `None` for `direct`.
+/// Starts a proxy of this kind and waits until it listens. `None` for those that are not one proxy at one address.
 pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
-        Kind::Direct => return Ok(None),
+        Kind::Direct | Kind::Captured => return Ok(None),
         Kind::BareRelay => {
             let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];
             return launch(&programs.find(kind)?, &arguments, None, task).map(Some);

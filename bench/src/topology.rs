@@ -38,6 +38,8 @@ pub(crate) struct Topology {
     pub(crate) server: Place,
     /// Address of the node that the client connects to.
     pub(crate) node_address: IpAddr,
+    /// Address of the client.
+    pub(crate) client_address: IpAddr,
     /// Address of the server that the client (direct) or the proxy connects to.
     pub(crate) server_address: IpAddr,
     namespaces: Vec<Process>,
@@ -60,6 +62,7 @@ impl Topology {
             node: Place::default(),
             server: Place::default(),
             node_address: Ipv4Addr::LOCALHOST.into(),
+            client_address: Ipv4Addr::LOCALHOST.into(),
             server_address: Ipv4Addr::LOCALHOST.into(),
             namespaces: Vec::new(),
             next_port: FIRST_PORT,
@@ -76,13 +79,14 @@ impl Topology {
         };
         let place = |holder: &Process| Place {
             namespace: Some(holder.namespace()),
-            cores: Vec::new(),
+            ..Place::default()
         };
         let topology = Topology {
             client: place(client),
             node: place(node),
             server: place(server),
             node_address: NODE_TO_CLIENT.into(),
+            client_address: CLIENT.into(),
             server_address: SERVER.into(),
             next_port: FIRST_PORT,
             namespaces: Vec::new(),
@@ -120,6 +124,21 @@ impl Topology {
     /// Whether the three places are namespaces of their own.
     pub(crate) fn is_isolated(&self) -> bool {
         !self.namespaces.is_empty()
+    }
+
+    /// Process that holds the client's namespace.
+    pub(crate) fn client_holder(&self) -> Result<u32> {
+        self.holder(0)
+    }
+
+    /// Process that holds the server's namespace.
+    pub(crate) fn server_holder(&self) -> Result<u32> {
+        self.holder(2)
+    }
+
+    fn holder(&self, place: usize) -> Result<u32> {
+        let holder = self.namespaces.get(place).context("there are no namespaces")?;
+        Ok(holder.id())
     }
 
     /// A sentence for the report.

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod authorization;
+mod capture;
 mod claims;
 mod config;
 mod endpoint;
@@ -41,6 +42,7 @@ pub use authorization::{
     Action, Authorization, ConnectionFacts, Decision, DenyReason, DryRunMatch, Group, Match, PolicyScope, Rule,
     ServiceAccountMatch, StringMatch, Verdict,
 };
+pub use capture::{CaptureSettings, CapturedPod, PodPlace};
 pub use config::Config;
 pub use endpoint::{Endpoint, EndpointLoad, LoadGuard};
 pub use error::{ConfigError, Problem, Problems, TextPosition};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::{Locality, Text};
+use crate::{CaptureSettings, Locality, Text};
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,6 +44,8 @@ pub struct NodeSettings {
     pub access_log: AccessLog,
     /// Filter of the proxy's own log, in `tracing`'s syntax (`info`, `underpass=debug`). Default `info`.
     pub log: Text,
+    /// Capture of this node's pods (the file's section `capture`); `None`: there is none.
+    pub capture: Option<CaptureSettings>,
 }
 
 impl Default for NodeSettings {
@@ -62,6 +64,7 @@ impl Default for NodeSettings {
             unknown_destination: UnknownDestination::default(),
             access_log: AccessLog::default(),
             log: "info".into(),
+            capture: None,
         }
     }
 }
@@ -217,7 +220,7 @@ impl Default for Timeouts {
 }
 
 /// A duration as the configuration file has it: `1h 30m`.
-fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 

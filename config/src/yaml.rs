@@ -8,6 +8,7 @@
 //! The document may be large (100 000 workloads are 20 MB), so the first reading keeps no track of where it is. Only when
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
+mod capture;
 mod locate;
 mod nearest;
 mod node;
@@ -20,6 +21,7 @@ mod workloads;
 use serde::Deserialize;
 
 use crate::{Authorization, ConfigError, NodeSettings, Problems, Service, Workload};
+use capture::CaptureShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
 use reading::Reading;
@@ -37,6 +39,7 @@ struct DocumentShape<'a> {
     services: Vec<ServiceShape<'a>>,
     #[serde(default)]
     authorization_policies: Vec<PolicyShape<'a>>,
+    capture: Option<CaptureShape<'a>>,
 }
 
 /// A document that has been understood whole.
@@ -62,11 +65,12 @@ impl Document {
 
     fn compile(shape: &DocumentShape<'_>) -> Result<Self, Problems> {
         let mut reading = Reading::default();
-        let node = shape.node.compile(&mut reading);
+        let mut node = shape.node.compile(&mut reading);
         let policies = Policies::compile(&shape.authorization_policies, &mut reading);
         let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
         let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);
         shape.node.check_destinations(&services, &mut reading);
+        node.capture = (shape.capture.as_ref()).map(|capture| capture.compile(&workloads, &mut reading));
         if !reading.problems.is_empty() {
             return Err(reading.problems);
         }

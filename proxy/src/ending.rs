@@ -36,11 +36,15 @@ pub enum Ending {
     /// The destination is not in the mesh (and `unknown_destination: deny`), cannot be resolved, or is a port that the
     /// service does not have.
     UnknownDestination,
+    /// The client's pod is enrolled as a workload that the mesh does not know, so it has no identity to be judged by.
+    UnknownSource,
+    /// The pod is no longer enrolled.
+    PodRemoved,
 }
 
 impl Ending {
     /// Every ending, in the order of their discriminants.
-    pub const ALL: [Ending; 14] = [
+    pub const ALL: [Ending; 16] = [
         Ending::Completed,
         Ending::DownstreamReset,
         Ending::UpstreamReset,
@@ -55,6 +59,8 @@ impl Ending {
         Ending::ConnectionLimit,
         Ending::HandshakeFailed,
         Ending::UnknownDestination,
+        Ending::UnknownSource,
+        Ending::PodRemoved,
     ];
 
     /// The ending with this discriminant; none for 0.
@@ -79,6 +85,8 @@ impl Ending {
             Ending::ConnectionLimit => "connection_limit",
             Ending::HandshakeFailed => "handshake_failed",
             Ending::UnknownDestination => "unknown_destination",
+            Ending::UnknownSource => "unknown_source",
+            Ending::PodRemoved => "pod_removed",
         }
     }
 
@@ -89,11 +97,11 @@ impl Ending {
             Ending::Completed => "-",
             Ending::DownstreamReset => "DC",
             Ending::UpstreamReset => "UC",
-            Ending::PolicyDenied | Ending::PolicyRevoked => "DENY",
+            Ending::PolicyDenied | Ending::PolicyRevoked | Ending::UnknownSource => "DENY",
             Ending::NoHealthyEndpoint => "UH",
             Ending::ConnectFailed | Ending::ConnectTimeout => "UF",
             Ending::IdleTimeout => "SI",
-            Ending::Drained | Ending::EndpointDrained => "DRAIN",
+            Ending::Drained | Ending::EndpointDrained | Ending::PodRemoved => "DRAIN",
             Ending::ConnectionLimit => "UO",
             Ending::HandshakeFailed => "DPE",
             Ending::UnknownDestination => "NR",

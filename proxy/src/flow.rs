@@ -27,6 +27,8 @@ pub struct FlowFacts {
     pub listener: Text,
     /// Who opened it.
     pub source: Source,
+    /// The network namespace of the enrolled pod that its sockets are in, if they are in one.
+    pub pod: Option<u64>,
     /// The address that is connected to.
     pub destination: SocketAddr,
     /// The workload at that address, when the mesh knows one.

@@ -8,12 +8,15 @@
 #![deny(unsafe_code)]
 
 mod admin;
+pub mod agent;
 mod authorization;
 mod buffer;
+mod capture;
 mod configuration;
 mod cores;
 mod destination;
 mod ending;
+mod entrance;
 mod flow;
 mod flow_table;
 pub mod handover;

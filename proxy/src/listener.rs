@@ -21,6 +21,7 @@ use underpass_config::{Destination, Keepalive, Listener};
 
 use crate::cores::Cores;
 use crate::ending::Ending;
+use crate::entrance::Entrance;
 use crate::node::Node;
 use crate::serve::Accepted;
 use crate::socket;
@@ -62,7 +63,42 @@ pub struct OpenListener {
 pub struct RunningListener {
     settings: Arc<ArcSwap<Listener>>,
     socket: OwnedFd,
+    _accepting: Accepting,
+}
+
+/// A listening socket that is accepted from; dropping this closes it after everything that already waits has been accepted.
+#[derive(Debug)]
+pub struct Accepting {
     _stop: watch::Sender<()>,
+}
+
+/// What a connection accepted from a socket has come in by.
+#[derive(Clone, Debug)]
+pub enum Door {
+    /// A listener of the configuration, whose settings may change.
+    Plain(Arc<ArcSwap<Listener>>),
+    /// A socket in a pod's network namespace.
+    Captured(Entrance),
+}
+
+impl Door {
+    fn entrance(&self) -> Entrance {
+        match self {
+            Self::Plain(settings) => Entrance::Plain(settings.load_full()),
+            Self::Captured(entrance) => entrance.clone(),
+        }
+    }
+}
+
+impl Accepting {
+    /// Starts to accept from `socket`, on the core whose turn it is.
+    pub fn start(socket: OwnedFd, door: Door, node: Arc<Node>, cores: Arc<Cores>) -> Self {
+        let (stop, stopped) = watch::channel(());
+        let core = cores.next_accepting();
+        let on = cores.clone();
+        on.spawn_on(core, accept_until_stopped(socket, door, node, cores, core, stopped));
+        Self { _stop: stop }
+    }
 }
 
 impl OpenListener {
@@ -83,18 +119,11 @@ impl OpenListener {
 
     /// Starts to accept, on the core whose turn it is.
     pub fn run(self, node: Arc<Node>, cores: Arc<Cores>) -> RunningListener {
-        let (stop, stopped) = watch::channel(());
         let settings = Arc::new(ArcSwap::from_pointee(self.settings));
-        let core = cores.next_accepting();
-        let on = cores.clone();
-        on.spawn_on(
-            core,
-            accept_until_stopped(self.accepting, settings.clone(), node, cores, core, stopped),
-        );
         RunningListener {
+            _accepting: Accepting::start(self.accepting, Door::Plain(settings.clone()), node, cores),
             settings,
             socket: self.socket,
-            _stop: stop,
         }
     }
 }
@@ -116,7 +145,7 @@ impl RunningListener {
 
 async fn accept_until_stopped(
     socket: OwnedFd,
-    settings: Arc<ArcSwap<Listener>>,
+    door: Door,
     node: Arc<Node>,
     cores: Arc<Cores>,
     core: usize,
@@ -125,13 +154,13 @@ async fn accept_until_stopped(
     let listener = match socket::register(socket, Interest::READABLE) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::error!(listener = %settings.load().name, %error, "cannot be polled; it accepts nothing");
+            tracing::error!(listener = %door.entrance().name(), %error, "cannot be polled; it accepts nothing");
             return;
         }
     };
     let acceptor = Acceptor {
         listener: &listener,
-        settings,
+        door,
         node: node.clone(),
         cores,
         core,
@@ -148,7 +177,7 @@ async fn accept_until_stopped(
 
 struct Acceptor<'a> {
     listener: &'a AsyncFd<OwnedFd>,
-    settings: Arc<ArcSwap<Listener>>,
+    door: Door,
     node: Arc<Node>,
     cores: Arc<Cores>,
     core: usize,
@@ -167,7 +196,7 @@ impl Acceptor<'_> {
                 Ok(Err(error)) if is_of_the_client(&error) => {}
                 Ok(Err(error)) => {
                     self.node.telemetry.count_accept_error();
-                    tracing::warn!(listener = %self.settings.load().name, %error, "accept failed; trying again");
+                    tracing::warn!(listener = %self.door.entrance().name(), %error, "accept failed; trying again");
                     tokio::time::sleep(ACCEPT_RETRY).await;
                 }
             }
@@ -187,11 +216,11 @@ impl Acceptor<'_> {
 
     fn accept_one(&self) -> io::Result<()> {
         let (socket, peer) = socket::accept(self.listener.get_ref())?;
-        let (node, listener) = (self.node.clone(), self.settings.load_full());
+        let (node, entrance) = (self.node.clone(), self.door.entrance());
         self.cores.serve(
             Accepted {
                 node,
-                listener,
+                entrance,
                 socket,
                 peer,
             },
@@ -227,7 +256,7 @@ enum Answer {
 }
 
 impl Handshake {
-    /// The listener itself says where to go.
+    /// The client does not say where to go, because it is known.
     pub fn without_request(destination: Destination) -> Self {
         Self {
             destination,
@@ -239,7 +268,7 @@ impl Handshake {
     /// Who said where to go.
     pub fn named_by(&self) -> NamedBy {
         match self.answer {
-            Answer::None => NamedBy::Listener,
+            Answer::None => NamedBy::Us,
             Answer::Socks5 | Answer::HttpConnect => NamedBy::Client,
         }
     }

@@ -1,10 +1,14 @@
 //! The `underpass` command.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
+use underpass::run;
 
 /// Gives memory back after a burst of connections, which the system's allocator does not reliably do.
 #[global_allocator]
@@ -20,9 +24,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the proxy until SIGTERM or SIGINT, then drain.
+    /// Run the proxy until SIGTERM or SIGINT, then drain. With a `capture` section in the configuration: the agent and the proxy.
     Run {
-        /// YAML configuration; it is watched, and valid changes are applied.
+        /// YAML configuration; it is watched, and valid changes are applied (to `capture` at the next start).
         #[arg(long)]
         config: PathBuf,
         /// Admin address, instead of the configured one.
@@ -35,20 +39,190 @@ enum Command {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Run the agent, the privileged half: it captures pods and hands their connections to a proxy.
+    Agent(Box<AgentArguments>),
+    /// Run the proxy alone, for the pods of an agent. It needs no privileges.
+    Proxy {
+        /// YAML configuration; it is watched, and valid changes are applied.
+        #[arg(long)]
+        config: PathBuf,
+        /// Admin address, instead of the configured one.
+        #[arg(long)]
+        admin: Option<SocketAddr>,
+        /// The agent's socket.
+        #[arg(long, default_value = "/run/underpass/agent.sock")]
+        agent: PathBuf,
+        #[command(flatten)]
+        duties: DutyArguments,
+    },
+    /// Capture a pod: its connections, both ways, go through the proxy from now on.
+    Enrol {
+        #[command(flatten)]
+        place: PlaceArguments,
+        /// The workload that the pod is: `uid` in the configuration, by default CLUSTER//Pod/NAMESPACE/NAME.
+        #[arg(long)]
+        uid: String,
+        #[command(flatten)]
+        call: CallArguments,
+    },
+    /// List the captured pods, and the proxies that serve them.
+    Pods {
+        #[command(flatten)]
+        call: CallArguments,
+    },
+    /// Capture a pod no more; its connections go where they would without a mesh.
+    Remove {
+        #[command(flatten)]
+        which: WhichArguments,
+        #[command(flatten)]
+        call: CallArguments,
+    },
+    /// End capture on this node: frees all pods, stops the agent, removes everything from the kernel. Works without an agent too.
+    Detach {
+        /// Where programs and maps are pinned.
+        #[arg(long, default_value = "/sys/fs/bpf/underpass")]
+        pin_dir: PathBuf,
+        #[command(flatten)]
+        call: CallArguments,
+    },
 }
 
-fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
-        Command::Run { config, admin } => underpass::run::run(&config, admin),
-        Command::Validate { config } => underpass::run::load(&config).map(|(_, loaded)| {
+#[derive(Args)]
+struct AgentArguments {
+    /// YAML configuration, for its `capture` section; what is given here as well is taken from here.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where the agent's sockets and state are [default: /run/underpass].
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    /// Where programs and maps are pinned, in a bpf file system [default: /sys/fs/bpf/underpass].
+    #[arg(long)]
+    pin_dir: Option<PathBuf>,
+    /// The cgroup (version 2) at which programs are attached: above the pods and the agent [default: the root of the hierarchy].
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
+    /// A cgroup whose connections to pods are health probes and pass unjudged; may be repeated.
+    #[arg(long)]
+    kubelet_cgroup: Vec<PathBuf>,
+    /// The user of the proxy, if that is not root: a name or a number.
+    #[arg(long)]
+    proxy_user: Option<String>,
+    /// How long connections wait when there is no proxy, before they are refused [default: 10s].
+    #[arg(long, value_parser = humantime::parse_duration)]
+    refuse_after: Option<Duration>,
+    /// Move to a cgroup of its own, even if it is alone in the one that it was started in.
+    #[arg(long)]
+    own_cgroup: bool,
+}
+
+impl AgentArguments {
+    fn adjust(self, options: &mut AgentOptions) {
+        let replace = |option: &mut PathBuf, given: Option<PathBuf>| given.into_iter().for_each(|given| *option = given);
+        replace(&mut options.run_dir, self.run_dir);
+        replace(&mut options.pin_dir, self.pin_dir);
+        options.cgroup = self.cgroup.or(options.cgroup.take());
+        options.kubelet_cgroups.extend(self.kubelet_cgroup);
+        options.proxy_user = self.proxy_user.or(options.proxy_user.take());
+        options.refuse_after = self.refuse_after.unwrap_or(options.refuse_after);
+        options.own_cgroup = self.own_cgroup;
+    }
+}
+
+#[derive(Args)]
+struct DutyArguments {
+    /// Move to a cgroup of its own first (needs root).
+    #[arg(long)]
+    own_cgroup: bool,
+    /// Become this user first.
+    #[arg(long, hide = true)]
+    user: Option<String>,
+    /// End with this process, the parent.
+    #[arg(long, hide = true)]
+    parent: Option<u32>,
+}
+
+#[derive(Args)]
+struct CallArguments {
+    /// Where the agent's sockets and state are.
+    #[arg(long, default_value = "/run/underpass")]
+    run_dir: PathBuf,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PlaceArguments {
+    /// The pod's network namespace, such as /run/netns/NAME.
+    #[arg(long)]
+    netns: Option<PathBuf>,
+    /// A process of the pod.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Option<u32>,
+}
+
+impl PlaceArguments {
+    fn place(&self) -> Result<commands::Place, commands::CommandError> {
+        match (&self.netns, self.pid) {
+            (_, Some(pid)) => Ok(commands::Place::Pid(pid)),
+            (netns, None) => commands::Place::absolute(netns.as_deref().unwrap_or("".as_ref())),
+        }
+    }
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct WhichArguments {
+    /// The workload.
+    #[arg(long)]
+    uid: Option<String>,
+    /// The pod's network namespace.
+    #[arg(long)]
+    netns: Option<PathBuf>,
+}
+
+fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        Command::Run { config, admin } => run::run(&config, admin)?,
+        Command::Validate { config } => {
+            let (_, loaded) = run::load(&config)?;
             let (workloads, services) = (loaded.mesh.workloads().count(), loaded.mesh.services().count());
             println!(
                 "{} is valid: {workloads} workloads, {services} services",
                 config.display()
             );
-        }),
-    };
-    match outcome {
+        }
+        Command::Agent(mut arguments) => {
+            let config = arguments.config.take();
+            run::run_agent(config.as_deref(), |options| arguments.adjust(options))?;
+        }
+        Command::Proxy {
+            config,
+            admin,
+            agent,
+            duties,
+        } => {
+            agent::become_proxy(&ProxyDuties {
+                own_cgroup: duties.own_cgroup,
+                user: duties.user,
+                parent: duties.parent,
+            })?;
+            run::run_captured(&config, admin, &agent)?;
+        }
+        Command::Enrol { place, uid, call } => commands::enrol(&call.run_dir, &uid, place.place()?, call.json)?,
+        Command::Pods { call } => commands::pods(&call.run_dir, call.json)?,
+        Command::Remove { which, call } => {
+            let which = commands::which(which.uid, which.netns.as_deref())?;
+            commands::remove(&call.run_dir, which, call.json)?;
+        }
+        Command::Detach { pin_dir, call } => commands::detach(&call.run_dir, &pin_dir, call.json)?,
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match carry_out(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("underpass: {error}");

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use underpass_config::{Config, Decision, Mesh, Touched};
 
 use crate::authorization::judge;
+use crate::capture::Pods;
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
@@ -35,6 +36,8 @@ pub struct Node {
     changing: Mutex<()>,
     /// Open connections.
     pub flows: Arc<FlowTable>,
+    /// Enrolled pods.
+    pub pods: Pods,
     /// Metrics and access log.
     pub telemetry: Telemetry,
     draining: AtomicBool,
@@ -50,6 +53,7 @@ impl Node {
             generation: AtomicU64::new(1),
             changing: Mutex::new(()),
             flows,
+            pods: Pods::default(),
             telemetry,
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),

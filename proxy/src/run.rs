@@ -12,6 +12,8 @@ use tokio::time::Instant;
 use underpass_config::{Config, ConfigError};
 
 use crate::admin::{self, Admin};
+use crate::agent::{self, AgentError, AgentOptions};
+use crate::capture;
 use crate::configuration::{Configuration, Reload, UpdateError};
 use crate::cores::Cores;
 use crate::ending::Ending;
@@ -70,6 +72,9 @@ pub enum StartError {
         /// Why.
         source: notify::Error,
     },
+    /// The agent that a configuration with `capture` asks for did not start.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
     /// Threads, epoll or signals are not to be had.
     #[error("the machine does not give what the proxy needs: {0}")]
     Machine(#[from] io::Error),
@@ -91,11 +96,41 @@ pub fn load(path: &Path) -> Result<(String, Config), StartError> {
     Ok((text, config))
 }
 
-/// Runs the proxy until it is told to stop and has drained. `admin` overrides the configured admin address.
+/// Runs the proxy until it is told to stop and has drained. `admin` overrides the configured admin address. If the configuration
+/// asks for capture, this process is the agent and the proxy its child.
 ///
 /// # Errors
 /// When it cannot start.
 pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
+    let node = load(path)?.1.node;
+    if node.capture.is_none() {
+        return serve(path, admin, None);
+    }
+    LogFilter::install(&node.log)?;
+    Ok(agent::run_with_proxy(path, admin, &node)?)
+}
+
+/// Runs the agent until it is told to stop. `adjust` puts what the command line says above what the configuration says.
+///
+/// # Errors
+/// When it cannot start.
+pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) -> Result<(), StartError> {
+    let node = path.map(load).transpose()?.map(|(_, config)| config.node);
+    let mut options = AgentOptions::new(node.as_deref());
+    adjust(&mut options);
+    LogFilter::install(&options.log)?;
+    Ok(agent::run(&options)?)
+}
+
+/// Runs the proxy as [`run`] does, and serves the pods that the agent at socket `agent` tells of.
+///
+/// # Errors
+/// When it cannot start. An agent that does not answer is waited for.
+pub fn run_captured(path: &Path, admin: Option<SocketAddr>, agent: &Path) -> Result<(), StartError> {
+    serve(path, admin, Some(agent))
+}
+
+fn serve(path: &Path, admin: Option<SocketAddr>, agent: Option<&Path>) -> Result<(), StartError> {
     let (text, config) = load(path)?;
     let log = LogFilter::install(&config.node.log)?;
     let count = config.node.workers.map_or_else(available_cores, usize::from);
@@ -129,6 +164,9 @@ pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
                 log,
             },
         ));
+        if let Some(agent) = agent {
+            tokio::spawn(capture::converse(agent.into(), node.clone(), cores.clone()));
+        }
         tracing::info!(admin = %admin_address, cores = count, "serving");
         wait_for_stop(&node, &configuration).await?;
         drop(watcher);

@@ -5,13 +5,15 @@
 //! gets the answer of its protocol and then a reset, never a silent FIN.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use underpass_config::{Listener, ListenerProtocol};
+use underpass_config::{Config, Destination, ListenerProtocol};
 
+use crate::capture::Pod;
 use crate::ending::Ending;
+use crate::entrance::Entrance;
 use crate::flow::Flow;
 use crate::flow_table::PathEnds;
 use crate::listener::{Handshake, http_connect, socks5};
@@ -28,8 +30,8 @@ use crate::upstream::{Connected, Refused, Request};
 pub struct Accepted {
     /// The node.
     pub node: Arc<Node>,
-    /// The listener that accepted it.
-    pub listener: Arc<Listener>,
+    /// The way it came in by.
+    pub entrance: Entrance,
     /// The client's socket, not yet known to any runtime.
     pub socket: OwnedFd,
     /// The client's address.
@@ -41,7 +43,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
     let started = SystemTime::now();
     let Accepted {
         node,
-        listener,
+        entrance,
         socket,
         peer,
     } = accepted;
@@ -51,11 +53,11 @@ pub async fn serve(accepted: Accepted, core: usize) {
     };
     let snapshot = node.snapshot();
     let settings = snapshot.config.node.clone();
-    let source = Source::by_address(&snapshot.config.mesh, &settings, peer);
+    let (source, is_known) = identify(&entrance, &snapshot.config, peer);
     drop(snapshot);
     let session = Session {
         node,
-        listener,
+        entrance,
         source,
         started,
         core,
@@ -64,6 +66,10 @@ pub async fn serve(accepted: Accepted, core: usize) {
         session.refuse_unconnected(&downstream, Ending::ConnectionLimit);
         return;
     };
+    if !is_known {
+        session.refuse_unconnected(&downstream, Ending::UnknownSource);
+        return;
+    }
     let Some(ready) = Box::pin(session.connect(downstream)).await else {
         return;
     };
@@ -90,6 +96,19 @@ pub async fn serve(accepted: Accepted, core: usize) {
     session.log_flow(&flow, ending, quality);
 }
 
+/// Who the client is, and whether that is known well enough to serve it. A captured client that the mesh does not know (its pod is newer than
+/// the configuration, or gone from it) must not be judged as anyone.
+fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, bool) {
+    match entrance {
+        Entrance::Plain(_) => (Source::by_address(&config.mesh, &config.node, peer), true),
+        Entrance::Inbound(_) => (Source::unidentified(peer), true),
+        Entrance::Outbound(pod) => match Source::captured(&config.mesh, &pod.uid, peer) {
+            Some(source) => (source, true),
+            None => (Source::unidentified(peer), false),
+        },
+    }
+}
+
 /// A client that is connected and has been told so.
 struct Ready {
     downstream: Stream,
@@ -100,7 +119,7 @@ struct Ready {
 
 struct Session {
     node: Arc<Node>,
-    listener: Arc<Listener>,
+    entrance: Entrance,
     source: Source,
     started: SystemTime,
     core: usize,
@@ -119,7 +138,7 @@ impl Session {
         let request = Request {
             node: &self.node,
             core: self.core,
-            listener: &self.listener.name,
+            entrance: &self.entrance,
             source: &self.source,
             started: self.started,
             named_by: handshake.named_by(),
@@ -148,7 +167,12 @@ impl Session {
     /// Learns where the client wants to go. While it has not said so, it takes a place of its namespace and workload: one that
     /// opens connections and says nothing uses up its own places only.
     async fn shake_hands(&self, downstream: &Stream) -> Result<Handshake, Ending> {
-        if let ListenerProtocol::Fixed { destination } = &self.listener.protocol {
+        let listener = match &self.entrance {
+            Entrance::Plain(listener) => listener,
+            Entrance::Outbound(pod) => return original_destination(pod, downstream),
+            Entrance::Inbound(pod) => return own_destination(pod, downstream),
+        };
+        if let ListenerProtocol::Fixed { destination } = &listener.protocol {
             return Ok(Handshake::without_request(destination.clone()));
         }
         let settings = self.node.snapshot().config.node.clone();
@@ -159,7 +183,7 @@ impl Session {
             .tenant(self.source.workload().map(|w| &**w));
         let _place = tenant.admit(&settings.limits).ok_or(Ending::ConnectionLimit)?;
         let handshake = async {
-            match &self.listener.protocol {
+            match &listener.protocol {
                 ListenerProtocol::Socks5 => socks5::accept(downstream).await,
                 _ => http_connect::accept(downstream).await,
             }
@@ -222,13 +246,37 @@ impl Session {
             sent: 0,
             received: 0,
             quality: TcpQuality::default(),
-            listener: &self.listener.name,
+            listener: self.entrance.name(),
             policy: target.and_then(|t| t.policy.as_ref()),
             ending: refused.ending,
             detail: refused.detail.clone(),
             ended: SystemTime::now(),
         };
         self.node.telemetry.connection_ended(&line, true);
+    }
+}
+
+/// Where a captured connection was going when the kernel turned it to us. One that was made to our socket on purpose was going
+/// nowhere.
+fn original_destination(pod: &Pod, accepted: &Stream) -> Result<Handshake, Ending> {
+    match pod.original_destination(accepted.as_fd()) {
+        Ok(Some(destination)) => Ok(Handshake::without_request(Destination::Address(destination))),
+        Ok(None) => Err(Ending::HandshakeFailed),
+        Err(error) => {
+            tracing::warn!(uid = %pod.uid, %error, "the original destination of a captured connection cannot be read");
+            Err(Ending::HandshakeFailed)
+        }
+    }
+}
+
+/// Where a steered connection was going: its own local address, which has to be one of the pod's.
+fn own_destination(pod: &Pod, accepted: &Stream) -> Result<Handshake, Ending> {
+    let address = accepted.local_address().map_err(|_| Ending::DownstreamReset)?;
+    let address = socket::canonical(address);
+    if pod.owns(address.ip()) {
+        Ok(Handshake::without_request(Destination::Address(address)))
+    } else {
+        Err(Ending::UnknownDestination)
     }
 }
 

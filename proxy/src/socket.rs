@@ -40,12 +40,11 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
     Ok(socket)
 }
 
-/// Begins to connect to `address`.
+/// Begins to connect `socket` to `address`.
 ///
 /// # Errors
-/// Those of socket(2), setsockopt(2) and connect(2).
-pub fn start_connect(address: SocketAddr) -> io::Result<Connecting> {
-    let socket = tcp_socket(address)?;
+/// Those of setsockopt(2) and connect(2).
+pub fn start_connect(socket: OwnedFd, address: SocketAddr) -> io::Result<Connecting> {
     set_stream_options(&socket)?;
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => {}

@@ -1,19 +1,31 @@
 //! Who opened a connection.
 //!
 //! Policy must never see an identity that the peer merely claims. A `Source` can only be made here, from what the kernel
-//! says about the connection: today the peer's address, looked up among the workloads; with capture, the network
-//! namespace that the socket came from. Its fields are private for that reason.
+//! says about the connection: the network namespace that a captured socket came from, or, on a plain listener, the peer's address.
+//! Its fields are private for that reason.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use underpass_config::{Identity, Mesh, NodeSettings, Position, Workload};
+use underpass_config::{Identity, Mesh, NodeSettings, Position, Workload, WorkloadUid};
 
 /// The verified origin of one connection.
 #[derive(Clone, Debug)]
 pub struct Source {
     address: SocketAddr,
     workload: Option<Arc<Workload>>,
+    evidence: Evidence,
+}
+
+/// What speaks for the workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Evidence {
+    /// The peer's address.
+    Address,
+    /// The network namespace of the peer's socket.
+    Capture,
+    /// Nothing that could not be forged.
+    None,
 }
 
 impl Source {
@@ -25,6 +37,26 @@ impl Source {
         Source {
             address: peer,
             workload: mesh.workload_at(&node.network, peer.ip()).cloned(),
+            evidence: Evidence::Address,
+        }
+    }
+
+    /// The pod that is enrolled as the workload `uid`, in whose network namespace the peer's socket is. None if the mesh does not know
+    /// that workload.
+    pub fn captured(mesh: &Mesh, uid: &WorkloadUid, peer: SocketAddr) -> Option<Source> {
+        Some(Source {
+            address: peer,
+            workload: Some(mesh.workload(uid)?.clone()),
+            evidence: Evidence::Capture,
+        })
+    }
+
+    /// A peer of which nothing is known but an address that anyone may have sent from: it is no workload and has no identity.
+    pub fn unidentified(peer: SocketAddr) -> Source {
+        Source {
+            address: peer,
+            workload: None,
+            evidence: Evidence::None,
         }
     }
 
@@ -32,14 +64,12 @@ impl Source {
     /// A workload that has gone keeps the identity under which it connected.
     pub fn refreshed(&self, mesh: &Mesh, node: &NodeSettings) -> Source {
         match &self.workload {
-            None => Source::by_address(mesh, node, self.address),
-            Some(known) => {
-                let workload = mesh.workload(&known.uid).unwrap_or(known).clone();
-                Source {
-                    address: self.address,
-                    workload: Some(workload),
-                }
-            }
+            None if self.evidence == Evidence::Address => Source::by_address(mesh, node, self.address),
+            None => self.clone(),
+            Some(known) => Source {
+                workload: Some(mesh.workload(&known.uid).unwrap_or(known).clone()),
+                ..*self
+            },
         }
     }
 

@@ -6,16 +6,20 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, Text};
+use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey};
 
 use crate::authorization::judge;
+use crate::capture::Pod;
 use crate::destination::{self, Resolved, Target};
 use crate::ending::Ending;
+use crate::entrance::Entrance;
 use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
+use crate::handover::Family;
 use crate::node::{Node, Snapshot};
 use crate::socket::{self, Connecting};
 use crate::source::Source;
@@ -27,8 +31,8 @@ pub struct Request<'a> {
     pub node: &'a Arc<Node>,
     /// The core that serves it.
     pub core: usize,
-    /// The listener's name.
-    pub listener: &'a Text,
+    /// The way it came in by.
+    pub entrance: &'a Entrance,
     /// Who asks.
     pub source: &'a Source,
     /// When it was accepted.
@@ -40,8 +44,8 @@ pub struct Request<'a> {
 /// Who says where a connection goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NamedBy {
-    /// The configuration.
-    Listener,
+    /// The configuration, or the kernel that captured the connection.
+    Us,
     /// The client, which must not be let into the proxy's own sockets.
     Client,
 }
@@ -138,7 +142,12 @@ impl Request<'_> {
             let snapshot = self.node.snapshot();
             let config = &snapshot.config;
             let source = self.source.refreshed(&config.mesh, &config.node);
-            let Some(resolved) = names.resolve(config, requested, self.named_by, &source, &tried).await? else {
+            let resolved = match (self.entrance, requested) {
+                // What has arrived at a pod is for this pod, whatever services its address may belong to.
+                (Entrance::Inbound(_), Destination::Address(own)) => Some(Resolved::Address(*own)),
+                _ => names.resolve(config, requested, self.named_by, &source, &tried).await?,
+            };
+            let Some(resolved) = resolved else {
                 // The answer of DNS took its time: go by the snapshot that is in force now.
                 continue;
             };
@@ -190,7 +199,8 @@ impl Request<'_> {
             }
         };
         let facts = FlowFacts {
-            listener: self.listener.clone(),
+            listener: self.entrance.name().clone(),
+            pod: self.entrance.pod().map(|pod| pod.cookie),
             source,
             destination: target.address,
             destination_workload: target.workload.clone(),
@@ -205,9 +215,9 @@ impl Request<'_> {
             Ok(guard) => guard,
             Err(ending) => return Attempt::Refused(refused(ending, None, None)),
         };
-        if self.node.is_closed() {
+        if let Some(ending) = self.too_late() {
             guard.abandon();
-            return Attempt::Refused(refused(Ending::Drained, None, None));
+            return Attempt::Refused(refused(ending, None, None));
         }
         if !self.node.is_current(snapshot) {
             guard.abandon();
@@ -216,7 +226,7 @@ impl Request<'_> {
         let unanswered = tokio::select! {
             biased;
             ending = guard.flow().ended() => Unanswered { ending, detail: None },
-            connected = dial(target.address, config) => match connected {
+            connected = self.dial(target.address, config) => match connected {
                 Ok(stream) => {
                     guard.flow().establish();
                     return Attempt::Connected(Box::new(Connected { stream, guard, load: target.load }));
@@ -234,6 +244,55 @@ impl Request<'_> {
             Ending::ConnectFailed | Ending::ConnectTimeout => Attempt::Failed(refused),
             _ => Attempt::Refused(refused),
         }
+    }
+}
+
+impl Request<'_> {
+    /// Why nothing may begin any more, although it was allowed.
+    fn too_late(&self) -> Option<Ending> {
+        if self.node.is_closed() {
+            return Some(Ending::Drained);
+        }
+        self.entrance
+            .pod()
+            .is_some_and(|pod| pod.is_removed())
+            .then_some(Ending::PodRemoved)
+    }
+
+    /// Connects to `address` from where the connection belongs: a captured one from its pod's network namespace, any other from ours.
+    async fn dial(&self, address: SocketAddr, config: &Config) -> Result<Stream, Unanswered> {
+        let patience = config.node.timeouts.connect;
+        let pod = self.entrance.pod();
+        let destination = self.node.pods.at(address.ip());
+        if pod.is_none() && destination.is_none() {
+            let socket = socket::tcp_socket(address).map_err(|error| unanswered(&error))?;
+            return connect_within(socket, address, patience).await;
+        }
+        let socket = match pod {
+            None => socket::tcp_socket(address),
+            Some(pod) => take_within(pod, Family::of(address.ip()), patience).await,
+        };
+        let socket = socket.map_err(|error| unanswered(&error))?;
+        if let Some(destination) = destination {
+            self.announce(&socket, address, &destination)
+                .map_err(|error| unanswered(&error))?;
+        }
+        connect_within(socket, address, patience).await
+    }
+
+    /// Tells the kernel that a connection of ours is about to come to `destination`, which is on this node, and whom its application is to
+    /// see as its client: one that was captured, and that the application's socket can show.
+    fn announce(&self, socket: &OwnedFd, address: SocketAddr, destination: &Pod) -> io::Result<()> {
+        let client = self.entrance.pod().map(|_| self.source.address());
+        let client = client.filter(|client| client.is_ipv4() == address.is_ipv4());
+        destination.announce(socket.as_fd(), client)
+    }
+}
+
+async fn take_within(pod: &Pod, family: Family, patience: Duration) -> io::Result<OwnedFd> {
+    match tokio::time::timeout(patience, pod.sockets.take(family)).await {
+        Ok(taken) => taken,
+        Err(_) => Err(io::Error::other("the agent did not make a socket in time")),
     }
 }
 
@@ -276,13 +335,14 @@ impl Names {
     }
 }
 
-async fn dial(address: SocketAddr, config: &Config) -> Result<Stream, Unanswered> {
-    let attempt = match socket::start_connect(address) {
+/// Connects to `address`, waiting no longer than `patience`.
+async fn connect_within(socket: OwnedFd, address: SocketAddr, patience: Duration) -> Result<Stream, Unanswered> {
+    let attempt = match socket::start_connect(socket, address) {
         Ok(Connecting::Done(stream)) => return Ok(stream),
         Ok(Connecting::Underway(stream)) => socket::finish_connect(stream),
         Err(error) => return Err(unanswered(&error)),
     };
-    match tokio::time::timeout(config.node.timeouts.connect, attempt).await {
+    match tokio::time::timeout(patience, attempt).await {
         Ok(answered) => answered.map_err(|error| unanswered(&error)),
         Err(_) => Err(Unanswered {
             ending: Ending::ConnectTimeout,
@@ -308,7 +368,7 @@ fn unanswered(error: &io::Error) -> Unanswered {
 mod tests {
     use std::net::TcpListener;
 
-    use underpass_config::{AccessLog, LogFormat};
+    use underpass_config::{AccessLog, Listener, ListenerProtocol, LogFormat};
 
     use super::*;
     use crate::flow_table::FlowTable;
@@ -346,13 +406,18 @@ mod tests {
             let source = Source::by_address(&config.mesh, &config.node, "127.0.0.1:4000".parse().unwrap());
             let address = self.server.local_addr().unwrap();
             let target = destination::choose(config, &Resolved::Address(address), &source, &[]).unwrap();
+            let entrance = Entrance::Plain(Arc::new(Listener {
+                name: "test".into(),
+                address,
+                protocol: ListenerProtocol::Socks5,
+            }));
             let request = Request {
                 node: &self.node,
                 core: 0,
-                listener: &"test".into(),
+                entrance: &entrance,
                 source: &source,
                 started: SystemTime::now(),
-                named_by: NamedBy::Listener,
+                named_by: NamedBy::Us,
             };
             request.attempt(snapshot, source.clone(), target, true).await
         }

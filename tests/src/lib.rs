@@ -11,6 +11,7 @@
 //! * [`Proxy`]: the `underpass` binary, its configuration file, its admin address and its access log.
 //! * [`Config`]: YAML by a few words, for a proxy.
 //! * [`Server`] and [`Way`]: a destination that says who it is, and the ways to reach it (directly or through a listener).
+//! * [`capture`]: a node whose pods are captured, with its agent and its proxies.
 //! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
 //! * [`Process`]: a program that ends with its test. [`available`]: what a test needs of the machine.
 
@@ -18,6 +19,7 @@
 
 mod access_log;
 mod admin;
+pub mod capture;
 mod client;
 mod config;
 pub mod conversation;
@@ -36,5 +38,5 @@ pub use config::{Config, Listen};
 pub use process::Process;
 pub use proxy::Proxy;
 pub use requirement::{Need, available};
-pub use server::{Blackhole, Server};
-pub use world::{Host, World};
+pub use server::{Arrival, Blackhole, Server};
+pub use world::{Families, Host, World};

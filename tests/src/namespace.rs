@@ -5,12 +5,19 @@
 //! started by the thread belong to the namespace; a socket stays there when another thread uses it.
 
 use std::fs::File;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
+use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+
+/// No source, type or data: what mount(2) ignores.
+const NONE: Option<&str> = None;
+
+use crate::wait;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -25,12 +32,26 @@ pub(crate) struct Namespace {
 impl Namespace {
     /// A new namespace with its loopback device up. Panics when the process may not make one (see `Need::Root`).
     pub(crate) fn new(name: &str) -> Self {
+        Self::unshared(name, CloneFlags::CLONE_NEWNET)
+    }
+
+    /// As [`Namespace::new`], with mounts of its own: what is mounted there (bpffs with everything pinned in it, pods' namespaces) is gone
+    /// with the last process that was started there.
+    pub(crate) fn with_mounts(name: &str) -> Self {
+        let namespace = Self::unshared(name, CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS);
+        namespace.run(|| {
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).expect("make the mounts private");
+        });
+        namespace
+    }
+
+    fn unshared(name: &str, what: CloneFlags) -> Self {
         let (jobs, queue) = channel::<Job>();
         let (ready, is_ready) = channel();
         let thread = Builder::new()
             .name(format!("netns {name}"))
             .spawn(move || {
-                unshare(CloneFlags::CLONE_NEWNET).expect("unshare(CLONE_NEWNET): are you root?");
+                unshare(what).expect("unshare(2): are you root?");
                 ready
                     .send(File::open("/proc/thread-self/ns/net").expect("open the own namespace"))
                     .expect("ready");
@@ -45,6 +66,10 @@ impl Namespace {
             handle,
         };
         namespace.ip("link set lo up");
+        // Nobody else has its addresses: link-local ones needn't be tried for seconds before they are used.
+        for devices in ["all", "default"] {
+            namespace.sysctl(&format!("ipv6/conf/{devices}/accept_dad"), "0");
+        }
         namespace
     }
 
@@ -62,8 +87,13 @@ impl Namespace {
             .unwrap_or_else(|_| panic!("work in namespace {} panicked", self.name))
     }
 
-    /// Runs `ip ARGUMENTS` in the namespace.
-    pub(crate) fn ip(&self, arguments: &str) {
+    /// A path to the namespace, good for any process of the machine as long as it lives.
+    pub(crate) fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd()).into()
+    }
+
+    /// Runs `ip ARGUMENTS` in the namespace; answers what it printed.
+    pub(crate) fn ip(&self, arguments: &str) -> String {
         let list: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
         let output = self
             .run(|| Command::new("ip").args(list).output())
@@ -74,6 +104,7 @@ impl Namespace {
             self.name,
             String::from_utf8_lossy(&output.stderr)
         );
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Sets `/proc/sys/net/NAME` of this namespace.
@@ -84,13 +115,17 @@ impl Namespace {
 
     /// A veth pair between this namespace (device `here`) and `other` (device `there`), both up.
     pub(crate) fn link(&self, here: &str, other: &Namespace, there: &str) {
-        use std::os::fd::AsRawFd;
-        let other_handle = format!("/proc/{}/fd/{}", std::process::id(), other.handle.as_raw_fd());
         self.ip(&format!(
-            "link add {here} type veth peer name {there} netns {other_handle}"
+            "link add {here} type veth peer name {there} netns {}",
+            other.path().display()
         ));
         self.ip(&format!("link set {here} up"));
         other.ip(&format!("link set {there} up"));
+        // Until a device has a link-local address, neighbours that it is asked to forward to are not found, and then for a second.
+        for (namespace, device) in [(self, here), (other, there)] {
+            let ready = format!("-6 -o addr show dev {device} scope link -tentative");
+            wait::eventually(wait::SOON, "a link-local address", || !namespace.ip(&ready).is_empty());
+        }
     }
 }
 

@@ -42,7 +42,8 @@ impl Process {
     }
 
     /// Starts `command` on `host`; `name` names its output file and its failures.
-    pub fn start(world: &World, host: &Host, name: &str, mut command: Command) -> Self {
+    pub fn start(world: &World, host: &Host, name: &str, command: Command) -> Self {
+        let mut command = host.prepare(command);
         let (output, file) = output_file(world.directory(), name);
         command.stdout(file.try_clone().expect("dup")).stderr(file);
         let child = host.spawn(command).unwrap_or_else(|e| panic!("start {name}: {e}"));
@@ -101,6 +102,19 @@ impl Process {
         self.child.id()
     }
 
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .expect("the process runs")
+            .count()
+    }
+
+    /// Kills it (SIGKILL) and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Sends it a signal. An error when it has ended (and only then: the id is ours until it is waited for).
     pub fn signal(&mut self, signal: Signal) -> io::Result<()> {
         if self.exit_status().is_some() {
@@ -134,4 +148,11 @@ fn output_file(directory: &Path, name: &str) -> (PathBuf, File) {
         File::create_new(&path).map(|file| (path, file))
     };
     (0..).find_map(|n| make(n).ok()).expect("some number is free")
+}
+
+/// A binary of this package, which cargo builds into the folder above the test's.
+pub(crate) fn beside_test(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    let folder = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps");
+    folder.join(name)
 }

@@ -3,7 +3,8 @@
 use std::env;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -53,19 +54,42 @@ impl Proxy {
 
     fn run(world: &World, host: &Host, file: PathBuf) -> Self {
         let process = Self::command(world, host, &["run", "--config", &file.display().to_string()]);
-        let access_log = access_log(world, host);
+        Self::of(process, host, admin_address(host), file, access_log(world, host))
+    }
+
+    /// A proxy with a configuration file, an admin address and an access log named by `label`, started by what `command` makes of the binary and
+    /// of the file. It is not waited for.
+    pub(crate) fn launch(
+        world: &World,
+        host: &Host,
+        config: &Config,
+        label: &str,
+        admin_port: u16,
+        command: impl FnOnce(&Path, &Path) -> Command,
+    ) -> Self {
+        let file = world.directory().join(format!("{label}.yaml"));
+        let access_log = access_folder(world).join(format!("{label}.log"));
+        let admin = host.loopback().at(admin_port);
+        fs::write(&file, config.yaml(admin, &access_log)).expect("write the configuration");
+        let process = Process::start(world, host, label, command(&binary(), &file));
+        Self::of(process, host, admin, file, access_log)
+    }
+
+    fn of(process: Process, host: &Host, admin: SocketAddr, file: PathBuf, access_log: PathBuf) -> Self {
         let tail = Mutex::new(Tail::new(&access_log));
         Self {
             process,
             host: host.loopback(),
-            admin: admin_address(host),
+            admin,
             file,
             access_log,
             tail,
         }
     }
 
-    fn ready(mut self) -> Self {
+    /// Waits until it is ready. Panics with its log when it doesn't get there.
+    #[must_use]
+    pub fn ready(mut self) -> Self {
         let end = Instant::now() + wait::SOON;
         loop {
             let answer = self.try_request("GET", "/ready");
@@ -220,9 +244,7 @@ impl Proxy {
 
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.process.pid()))
-            .expect("the proxy runs")
-            .count()
+        self.process.descriptors()
     }
 
     /// Sends SIGTERM and waits for its end.
@@ -250,13 +272,17 @@ fn admin_address(host: &Host) -> SocketAddr {
 
 /// Not in the folder of the configuration file, which the proxy watches.
 fn access_log(world: &World, host: &Host) -> PathBuf {
+    access_folder(world).join(format!("{}.log", host.ip()))
+}
+
+fn access_folder(world: &World) -> PathBuf {
     let folder = world.directory().join("access");
     fs::create_dir_all(&folder).expect("a folder for access logs");
-    folder.join(format!("{}.log", host.ip()))
+    folder
 }
 
 /// The `underpass` binary: `UNDERPASS_BIN`, else the one built beside this test, release before debug.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     if let Some(path) = env::var_os("UNDERPASS_BIN") {
         return path.into();
     }

@@ -4,6 +4,8 @@ use std::env;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::capture;
+
 /// Something a machine may lack.
 #[derive(Clone, Copy, Debug)]
 pub enum Need {
@@ -11,6 +13,8 @@ pub enum Need {
     Root,
     /// A program on `PATH` or among Debian's PostgreSQL programs.
     Program(&'static str),
+    /// What capture needs of the kernel: cgroup2 and bpf(2), and what the harness looks at them with.
+    Capture,
 }
 
 /// Whether all of `needs` are here. If not: panics where `CI` is set, otherwise prints why the test is skipped (past the test
@@ -33,11 +37,25 @@ impl Need {
     fn missing(&self) -> Option<String> {
         match self {
             Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
+            Need::Capture => missing_for_capture(),
             Need::Program(name) => find_program(name)
                 .is_none()
                 .then(|| format!("needs the program {name} (see scripts/test-setup.sh)")),
         }
     }
+}
+
+fn missing_for_capture() -> Option<String> {
+    let programs = ["ip", "bpftool", "setsid"].map(Need::Program);
+    let missing = [Need::Root].iter().chain(&programs).find_map(Need::missing);
+    missing.or_else(|| {
+        let lacks = |have: bool, what: &str| (!have).then(|| format!("needs {what}"));
+        lacks(
+            capture::cgroup2_mount().is_some(),
+            "a cgroup2 mount (mount -t cgroup2 none DIRECTORY)",
+        )
+        .or_else(|| lacks(capture::is_bpf_usable(), "bpf(2)"))
+    })
 }
 
 /// Where `name` is: on `PATH`, in the system folders that an ordinary user's `PATH` lacks, or among PostgreSQL's programs (whose

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
@@ -20,8 +20,21 @@ pub struct Server {
     acceptor: Option<JoinHandle<()>>,
 }
 
+/// A connection as the server saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The client, as accept(2) named it.
+    pub accepted_from: SocketAddr,
+    /// The client, as getpeername(2) named it.
+    pub peer: SocketAddr,
+    /// Where it arrived, as getsockname(2) named it.
+    pub local: SocketAddr,
+}
+
 #[derive(Default)]
 struct State {
+    arrivals: Mutex<Vec<Arrival>>,
+    received: AtomicU64,
     accepted: AtomicUsize,
     open: AtomicUsize,
     resets: AtomicUsize,
@@ -42,8 +55,9 @@ impl Server {
         let (accepting, shared) = (listener.try_clone().expect("dup"), state.clone());
         let acceptor = thread::spawn(move || {
             // accept() fails once the listener is shut down, by stop().
-            while let Ok((stream, _)) = accepting.accept() {
+            while let Ok((stream, client)) = accepting.accept() {
                 let (stream, shared) = (TcpStream::from(stream), shared.clone());
+                shared.note_arrival(client.as_socket().expect("an internet address"), &stream);
                 let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
                 shared.open.fetch_add(1, Ordering::SeqCst);
                 thread::spawn(move || shared.serve(number, stream, address));
@@ -65,6 +79,16 @@ impl Server {
     /// How many connections it has ever accepted.
     pub fn accepted(&self) -> usize {
         self.state.accepted.load(Ordering::SeqCst)
+    }
+
+    /// All connections it has ever accepted, in order.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        self.state.arrivals.lock().expect("no holder panics").clone()
+    }
+
+    /// How many bytes it has ever received.
+    pub fn received(&self) -> u64 {
+        self.state.received.load(Ordering::SeqCst)
     }
 
     /// How many connections are open.
@@ -109,11 +133,23 @@ impl Server {
 }
 
 impl State {
+    fn note_arrival(&self, accepted_from: SocketAddr, stream: &TcpStream) {
+        // A client that has reset already has no name any more.
+        if let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) {
+            let arrival = Arrival {
+                accepted_from,
+                peer,
+                local,
+            };
+            self.arrivals.lock().expect("no holder panics").push(arrival);
+        }
+    }
+
     fn serve(&self, number: usize, mut stream: TcpStream, address: SocketAddr) {
         if let Ok(other) = stream.try_clone() {
             self.streams.lock().expect("no holder panics").insert(number, other);
         }
-        if let Err(error) = greet_and_echo(&mut stream, address)
+        if let Err(error) = self.greet_and_echo(&mut stream, address)
             && crate::client::is_reset(&error)
         {
             self.resets.fetch_add(1, Ordering::SeqCst);
@@ -121,16 +157,19 @@ impl State {
         self.streams.lock().expect("no holder panics").remove(&number);
         self.open.fetch_sub(1, Ordering::SeqCst);
     }
-}
 
-fn greet_and_echo(stream: &mut TcpStream, address: SocketAddr) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.write_all(format!("{address}\n").as_bytes())?;
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => stream.write_all(&buffer[..n])?,
+    fn greet_and_echo(&self, stream: &mut TcpStream, address: SocketAddr) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        stream.write_all(format!("{address}\n").as_bytes())?;
+        let mut buffer = vec![0; 16 * 1024];
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => return Ok(()),
+                n => {
+                    self.received.fetch_add(n as u64, Ordering::SeqCst);
+                    stream.write_all(&buffer[..n])?;
+                }
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
+use crate::capture::Inside;
 use crate::namespace::Namespace;
 
 /// How long a connect may take before a test gives up on it: longer than any time-out that a test sets in a proxy.
@@ -104,6 +105,7 @@ impl World {
                     address6: None,
                     namespace: None,
                     receive_buffer: None,
+                    inside: None,
                 }
             }
             Place::Cluster { .. } => self.pod(0),
@@ -112,7 +114,12 @@ impl World {
 
     /// A new pod of node `node`. Panics in a loopback world.
     pub fn pod(&self, node: usize) -> Host {
-        self.node_state(node).new_pod()
+        self.pod_with(node, Families::Both)
+    }
+
+    /// As [`World::pod`], with addresses of these families only.
+    pub fn pod_with(&self, node: usize, families: Families) -> Host {
+        self.node_state(node).new_pod(families)
     }
 
     /// The node itself, as a host. Panics in a loopback world.
@@ -124,6 +131,7 @@ impl World {
             address6: Some(address6),
             namespace: Some(state.namespace.clone()),
             receive_buffer: None,
+            inside: None,
         }
     }
 
@@ -157,7 +165,7 @@ fn subnet(address: IpAddr, bits: u8) -> String {
 
 impl Node {
     fn new(number: u8) -> Self {
-        let namespace = Namespace::new(&format!("node {number}"));
+        let namespace = Namespace::with_mounts(&format!("node {number}"));
         namespace.sysctl("ipv4/ip_forward", "1");
         namespace.sysctl("ipv6/conf/all/forwarding", "1");
         let (v4, v6) = addresses(number, 1);
@@ -188,33 +196,52 @@ impl Node {
         }
     }
 
-    fn new_pod(&self) -> Host {
+    fn new_pod(&self, families: Families) -> Host {
         let number = self.next_pod.fetch_add(1, Ordering::Relaxed);
         let (address, address6) = addresses(self.number, number);
         let (node, node6) = addresses(self.number, 1);
         let namespace = Namespace::new(&format!("pod {address}"));
-        let device = format!("pod{number}");
+        let device = pod_device(number);
         self.namespace.link(&device, &namespace, "eth0");
-        self.namespace
-            .ip(&format!("route add {address}/32 dev {device} src {node}"));
-        namespace.ip(&format!("addr add {address}/32 dev eth0"));
-        namespace.ip(&format!("route add {node}/32 dev eth0"));
-        namespace.ip(&format!("route add default via {node} dev eth0"));
-        for (side, address) in [(&*self.namespace, node6), (&namespace, address6)] {
-            let device = if address == node6 { device.as_str() } else { "eth0" };
-            side.ip(&format!("addr add {address}/128 dev {device} nodad"));
+        if families != Families::V6 {
+            self.namespace
+                .ip(&format!("route add {address}/32 dev {device} src {node}"));
+            namespace.ip(&format!("addr add {address}/32 dev eth0"));
+            namespace.ip(&format!("route add {node}/32 dev eth0"));
+            namespace.ip(&format!("route add default via {node} dev eth0"));
         }
-        self.namespace
-            .ip(&format!("-6 route add {address6}/128 dev {device} src {node6}"));
-        namespace.ip(&format!("-6 route add {node6}/128 dev eth0"));
-        namespace.ip(&format!("-6 route add default via {node6} dev eth0"));
+        if families != Families::V4 {
+            self.namespace.ip(&format!("addr add {node6}/128 dev {device} nodad"));
+            namespace.ip(&format!("addr add {address6}/128 dev eth0 nodad"));
+            self.namespace
+                .ip(&format!("-6 route add {address6}/128 dev {device} src {node6}"));
+            namespace.ip(&format!("-6 route add {node6}/128 dev eth0"));
+            namespace.ip(&format!("-6 route add default via {node6} dev eth0"));
+        }
         Host {
-            address,
-            address6: Some(address6),
+            address: if families == Families::V6 { address6 } else { address },
+            address6: (families != Families::V4).then_some(address6),
             namespace: Some(Arc::new(namespace)),
             receive_buffer: None,
+            inside: None,
         }
     }
+}
+
+/// The node's end of the veth of its pod `number`.
+fn pod_device(number: u8) -> String {
+    format!("pod{number}")
+}
+
+/// The address families of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// Dual stack.
+    Both,
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
 }
 
 /// A place with an address: sockets that it opens have that address, programs that it starts see its network.
@@ -224,10 +251,12 @@ pub struct Host {
     address6: Option<IpAddr>,
     namespace: Option<Arc<Namespace>>,
     receive_buffer: Option<usize>,
+    /// What its sockets and programs belong to beside the namespace.
+    inside: Option<Arc<Inside>>,
 }
 
 impl Host {
-    /// Its (IPv4) address.
+    /// Its IPv4 address, or IPv6 if it has no other.
     pub fn ip(&self) -> IpAddr {
         self.address
     }
@@ -235,6 +264,18 @@ impl Host {
     /// Its IPv6 address; only hosts of a cluster have one.
     pub fn ip6(&self) -> IpAddr {
         self.address6.expect("only hosts of a cluster have IPv6 addresses")
+    }
+
+    /// All its addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let mut addresses = vec![self.address];
+        addresses.extend(self.address6.filter(|other| *other != self.address));
+        addresses
+    }
+
+    /// Its IPv6 address with a port.
+    pub fn at6(&self, port: u16) -> SocketAddr {
+        (self.ip6(), port).into()
     }
 
     /// Its address with a port.
@@ -280,6 +321,26 @@ impl Host {
         socket
     }
 
+    /// The same place, in whose namespace sockets and programs begin in a cgroup too.
+    pub(crate) fn inside(&self, inside: Arc<Inside>) -> Self {
+        Self {
+            inside: Some(inside),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn namespace(&self) -> &Arc<Namespace> {
+        self.namespace.as_ref().expect("a host in a namespace")
+    }
+
+    /// Connects to `to` as most programs do: the kernel chooses the source address.
+    pub fn connect_unbound(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.socket(to);
+        socket.connect_timeout(&SockAddr::from(to), CONNECT_DEADLINE)?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(socket.into())
+    }
+
     /// Connects to `to` from its own address of the same family.
     pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         self.dial(to).1
@@ -307,11 +368,17 @@ impl Host {
     }
 
     /// A socket that belongs to the host's network, whichever thread uses it.
-    pub(crate) fn socket(&self, family_of: SocketAddr) -> Socket {
-        let make = move || Socket::new(Domain::for_address(family_of), Type::STREAM, None).expect("a socket");
-        let socket = match &self.namespace {
-            Some(namespace) => namespace.run(make),
-            None => make(),
+    pub fn socket(&self, family_of: SocketAddr) -> Socket {
+        self.socket_of(Domain::for_address(family_of), Type::STREAM)
+    }
+
+    /// As [`Host::socket`], of any kind.
+    pub fn socket_of(&self, domain: Domain, kind: Type) -> Socket {
+        let make = move || Socket::new(domain, kind, None).expect("a socket");
+        let socket = match (&self.inside, &self.namespace) {
+            (Some(inside), _) => inside.socket(domain, kind),
+            (None, Some(namespace)) => namespace.run(make),
+            (None, None) => make(),
         };
         // Before it connects or listens: the window offered at first can't be taken back.
         if let Some(bytes) = self.receive_buffer {
@@ -320,7 +387,15 @@ impl Host {
         socket
     }
 
-    /// Starts `command` in the host's network. On loopback the child ends with the calling thread, in a namespace with the host.
+    /// `command` as it is to be started here; its standard streams are set afterwards.
+    pub(crate) fn prepare(&self, command: Command) -> Command {
+        match &self.inside {
+            Some(inside) => inside.enter(&command),
+            None => command,
+        }
+    }
+
+    /// Starts a prepared `command` in the host's network. On loopback the child ends with the calling thread, in a namespace with the host.
     pub(crate) fn spawn(&self, mut command: Command) -> io::Result<Child> {
         match &self.namespace {
             Some(namespace) => namespace.run(move || command.spawn()),
@@ -328,8 +403,15 @@ impl Host {
         }
     }
 
-    /// Runs `ip ARGUMENTS` in the host's namespace. Panics on loopback.
-    pub fn ip_command(&self, arguments: &str) {
-        self.namespace.as_ref().expect("a host in a namespace").ip(arguments);
+    /// Runs `ip ARGUMENTS` in the host's namespace; answers what it printed. Panics on loopback.
+    pub fn ip_command(&self, arguments: &str) -> String {
+        self.namespace().ip(arguments)
+    }
+
+    /// The number of a device of the host: the scope of its link-local addresses.
+    pub fn device_index(&self, device: &str) -> u32 {
+        let line = self.ip_command(&format!("-o link show dev {device}"));
+        let index = line.split(':').next().and_then(|index| index.parse().ok());
+        index.unwrap_or_else(|| panic!("not a device: {line}"))
     }
 }

@@ -147,6 +147,7 @@ impl NodeShape<'_> {
                 .unwrap_or_default(),
             access_log: self.access_log.compile(path("access_log"), reading),
             log: reading.nonempty_or(path("log"), self.log.as_ref(), &default.log),
+            capture: None,
         };
         settings.listeners = self.listeners(path("listeners"), settings.admin, reading);
         settings

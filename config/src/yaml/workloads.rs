@@ -185,6 +185,11 @@ impl<'a> Workloads<'a> {
         None
     }
 
+    /// The uid of a workload that [`find`](Self::find) found.
+    pub(super) fn uid(&self, index: usize) -> &WorkloadUid {
+        &self.compiled[index].uid
+    }
+
     fn report_unknown(&self, path: Path<'_>, reference: &str, reading: &mut Reading) {
         let names = || self.by_name.keys().copied();
         let near = match reference.split_once('/') {

@@ -79,6 +79,7 @@ impl World {
         let facts = FlowFacts {
             listener: "test".into(),
             source,
+            pod: None,
             destination: format!("{to}:80").parse().unwrap(),
             destination_workload: destination,
             service: None,

@@ -1,0 +1,137 @@
+//! The `capture:` section.
+
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use foldhash::quality::RandomState;
+use serde::Deserialize;
+
+use super::reading::{Path, Reading};
+use super::scalar::Scalar;
+use super::workloads::Workloads;
+use crate::{CaptureSettings, CapturedPod, PodPlace, WorkloadUid};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct CaptureShape<'a> {
+    #[serde(borrow)]
+    cgroup: Option<Scalar<'a>>,
+    kubelet_cgroups: Vec<Scalar<'a>>,
+    pods: Vec<CapturedPodShape<'a>>,
+    proxy_user: Option<Scalar<'a>>,
+    run_dir: Option<Scalar<'a>>,
+    pin_dir: Option<Scalar<'a>>,
+    refuse_after: Option<Scalar<'a>>,
+    keep: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CapturedPodShape<'a> {
+    #[serde(borrow)]
+    netns: Option<Scalar<'a>>,
+    pid: Option<Scalar<'a>>,
+    workload: Scalar<'a>,
+}
+
+const YES_OR_NO: [(&str, bool); 2] = [("true", true), ("false", false)];
+
+/// What the kernel may give (`PID_MAX_LIMIT`, include/linux/threads.h).
+const PIDS: RangeInclusive<u32> = 1..=4_194_304;
+
+impl CaptureShape<'_> {
+    pub(super) fn compile(&self, workloads: &Workloads<'_>, reading: &mut Reading) -> CaptureSettings {
+        let section = Path::Section("capture");
+        let mut kubelet_cgroups = Vec::with_capacity(self.kubelet_cgroups.len());
+        let field = section.field("kubelet_cgroups");
+        for (index, value) in self.kubelet_cgroups.iter().enumerate() {
+            kubelet_cgroups.extend(absolute(field.item(index), value, reading));
+        }
+        let mut folder = |field, value: &Option<Scalar<'_>>, default: &str| {
+            let value = value.as_ref();
+            let given = value.and_then(|value| absolute(section.field(field), value, reading));
+            given.unwrap_or_else(|| default.into())
+        };
+        let run_dir = folder("run_dir", &self.run_dir, CaptureSettings::DEFAULT_RUN_DIR);
+        let pin_dir = folder("pin_dir", &self.pin_dir, CaptureSettings::DEFAULT_PIN_DIR);
+        CaptureSettings {
+            cgroup: (self.cgroup.as_ref()).and_then(|value| absolute(section.field("cgroup"), value, reading)),
+            kubelet_cgroups,
+            pods: self.pods(section.field("pods"), workloads, reading),
+            proxy_user: (self.proxy_user.as_ref()).map(|user| reading.name(section.field("proxy_user"), user)),
+            run_dir,
+            pin_dir,
+            refuse_after: reading.duration(
+                section.field("refuse_after"),
+                self.refuse_after.as_ref(),
+                CaptureSettings::DEFAULT_REFUSE_AFTER,
+            ),
+            keep: reading
+                .choice(section.field("keep"), self.keep.as_ref(), &YES_OR_NO)
+                .unwrap_or_default(),
+        }
+    }
+
+    fn pods(&self, path: Path<'_>, workloads: &Workloads<'_>, reading: &mut Reading) -> Vec<CapturedPod> {
+        let mut places: HashMap<String, usize, RandomState> = HashMap::default();
+        let mut uids: HashMap<WorkloadUid, usize, RandomState> = HashMap::default();
+        let mut pods = Vec::with_capacity(self.pods.len());
+        for (index, shape) in self.pods.iter().enumerate() {
+            let path = path.item(index);
+            let place = shape.place(path, reading);
+            if let Some((place, written)) = &place
+                && let Some(first) = places.insert(format!("{place:?}"), index)
+            {
+                let problem = format!("pods[{first}] already has this namespace");
+                reading.report(path, written, problem, "a namespace is one pod: remove one");
+            }
+            let workload = workloads.find(path.field("workload"), &shape.workload, reading);
+            let workload = workload.map(|index| workloads.uid(index).clone());
+            if let Some(uid) = &workload
+                && let Some(first) = uids.insert(uid.clone(), index)
+            {
+                let problem = format!("pods[{first}] is already this workload");
+                let remedy = "give each pod a workload of its own";
+                reading.report(path.field("workload"), &shape.workload, problem, remedy);
+            }
+            if let (Some((place, _)), Some(workload)) = (place, workload) {
+                pods.push(CapturedPod { place, workload });
+            }
+        }
+        pods
+    }
+}
+
+impl CapturedPodShape<'_> {
+    fn place(&self, path: Path<'_>, reading: &mut Reading) -> Option<(PodPlace, String)> {
+        match (&self.netns, &self.pid) {
+            (Some(netns), None) => {
+                let file = absolute(path.field("netns"), netns, reading)?;
+                Some((PodPlace::Netns(file), netns.to_string()))
+            }
+            (None, Some(pid)) => {
+                let number = reading.count(path.field("pid"), pid, PIDS)?;
+                Some((PodPlace::Pid(number), pid.to_string()))
+            }
+            (Some(_), Some(pid)) => {
+                reading.report(path.field("pid"), pid, "`netns` is given too", "remove one of them");
+                None
+            }
+            (None, None) => {
+                let remedy = "add for example `netns: /run/netns/web`, or `pid:` of a process in it";
+                reading.report(path, "", "a captured pod needs its network namespace", remedy);
+                None
+            }
+        }
+    }
+}
+
+/// The agent's and the proxy's working directories may differ, so that a relative path would name two files.
+fn absolute(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<PathBuf> {
+    if !value.starts_with('/') {
+        reading.report(path, value, "is not an absolute path", "write the whole path, from `/` on");
+        return None;
+    }
+    Some(value.into())
+}

@@ -1,0 +1,91 @@
+//! The eBPF programs of the capture: how connections of enrolled pods get to the proxy, and how the applications do not notice.
+//!
+//! ```text
+//! connect(2) ─ connect4/6 ─ SYN ─ follow ───────── (pod's own listener) ── follow ── accept(2) by the proxy
+//!              rewrites the       announces the                            tells the accepted socket
+//!              destination        handshake with                           its original destination
+//!                                 the original destination
+//! getpeername(2), accept(2) ─ getpeername4/6: the original destination, or the true client
+//! SYN to the pod ─ inbound: to the application if announced, else to the proxy's listener
+//! packet from the pod ─ guard: dropped if it begins a connection that none of the above has seen
+//! ```
+//!
+//! The one idea: what is known of a connection travels with its socket (`NOTES`), and between the two sockets of one
+//! connection by the tuple that both see (`HANDSHAKES`), which is there exactly from before the SYN until the listening side has
+//! the connection. Nothing is remembered in a table that forgets (LRU), so no pod can make another's connections forgotten; what finds no
+//! room is refused.
+//!
+//! What each program must not do is as important: fail open. Where a decision can't be made for an enrolled pod, the connection is refused.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod address;
+mod connect;
+mod guard;
+mod handshake;
+mod inbound;
+mod maps;
+mod peer_name;
+
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
+
+/// connect(2) on an `AF_INET` socket.
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    connect::v4(&ctx)
+}
+
+/// connect(2) on an `AF_INET6` socket, also to a v4-mapped address.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    connect::v6(&ctx)
+}
+
+/// Follows connections from SYN to the end.
+#[sock_ops]
+pub fn follow(ctx: SockOpsContext) -> u32 {
+    handshake::follow(&ctx);
+    // 1 keeps the reply that a foreign program may have given; 0 would turn it into an error.
+    1
+}
+
+/// getpeername(2) and the address that accept(2) gives, on an `AF_INET` socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    peer_name::v4(&ctx);
+    1
+}
+
+/// The same on an `AF_INET6` socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    peer_name::v6(&ctx);
+    1
+}
+
+/// Chooses the socket for a connection that arrives in a pod's namespace.
+#[sk_lookup]
+pub fn inbound(ctx: SkLookupContext) -> u32 {
+    inbound::choose(&ctx)
+}
+
+/// Looks at the packets that leave a pod.
+#[classifier]
+pub fn guard(ctx: TcContext) -> i32 {
+    guard::judge(&ctx)
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: the verifier would refuse a program that could get here, as it refuses endless loops.
+    loop {}
+}
+
+/// The kernel offers some helpers only to programs under its own licence, by this declaration; the source is Apache-2.0 too.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "license")]
+pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,140 @@
+//! What the agent asks of the kernel side, as a trait: unit tests put a recorder in its place.
+
+use std::os::fd::BorrowedFd;
+
+use underpass_ebpf::{Capture, Error, Layout, PodSpec};
+
+/// The programs and maps of one node, as far as the agent handles them. Everything in it outlives the agent.
+pub trait Kernel: Send {
+    /// Lets the processes of a cgroup past the programs.
+    ///
+    /// # Errors
+    /// When the map is full or may not be written.
+    fn exempt(&self, cgroup: u64) -> Result<(), Error>;
+    /// Takes that back.
+    ///
+    /// # Errors
+    /// When the map may not be written.
+    fn unexempt(&self, cgroup: u64) -> Result<(), Error>;
+    /// The cgroups that are let past, by this agent or one before it.
+    ///
+    /// # Errors
+    /// When the map may not be read.
+    fn exempted(&self) -> Result<Vec<u64>, Error>;
+    /// Takes the connections of a cgroup to pods for probes.
+    ///
+    /// # Errors
+    /// When the map is full or may not be written.
+    fn trust_probes_of(&self, cgroup: u64) -> Result<(), Error>;
+    /// Captures a pod, or gives a captured pod other listeners.
+    ///
+    /// # Errors
+    /// When a program is refused or a map is full.
+    fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), Error>;
+    /// Refuses or takes up what a pod connects to.
+    ///
+    /// # Errors
+    /// When the pod is not enrolled.
+    fn set_refusing(&self, cookie: u64, refusing: bool) -> Result<(), Error>;
+    /// Frees a pod.
+    ///
+    /// # Errors
+    /// When something of it cannot be removed.
+    fn withdraw(&self, cookie: u64) -> Result<(), Error>;
+    /// Cookies and slots of the pods that the kernel knows.
+    ///
+    /// # Errors
+    /// When the map may not be read.
+    fn pods(&self) -> Result<Vec<(u64, u32)>, Error>;
+    /// The map of handshakes, and that of notes, which proxies are given.
+    fn maps(&self) -> [BorrowedFd<'_>; 2];
+    /// Forgets what proxies announced and did not use, in all namespaces.
+    ///
+    /// # Errors
+    /// When the map may not be written.
+    fn sweep(&self) -> Result<(), Error>;
+    /// Ends capture on this node; says what was removed.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    fn detach(&self) -> Result<String, Error>;
+}
+
+/// The real one.
+pub struct RealKernel {
+    capture: Capture,
+    layout: Layout,
+}
+
+impl RealKernel {
+    /// Loads and attaches the programs, or takes over those that an earlier agent left.
+    ///
+    /// # Errors
+    /// When the kernel, the privileges or the mounts do not allow it.
+    pub fn start(layout: Layout) -> Result<Self, Error> {
+        let capture = Capture::start(&layout)?;
+        Ok(Self { capture, layout })
+    }
+}
+
+impl Kernel for RealKernel {
+    fn exempt(&self, cgroup: u64) -> Result<(), Error> {
+        self.capture.exempt(cgroup)
+    }
+
+    fn unexempt(&self, cgroup: u64) -> Result<(), Error> {
+        self.capture.unexempt(cgroup)
+    }
+
+    fn exempted(&self) -> Result<Vec<u64>, Error> {
+        self.capture.exempted()
+    }
+
+    fn trust_probes_of(&self, cgroup: u64) -> Result<(), Error> {
+        self.capture.add_kubelet(cgroup)
+    }
+
+    fn enrol(&self, pod: &PodSpec<'_>) -> Result<(), Error> {
+        self.capture.enrol(pod)
+    }
+
+    fn set_refusing(&self, cookie: u64, refusing: bool) -> Result<(), Error> {
+        self.capture.set_refusing(cookie, refusing)
+    }
+
+    fn withdraw(&self, cookie: u64) -> Result<(), Error> {
+        self.capture.withdraw(cookie)
+    }
+
+    fn pods(&self) -> Result<Vec<(u64, u32)>, Error> {
+        let pods = self.capture.pods()?;
+        Ok(pods.into_iter().map(|(cookie, entry)| (cookie, entry.slot)).collect())
+    }
+
+    fn maps(&self) -> [BorrowedFd<'_>; 2] {
+        [self.capture.handshakes_fd(), self.capture.notes_fd()]
+    }
+
+    fn sweep(&self) -> Result<(), Error> {
+        self.capture.sweep_handshakes(None)
+    }
+
+    fn detach(&self) -> Result<String, Error> {
+        detach(&self.layout)
+    }
+}
+
+/// Ends capture where no agent runs; says what was removed.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn detach(layout: &Layout) -> Result<String, Error> {
+    let detached = Capture::detach(layout)?;
+    Ok(match detached.is_empty() {
+        true => "nothing was attached".to_owned(),
+        false => format!(
+            "{} pods freed, {} programs and {} maps removed",
+            detached.pods, detached.programs, detached.maps
+        ),
+    })
+}

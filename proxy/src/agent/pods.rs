@@ -1,0 +1,116 @@
+//! A pod that is enrolled, or about to be.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use underpass_ebpf::PodSpec;
+
+use super::control::{Line, PodState, PodView};
+use super::interfaces::is_bindable;
+use super::listeners::{Listener, Listeners};
+use super::namespace::Namespace;
+use super::state::Record;
+use crate::handover;
+
+/// Connections of one pod that may be in their handshake at once. With it no pod can fill the table that all share
+/// (`HANDSHAKES`, 262 144 entries) alone; it is twice the listeners' backlog.
+const HANDSHAKE_LIMIT: u32 = 8192;
+
+/// All pods of the agent, by cookie.
+pub type Pods = BTreeMap<u64, Pod>;
+
+/// A pod.
+#[derive(Debug)]
+pub struct Pod {
+    /// What is remembered on disk.
+    pub record: Record,
+    /// Its network namespace.
+    pub namespace: Arc<Namespace>,
+    /// Its addresses, the one that its sockets are bound to first.
+    pub addresses: Vec<IpAddr>,
+    /// `None` while its connections are refused and there is no proxy.
+    pub listeners: Option<Listeners>,
+    /// Whether the kernel refuses its connections.
+    pub refusing: bool,
+    /// Since when no proxy accepts its connections.
+    pub unserved_since: Option<Instant>,
+    /// `Some` until the kernel captures it.
+    pub starting: Option<Starting>,
+}
+
+/// An enrolment under way: proxies were told, and the first that is ready ends the wait.
+#[derive(Debug)]
+pub struct Starting {
+    /// When not to wait any longer.
+    pub deadline: Instant,
+    /// Who wants to know.
+    pub callers: Vec<Line>,
+    /// Whether connections of before the enrolment are to be ended.
+    pub fresh: bool,
+}
+
+impl Pod {
+    /// What the kernel is told.
+    pub fn spec(&self) -> PodSpec<'_> {
+        let none = (&[][..], &[][..]);
+        let (outbound, inbound) = (self.listeners.as_ref()).map_or(none, |open| (&open.outbound[..], &open.inbound[..]));
+        let of = |listeners: &'_ [Listener], v4: bool| {
+            let index = listeners.iter().position(|listener| listener.address.is_ipv4() == v4);
+            index
+        };
+        let outbound_at = |v4| of(outbound, v4).map(|index| outbound[index].address);
+        let inbound_of = |v4| of(inbound, v4).map(|index| inbound[index].socket.as_fd());
+        PodSpec {
+            cookie: self.record.cookie,
+            slot: self.record.slot,
+            netns: self.namespace.as_fd(),
+            v4: outbound_at(true).and_then(|address| match address {
+                SocketAddr::V4(address) => Some((*address.ip(), address.port())),
+                SocketAddr::V6(_) => None,
+            }),
+            v6: outbound_at(false).and_then(|address| match address {
+                SocketAddr::V6(address) => Some((*address.ip(), address.port())),
+                SocketAddr::V4(_) => None,
+            }),
+            addresses: self.addresses.clone(),
+            inbound_v4: inbound_of(true),
+            inbound_v6: inbound_of(false),
+            handshake_limit: HANDSHAKE_LIMIT,
+        }
+    }
+
+    /// What proxies are told, if there are listeners to hand them.
+    pub fn introduction(&self) -> Option<(handover::Pod, &Listeners)> {
+        let listeners = self.listeners.as_ref()?;
+        let pod = handover::Pod {
+            cookie: self.record.cookie,
+            uid: self.record.uid.clone(),
+            addresses: self.addresses.iter().copied().filter(|address| is_bindable(*address)).collect(),
+            outbound: listeners.outbound_addresses(),
+            inbound: listeners.inbound_addresses(),
+        };
+        Some((pod, listeners))
+    }
+
+    /// What people are told.
+    pub fn view(&self, served: bool) -> PodView {
+        let listeners = self.listeners.as_ref();
+        PodView {
+            uid: self.record.uid.clone(),
+            netns: self.record.place.path().display().to_string(),
+            cookie: self.record.cookie,
+            addresses: self.addresses.clone(),
+            outbound: listeners.map(Listeners::outbound_addresses).unwrap_or_default(),
+            inbound: listeners.map(Listeners::inbound_addresses).unwrap_or_default(),
+            since: humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(self.record.since)).to_string(),
+            state: match (served, self.refusing) {
+                (_, true) => PodState::Refused,
+                (true, false) => PodState::Served,
+                (false, false) => PodState::Waiting,
+            },
+        }
+    }
+}

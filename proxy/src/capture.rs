@@ -1,0 +1,139 @@
+//! The proxy's side of capture: the pods of this node, as the agent tells of them.
+//!
+//! The kernel's capture programs bring a pod's connections, both ways, to sockets that the agent opened in the pod's network
+//! namespace and handed over. Nothing here has a privilege: what has to be done in a namespace was done by the agent, and the two
+//! maps by which the kernel and the proxy tell each other of connections came as descriptors.
+//!
+//! **Announcing.** A connection that the proxy makes to an enrolled pod of this node would be steered back to the proxy. So
+//! the proxy puts a note on the socket before it connects; when the kernel has chosen the source port, and before the SYN leaves, its
+//! program announces the addresses to the pod, whose `sk_lookup` program lets exactly that connection through; and the
+//! application is shown the client that the note names.
+
+mod conversation;
+mod sockets;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use underpass_config::WorkloadUid;
+use underpass_ebpf::{Handshakes, Note};
+
+pub use conversation::converse;
+pub use sockets::SocketPool;
+
+/// One enrolled pod.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its network namespace.
+    pub cookie: u64,
+    /// Which workload it is.
+    pub uid: WorkloadUid,
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Fresh sockets of its namespace.
+    pub sockets: SocketPool,
+    kernel: Arc<Handshakes>,
+    removed: AtomicBool,
+}
+
+impl Pod {
+    /// A pod as the agent tells of it.
+    pub fn new(told: crate::handover::Pod, kernel: Arc<Handshakes>, sockets: SocketPool) -> Self {
+        Self {
+            cookie: told.cookie,
+            uid: WorkloadUid::new(told.uid),
+            addresses: told.addresses,
+            sockets,
+            kernel,
+            removed: AtomicBool::new(false),
+        }
+    }
+
+    /// Where a captured connection was going, if `accepted` is one.
+    ///
+    /// # Errors
+    /// When the kernel's map cannot be read.
+    pub fn original_destination(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
+        let original = self.kernel.original(accepted)?;
+        Ok(original.map(crate::socket::canonical))
+    }
+
+    /// Whether `ip` is one of its own addresses.
+    pub fn owns(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip)
+    }
+
+    /// Lets the connection that `socket` is about to make to this pod reach the pod's application, which is shown `client` as its peer.
+    ///
+    /// # Errors
+    /// When the socket has no room for the note.
+    pub fn announce(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
+        self.kernel
+            .announce(socket, client.map_or_else(Note::direct, Note::peer))
+    }
+
+    /// Whether it is served no more.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::SeqCst)
+    }
+
+    fn remove(&self) {
+        self.removed.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The enrolled pods of this node.
+#[derive(Debug, Default)]
+pub struct Pods {
+    table: ArcSwap<Table>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Table {
+    by_cookie: HashMap<u64, Arc<Pod>>,
+    by_address: HashMap<IpAddr, Arc<Pod>>,
+}
+
+impl Pods {
+    /// The enrolled pod that has this address.
+    pub fn at(&self, ip: IpAddr) -> Option<Arc<Pod>> {
+        self.table.load().by_address.get(&ip).cloned()
+    }
+
+    /// Only the conversation with the agent changes the table.
+    fn add(&self, pod: &Arc<Pod>) {
+        self.change(|table| {
+            table.take_out(pod.cookie);
+            table.by_cookie.insert(pod.cookie, pod.clone());
+            table
+                .by_address
+                .extend(pod.addresses.iter().map(|ip| (*ip, pod.clone())));
+        });
+    }
+
+    fn remove(&self, cookie: u64) -> Option<Arc<Pod>> {
+        let pod = self.table.load().by_cookie.get(&cookie).cloned();
+        self.change(|table| table.take_out(cookie));
+        pod
+    }
+
+    fn change(&self, change: impl Fn(&mut Table)) {
+        self.table.rcu(|table| {
+            let mut table = Table::clone(table);
+            change(&mut table);
+            table
+        });
+    }
+}
+
+impl Table {
+    fn take_out(&mut self, cookie: u64) {
+        self.by_cookie.remove(&cookie);
+        self.by_address.retain(|_, pod| pod.cookie != cookie);
+    }
+}

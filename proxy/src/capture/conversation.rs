@@ -1,0 +1,256 @@
+//! The proxy's end of the conversation with the agent.
+//!
+//! When the agent goes away the pods are served on with what is here; only fresh sockets are wanting. The proxy asks for the agent again and again,
+//! is told of all pods anew, and takes the new listeners in place of the old ones. An old listener is accepted
+//! from for a moment longer, for clients whose connect() was on its way to it.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::Serialize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use underpass_ebpf::Handshakes;
+
+use super::Pod;
+use super::sockets::{Order, SocketPool};
+use crate::cores::Cores;
+use crate::ending::Ending;
+use crate::entrance::Entrance;
+use crate::handover::{self, FromAgent, FromProxy, HandoverError, VERSION};
+use crate::listener::{Accepting, Door};
+use crate::node::Node;
+use crate::socket;
+
+/// First pause before the agent is asked for again, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// How long a listener that was replaced is still accepted from.
+const LAST_ARRIVALS: Duration = Duration::from_secs(1);
+
+/// Why a conversation ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the agent does not answer at {}: {source}; start `underpass agent`, or name its socket with --agent", path.display())]
+    NoAnswer { path: PathBuf, source: io::Error },
+    #[error("the agent refused this proxy: {0}")]
+    Refused(String),
+    #[error("the agent sent what this proxy does not understand: {0}; use an agent and a proxy of the same release")]
+    Misunderstood(&'static str),
+    #[error("the conversation with the agent broke off: {0}")]
+    Broken(#[from] HandoverError),
+    #[error("the maps that the agent sent cannot be used: {0}")]
+    Maps(String),
+}
+
+/// Serves the pods that the agent at `path` tells of, for as long as the node lives.
+pub async fn converse(path: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
+    let mut served = Served {
+        node,
+        cores,
+        pods: HashMap::new(),
+    };
+    let mut pause = RETRY.0;
+    let mut last_problem = String::new();
+    loop {
+        let Err(ended) = Conversation::hold(&path, &mut served, &mut pause).await;
+        let problem = ended.to_string();
+        if problem != last_problem {
+            tracing::warn!(%problem, pods = served.pods.len(), "no conversation with the agent; trying again");
+            last_problem = problem;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+struct Conversation {
+    socket: AsyncFd<OwnedFd>,
+    kernel: Arc<Handshakes>,
+    orders: UnboundedSender<Order>,
+    /// Pods that were told of in this conversation.
+    told: Vec<u64>,
+}
+
+impl Conversation {
+    /// Talks until it breaks off.
+    async fn hold(path: &Path, served: &mut Served, pause: &mut Duration) -> Result<Infallible, Ended> {
+        let socket = connect(path).await?;
+        let build = env!("CARGO_PKG_VERSION").to_owned();
+        let hello = FromProxy::Hello {
+            version: VERSION,
+            build,
+        };
+        say(&socket, &hello).await?;
+        let kernel = match hear(&socket).await? {
+            (FromAgent::Welcome { build, .. }, maps) => {
+                tracing::info!(agent = %build, "the agent answers");
+                open_maps(maps)?
+            }
+            (FromAgent::Refused { reason }, _) => return Err(Ended::Refused(reason)),
+            _ => return Err(Ended::Misunderstood("something else than Welcome to begin with")),
+        };
+        *pause = RETRY.0;
+        let (orders, mut ordered) = unbounded_channel();
+        let mut conversation = Self {
+            socket,
+            kernel,
+            orders,
+            told: Vec::new(),
+        };
+        loop {
+            tokio::select! {
+                heard = hear(&conversation.socket) => {
+                    let (message, descriptors) = heard?;
+                    conversation.act(message, descriptors, served).await?;
+                }
+                Some(order) = ordered.recv() => {
+                    let Order { cookie, family, count } = order;
+                    say(&conversation.socket, &FromProxy::WantSockets { cookie, family, count }).await?;
+                }
+            }
+        }
+    }
+
+    async fn act(&mut self, message: FromAgent, descriptors: Vec<OwnedFd>, served: &mut Served) -> Result<(), Ended> {
+        match message {
+            FromAgent::PodAdded(pod) => {
+                let cookie = pod.cookie;
+                if descriptors.len() != pod.outbound.len() + pod.inbound.len() {
+                    return Err(Ended::Misunderstood("a pod with more or fewer sockets than listeners"));
+                }
+                let sockets = SocketPool::new(cookie, self.orders.clone());
+                served.add(pod, descriptors, self.kernel.clone(), sockets);
+                self.told.push(cookie);
+                say(&self.socket, &FromProxy::Ready { cookie }).await?;
+            }
+            FromAgent::Synced => served.keep_only(&self.told),
+            FromAgent::PodRemoved { cookie } => served.remove(cookie),
+            FromAgent::Sockets { cookie, family } => {
+                if let Some(pod) = served.pods.get(&cookie) {
+                    pod.pod.sockets.deliver(family, descriptors);
+                }
+            }
+            FromAgent::Drain => {
+                tracing::info!("a successor serves the pods; draining");
+                served.node.start_drain();
+            }
+            FromAgent::Refused { reason } => return Err(Ended::Refused(reason)),
+            FromAgent::Welcome { .. } => return Err(Ended::Misunderstood("a second Welcome")),
+        }
+        Ok(())
+    }
+}
+
+async fn connect(path: &Path) -> Result<AsyncFd<OwnedFd>, Ended> {
+    let no_answer = |source: io::Error| Ended::NoAnswer {
+        path: path.into(),
+        source,
+    };
+    let connected = || {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        socket::register(socket, Interest::READABLE | Interest::WRITABLE)
+    };
+    connected().map_err(no_answer)
+}
+
+fn open_maps(descriptors: Vec<OwnedFd>) -> Result<Arc<Handshakes>, Ended> {
+    let Ok([handshakes, notes]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        return Err(Ended::Misunderstood("a Welcome without its two maps"));
+    };
+    let kernel = Handshakes::from_fds(handshakes, notes).map_err(|error| Ended::Maps(error.to_string()))?;
+    Ok(Arc::new(kernel))
+}
+
+async fn hear(socket: &AsyncFd<OwnedFd>) -> Result<(FromAgent, Vec<OwnedFd>), HandoverError> {
+    loop {
+        let mut ready = socket.readable().await?;
+        match handover::receive(socket) {
+            Err(HandoverError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            other => return other,
+        }
+    }
+}
+
+async fn say(socket: &AsyncFd<OwnedFd>, message: &impl Serialize) -> Result<(), HandoverError> {
+    let none: [BorrowedFd<'_>; 0] = [];
+    loop {
+        let mut ready = socket.writable().await?;
+        match handover::send(socket.as_fd(), message, &none) {
+            Err(HandoverError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            other => return other,
+        }
+    }
+}
+
+/// What the proxy does with what it was told.
+struct Served {
+    node: Arc<Node>,
+    cores: Arc<Cores>,
+    pods: HashMap<u64, ServedPod>,
+}
+
+struct ServedPod {
+    pod: Arc<Pod>,
+    /// Dropping it ends the accepting.
+    listeners: Vec<Accepting>,
+}
+
+impl Served {
+    fn add(&mut self, told: handover::Pod, sockets: Vec<OwnedFd>, kernel: Arc<Handshakes>, fresh: SocketPool) {
+        let (cookie, outbound) = (told.cookie, told.outbound.len());
+        tracing::info!(uid = told.uid, cookie, addresses = ?told.addresses, "serving a pod");
+        let pod = Arc::new(Pod::new(told, kernel, fresh));
+        self.node.pods.add(&pod);
+        let listen = |(place, socket)| {
+            let entrance = if place < outbound {
+                Entrance::Outbound(pod.clone())
+            } else {
+                Entrance::Inbound(pod.clone())
+            };
+            Accepting::start(socket, Door::Captured(entrance), self.node.clone(), self.cores.clone())
+        };
+        let listeners = sockets.into_iter().enumerate().map(listen).collect();
+        if let Some(replaced) = self.pods.insert(cookie, ServedPod { pod, listeners }) {
+            tokio::spawn(async move {
+                tokio::time::sleep(LAST_ARRIVALS).await;
+                drop(replaced.listeners);
+            });
+        }
+    }
+
+    fn keep_only(&mut self, told: &[u64]) {
+        let gone: Vec<u64> = self
+            .pods
+            .keys()
+            .copied()
+            .filter(|cookie| !told.contains(cookie))
+            .collect();
+        gone.into_iter().for_each(|cookie| self.remove(cookie));
+    }
+
+    /// Closes what is held in the pod's namespace: its listeners, its stock of sockets, its connections.
+    fn remove(&mut self, cookie: u64) {
+        let Some(served) = self.pods.remove(&cookie) else {
+            return;
+        };
+        tracing::info!(uid = %served.pod.uid, cookie, "a pod is served no more");
+        // A connection that is being made either finds the mark, or has been entered among the flows before it was set.
+        served.pod.remove();
+        self.node.pods.remove(cookie);
+        let flows = self.node.flows.flows();
+        flows
+            .iter()
+            .filter(|(_, flow)| flow.facts.pod == Some(cookie))
+            .for_each(|(_, flow)| flow.end(Ending::PodRemoved));
+    }
+}

@@ -1,0 +1,40 @@
+//! By which way a connection came in: a listener that the configuration asks for, or the capture of a pod.
+
+use std::sync::{Arc, LazyLock};
+
+use underpass_config::{Listener, Text};
+
+use crate::capture::Pod;
+
+/// The way in; it decides who the client is, and how it says where it wants to go.
+#[derive(Clone, Debug)]
+pub enum Entrance {
+    /// A listener of the configuration.
+    Plain(Arc<Listener>),
+    /// A pod's own connection, captured at its connect().
+    Outbound(Arc<Pod>),
+    /// A connection to a pod, steered to the proxy on arrival.
+    Inbound(Arc<Pod>),
+}
+
+static OUTBOUND: LazyLock<Text> = LazyLock::new(|| "outbound".into());
+static INBOUND: LazyLock<Text> = LazyLock::new(|| "inbound".into());
+
+impl Entrance {
+    /// The listener's name, in logs and the admin view.
+    pub fn name(&self) -> &Text {
+        match self {
+            Self::Plain(listener) => &listener.name,
+            Self::Outbound(_) => &OUTBOUND,
+            Self::Inbound(_) => &INBOUND,
+        }
+    }
+
+    /// The pod in whose network namespace the connection arrived, and from which it goes on.
+    pub fn pod(&self) -> Option<&Arc<Pod>> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Outbound(pod) | Self::Inbound(pod) => Some(pod),
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A node with pods that can be enrolled, and its command line.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
+
+use super::agent::Agent;
+use super::cgroup::{self, CgroupTree};
+use super::inside::{Inside, enter};
+use super::pod::Pod;
+use crate::config::Config;
+use crate::process::Process;
+use crate::proxy::{self, Proxy};
+use crate::world::{Families, Host, World};
+
+/// Where bpffs belongs; in the node's own mounts it is a filesystem of its own.
+const BPFFS: &str = "/sys/fs/bpf";
+/// A command of the node's command line that takes longer hangs.
+const COMMAND_SECONDS: &str = "30";
+/// The user as which proxies run: nobody.
+const PROXY_USER: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+/// The first proxy's admin port; each has its own.
+const FIRST_ADMIN_PORT: u16 = 15000;
+
+/// See the head of the module `capture`.
+pub struct CaptureNode {
+    // First: what is left of the processes ends with their namespaces' threads, before the janitor looks.
+    world: World,
+    next_proxy: AtomicU16,
+    next_agent: AtomicU16,
+    tree: CgroupTree,
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained about.
+    pub stderr: String,
+}
+
+impl CaptureNode {
+    /// A node without an agent, and another one ([`CaptureNode::elsewhere`]) that knows nothing of capture. Its own bpffs is mounted.
+    pub fn new() -> Self {
+        let node = Self::without_bpffs();
+        let host = node.host();
+        host.namespace().run(|| {
+            let none = None::<&str>;
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).expect("mount a bpffs");
+        });
+        node
+    }
+
+    /// As [`CaptureNode::new`], where nobody has mounted bpffs yet.
+    pub fn without_bpffs() -> Self {
+        let world = World::cluster(2);
+        // A proxy is nobody, and has to get at its configuration, its log and the agent's socket.
+        let everybody = Permissions::from_mode(0o755);
+        fs::set_permissions(world.directory(), everybody).expect("chmod the world's folder");
+        let access = world.directory().join("access");
+        fs::create_dir(&access).expect("a folder for access logs");
+        fs::set_permissions(&access, Permissions::from_mode(0o777)).expect("chmod the logs' folder");
+        let tree = CgroupTree::new(&[world.directory()]);
+        let node = Self {
+            world,
+            next_proxy: AtomicU16::new(0),
+            next_agent: AtomicU16::new(0),
+            tree,
+        };
+        // The bpffs of this machine, if it has one, is not this node's.
+        node.host()
+            .namespace()
+            .run(|| while umount2(BPFFS, MntFlags::MNT_DETACH).is_ok() {});
+        node
+    }
+
+    /// What it is in: files, processes.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The node itself, with sockets and programs in no cgroup of capture.
+    pub fn host(&self) -> Host {
+        self.world.node(0)
+    }
+
+    /// The node itself, with sockets and programs in a cgroup of the node: that of the kubelet, say.
+    pub fn host_in(&self, cgroup: &str) -> Host {
+        let host = self.host();
+        let inside = Inside::start(host.namespace(), &self.cgroup(cgroup));
+        host.inside(Arc::new(inside))
+    }
+
+    /// A dual-stack pod of this node, not enrolled; `name` is `namespace/name`.
+    pub fn pod(&self, name: &str) -> Pod {
+        self.pod_with(name, Families::Both)
+    }
+
+    /// As [`CaptureNode::pod`], with addresses of these families only.
+    pub fn pod_with(&self, name: &str, families: Families) -> Pod {
+        let network = self.world.pod_with(0, families);
+        let short = name.replace('/', "-");
+        let path = self.bind(&network, &short);
+        let cgroup = self.cgroup(&format!("pods/{short}/main"));
+        Pod::new(&network, name, path, &cgroup)
+    }
+
+    /// The node's end of a pod's veth.
+    pub fn device_of(&self, pod: &Host) -> String {
+        let route = self.host().namespace().ip(&format!("route get {}", pod.ip()));
+        let words: Vec<&str> = route.split_whitespace().collect();
+        let device = words.iter().position(|word| *word == "dev").and_then(|at| words.get(at + 1));
+        device.unwrap_or_else(|| panic!("no device in the route: {route}")).to_string()
+    }
+
+    /// A host of the other node.
+    pub fn elsewhere(&self) -> Host {
+        self.world.pod(1)
+    }
+
+    /// Gives a namespace a path, as container runtimes do.
+    fn bind(&self, network: &Host, name: &str) -> PathBuf {
+        let folder = self.world.directory().join("netns");
+        fs::create_dir_all(&folder).expect("a folder for namespaces");
+        let path = folder.join(name);
+        File::create(&path).expect("a file to bind a namespace to");
+        let (from, to) = (network.namespace().path(), path.clone());
+        self.host().namespace().run(move || {
+            let none = None::<&str>;
+            mount(Some(&from), &to, none, MsFlags::MS_BIND, none).expect("bind a namespace");
+        });
+        path
+    }
+
+    /// Deletes a pod: its programs, its path, its namespace.
+    pub fn delete(&self, pod: Pod) {
+        let path = pod.path().to_owned();
+        let cgroup = pod.cgroup().parent().expect("a cgroup of the pod").to_owned();
+        fs::write(cgroup.join("cgroup.kill"), "1").expect("kill what runs in the pod");
+        drop(pod);
+        self.host().namespace().run(move || {
+            umount2(&path, MntFlags::MNT_DETACH).expect("unbind a namespace");
+            fs::remove_file(&path).expect("remove the namespace's path");
+        });
+        crate::wait::eventually(crate::wait::SOON, "the pod's cgroup is removed", || {
+            cgroup::remove_tree(&cgroup).is_ok()
+        });
+    }
+
+    /// The cgroup at which programs are attached; `path` is below it.
+    pub fn cgroup(&self, path: &str) -> PathBuf {
+        self.tree.at(&format!("node/{path}"))
+    }
+
+    /// The cgroup above the one at which programs are attached.
+    pub fn outer_cgroup(&self) -> PathBuf {
+        self.tree.top().to_owned()
+    }
+
+    /// Where the agent's sockets are.
+    pub fn run_directory(&self) -> PathBuf {
+        self.world.directory().join("run")
+    }
+
+    /// Where the agent pins its objects. The path means something in the node's own mounts only.
+    pub fn pin_directory(&self) -> PathBuf {
+        Path::new(BPFFS).join("underpass")
+    }
+
+    /// Starts an agent and waits until it answers.
+    pub fn start_agent(&self) -> Agent {
+        self.start_agent_with(&[])
+    }
+
+    /// As [`CaptureNode::start_agent`], with further arguments.
+    pub fn start_agent_with(&self, more: &[&str]) -> Agent {
+        let agent = self.launch_agent(more);
+        agent.answering(self)
+    }
+
+    /// Starts an agent and waits for nothing.
+    pub fn launch_agent(&self, more: &[&str]) -> Agent {
+        let number = self.next_agent.fetch_add(1, Ordering::Relaxed);
+        let mut command = Process::command(&proxy::binary().display().to_string());
+        command
+            .arg("agent")
+            .args(self.directories(true))
+            .arg("--cgroup")
+            .arg(self.cgroup(""))
+            .args(["--proxy-user", "65534"])
+            .args(more);
+        let command = enter(&self.cgroup(&format!("agent-{number}")), &command);
+        Agent::new(Process::start(&self.world, &self.host(), "agent", command))
+    }
+
+    /// Starts a proxy as an ordinary user in a cgroup of its own, and waits until it is ready.
+    pub fn start_proxy(&self, config: &Config) -> Proxy {
+        self.launch_proxy(config).ready()
+    }
+
+    /// As [`CaptureNode::start_proxy`], without waiting.
+    pub fn launch_proxy(&self, config: &Config) -> Proxy {
+        let number = self.next_proxy.fetch_add(1, Ordering::Relaxed);
+        let label = format!("proxy-{number}");
+        let socket = self.run_directory().join("agent.sock");
+        let cgroup = self.cgroup(&label);
+        Proxy::launch(
+            &self.world,
+            &self.host(),
+            config,
+            &label,
+            FIRST_ADMIN_PORT + number,
+            |binary, file| {
+                let mut command = Process::command_as(&binary.display().to_string(), &PROXY_USER);
+                command
+                    .arg("proxy")
+                    .arg("--config")
+                    .arg(file)
+                    .arg("--agent")
+                    .arg(socket);
+                enter(&cgroup, &command)
+            },
+        )
+    }
+
+    /// Enrols a pod. Panics when that fails.
+    #[track_caller]
+    pub fn enrol(&self, pod: &Pod) {
+        let outcome = self.try_enrol(pod.path(), &pod.uid());
+        assert!(outcome.status.success(), "enrol {}: {outcome:?}", pod.name());
+    }
+
+    /// `underpass enrol`.
+    pub fn try_enrol(&self, path: &Path, uid: &str) -> Outcome {
+        let path = path.display().to_string();
+        self.underpass(&["enrol", "--netns", &path, "--uid", uid])
+    }
+
+    /// Removes a pod from capture. Panics when that fails.
+    #[track_caller]
+    pub fn remove(&self, pod: &Pod) {
+        let outcome = self.underpass(&["remove", "--uid", &pod.uid()]);
+        assert!(outcome.status.success(), "remove {}: {outcome:?}", pod.name());
+    }
+
+    /// What `underpass pods --json` lists.
+    #[track_caller]
+    pub fn pods(&self) -> Vec<Value> {
+        let outcome = self.underpass(&["pods", "--json"]);
+        assert!(outcome.status.success(), "{outcome:?}");
+        match serde_json::from_str(&outcome.stdout) {
+            Ok(Value::Array(list)) => list,
+            other => panic!("underpass pods --json: {other:?}: {outcome:?}"),
+        }
+    }
+
+    /// `underpass detach`.
+    pub fn detach(&self) -> Outcome {
+        self.underpass(&["detach"])
+    }
+
+    /// Runs `underpass ARGUMENTS` on the node, about this node's agent.
+    pub fn underpass(&self, arguments: &[&str]) -> Outcome {
+        let mut command = Command::new("timeout");
+        command
+            .args(["--signal=KILL", COMMAND_SECONDS])
+            .arg(proxy::binary())
+            .args(arguments)
+            .args(self.directories(arguments[0] == "detach"));
+        self.run(command)
+    }
+
+    /// Runs `program ARGUMENTS` on the node. Panics when it fails; answers what it printed.
+    #[track_caller]
+    pub fn tool<A: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = A>) -> String {
+        let mut command = Process::command(program);
+        command.args(arguments);
+        let outcome = self.run(command);
+        assert!(outcome.status.success(), "{program}: {outcome:?}");
+        outcome.stdout
+    }
+
+    /// Runs a command on the node to its end.
+    pub fn run(&self, mut command: Command) -> Outcome {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = self.host().spawn(command).expect("start a command");
+        let output = child.wait_with_output().expect("wait for a command");
+        Outcome {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    fn directories(&self, pins: bool) -> Vec<String> {
+        let mut arguments = vec!["--run-dir".to_owned(), self.run_directory().display().to_string()];
+        if pins {
+            arguments.extend(["--pin-dir".to_owned(), self.pin_directory().display().to_string()]);
+        }
+        arguments
+    }
+}
+
+impl Default for CaptureNode {
+    fn default() -> Self {
+        Self::new()
+    }
+}

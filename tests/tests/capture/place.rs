@@ -1,0 +1,169 @@
+//! A captured node with two clients and a server, and others that are not captured.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Deref;
+
+use underpass_tests::capture::{Agent, CaptureNode, Pod};
+use underpass_tests::{Config, Host, Metrics, Need, Proxy, Server, available, is_reset, wait};
+
+/// Where every server listens.
+pub(crate) const PORT: u16 = 8080;
+/// Virtual addresses of the service `shop/web`, known to the configuration and to nothing else.
+pub(crate) const VIP: &str = "10.96.0.10:80";
+pub(crate) const VIP6: &str = "[fd00:96::10]:80";
+/// A virtual address of the service `away/web`, whose endpoint is on the other node.
+pub(crate) const AWAY_VIP: &str = "10.96.0.20:80";
+
+/// Guards a workload that names it: only the pod `shop/client` may connect.
+pub(crate) const ONLY_CLIENT: &str = "scope: WORKLOAD_SELECTOR, action: ALLOW, \
+     groups: [{rules: [{matches: [{principals: [cluster.local/ns/shop/sa/client]}]}]}]";
+/// Nobody may connect to anything.
+pub(crate) const DENY_ALL: &str = "scope: GLOBAL, action: DENY, groups: [{rules: [{matches: [{}]}]}]";
+
+/// Who there is. `client`, `other` and `server` are enrolled by [`Place::start`].
+pub(crate) struct Hosts {
+    /// `shop/client`
+    pub(crate) client: Pod,
+    /// `else/other`, of another namespace.
+    pub(crate) other: Pod,
+    /// `shop/web-1`, the endpoint of `shop/web`.
+    pub(crate) server: Pod,
+    /// A pod of the node that is not enrolled and not in the configuration.
+    pub(crate) stranger: Pod,
+    /// `away/web-2`, a pod of the other node, in the configuration.
+    pub(crate) remote: Host,
+}
+
+/// A running place.
+pub(crate) struct Place {
+    hosts: Hosts,
+    pub(crate) proxy: Proxy,
+    pub(crate) agent: Agent,
+    pub(crate) node: CaptureNode,
+}
+
+impl Deref for Place {
+    type Target = Hosts;
+
+    fn deref(&self) -> &Hosts {
+        &self.hosts
+    }
+}
+
+/// A captured node, if this machine can have one.
+pub(crate) fn node() -> Option<CaptureNode> {
+    available(&[Need::Capture]).then(CaptureNode::new)
+}
+
+impl Hosts {
+    pub(crate) fn new(node: &CaptureNode) -> Self {
+        Self {
+            client: node.pod("shop/client"),
+            other: node.pod("else/other"),
+            server: node.pod("shop/web-1"),
+            stranger: node.pod("nowhere/stranger"),
+            remote: node.elsewhere(),
+        }
+    }
+
+    /// The pods as workloads and two services; both servers name `policies`.
+    pub(crate) fn config(&self, policies: &str) -> Config {
+        let guarded = format!("authorization_policies: [{policies}]");
+        Config::new()
+            .workload_at("shop/client", &self.client.addresses(), "service_account: client")
+            .workload_at("else/other", &self.other.addresses(), "service_account: other")
+            .workload_at(
+                "shop/web-1",
+                &self.server.addresses(),
+                format!("service_account: web, {guarded}"),
+            )
+            .workload_at("away/web-2", &self.remote.addresses(), &guarded)
+            .service("shop/web", service(&[VIP, VIP6], "shop/web-1"))
+            .service("away/web", service(&[AWAY_VIP], "away/web-2"))
+    }
+}
+
+fn service(vips: &[&str], endpoint: &str) -> String {
+    let vips: Vec<String> = vips
+        .iter()
+        .map(|vip| format!("{:?}", address(vip).ip().to_string()))
+        .collect();
+    format!(
+        "vips: [{}], ports: [{{port: 80, target_port: {PORT}}}], endpoints: [{endpoint}]",
+        vips.join(", ")
+    )
+}
+
+impl Place {
+    /// A node whose pods `client`, `other` and `server` are captured, with the configuration that `config` makes of them; none if this
+    /// machine can't have it.
+    pub(crate) fn start(config: impl FnOnce(&Hosts) -> Config) -> Option<Self> {
+        Self::start_with(&[], config)
+    }
+
+    /// As [`Place::start`], with further arguments for the agent.
+    pub(crate) fn start_with(arguments: &[&str], config: impl FnOnce(&Hosts) -> Config) -> Option<Self> {
+        let node = node()?;
+        let hosts = Hosts::new(&node);
+        let agent = node.start_agent_with(arguments);
+        let proxy = node.start_proxy(&config(&hosts));
+        for pod in [&hosts.client, &hosts.other, &hosts.server] {
+            node.enrol(pod);
+        }
+        Some(Self {
+            hosts,
+            proxy,
+            agent,
+            node,
+        })
+    }
+
+    /// How many connections the proxy has opened for a client.
+    pub(crate) fn opened(&self) -> u64 {
+        opened(&self.proxy.metrics())
+    }
+
+    /// What `host` asks of `to` is answered by nobody, with an error that an application understands.
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, host: &Host, to: SocketAddr) {
+        match ask(host, to) {
+            Err(error) => assert!(is_refusal(&error), "{} to {to}: {error}", host.ip()),
+            Ok(stream) => panic!("{} to {to}: answered: {stream:?}", host.ip()),
+        }
+    }
+}
+
+/// An address from its text.
+pub(crate) fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// Connections opened at the source, by a scrape.
+pub(crate) fn opened(metrics: &Metrics) -> u64 {
+    metrics.sum("kmesh_tcp_workload_connections_opened_total", &[("reporter", "source")])
+}
+
+/// Connects as a program does, reads the server's greeting and has a message echoed.
+pub(crate) fn ask(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = host.connect_unbound(to)?;
+    round_trip(&mut stream)?;
+    Ok(stream)
+}
+
+/// The server's greeting and an echo on a connection that is new.
+pub(crate) fn round_trip(stream: &mut TcpStream) -> io::Result<SocketAddr> {
+    let name = Server::greeting(stream)?;
+    Server::echo(stream, b"hello")?;
+    Ok(name)
+}
+
+/// Whether an error is a reset or a refused connect.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    is_reset(error) || error.kind() == io::ErrorKind::ConnectionRefused
+}
+
+/// Waits until the server has noticed the end of everything that was open.
+pub(crate) fn quiet(server: &Server) {
+    wait::eventually(wait::SOON, "the server has no connection open", || server.open() == 0);
+}
