@@ -56,7 +56,7 @@ start_captured_proxy() {
 # enrol WORKLOAD UID
 enrol() {
   print_command node "underpass enrol --netns /run/netns/$(namespace_of "$1") --uid $2"
-  underpass enrol --run-dir "$work/run" --netns "/run/netns/$(namespace_of "$1")" --uid "$2" 2>&1 | indented
+  underpass enrol --run-dir "$work/run" --netns "/run/netns/$(namespace_of "$1")" --uid "$2" 2>&1 | sed -n 2,4p | indented
 }
 
 # end_capture: nothing of it is left in the kernel, whatever became of agent and proxy.
@@ -75,7 +75,7 @@ act_capture() {
   pins=/sys/fs/bpf/$PREFIX-$$
   mkdir -p run captured && chmod 755 . captured run
   sed -e 's/127\.0\.0\.1:15000/127.0.0.1:15001/' -e '/^  listeners:/,/^workloads:/{/^workloads:/!d}' \
-    -e 's/access\.log/-/' -e 's/^- name: web$/- name: web\n  vips: [10.96.0.80]/' "$home/mesh.yaml" | sed '/^#/d' >captured/mesh.yaml
+    -e 's/access\.log/"-"/' -e 's/^- name: web$/- name: web\n  vips: [10.96.0.80]/' "$home/mesh.yaml" | sed '/^#/d' >captured/mesh.yaml
   start_agent
   start_captured_proxy
   local pod

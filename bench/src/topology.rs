@@ -25,8 +25,8 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 81, 1, 2);
 const NODE_TO_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 81, 1, 1);
 const NODE_TO_SERVER: Ipv4Addr = Ipv4Addr::new(10, 81, 2, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 81, 2, 2);
-/// First port handed out in namespaces of our own, below the ephemeral range.
-const FIRST_PORT: u16 = 15_000;
+/// First port handed out in namespaces of our own, below the ephemeral range and apart from 15001, where captured pods are listened for.
+const FIRST_PORT: u16 = 12_000;
 
 /// Three places and the addresses by which they reach each other.
 pub(crate) struct Topology {

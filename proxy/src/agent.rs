@@ -232,7 +232,10 @@ impl Agent {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let starting = self.pods.values().filter_map(|pod| Some(pod.starting.as_ref()?.deadline));
+        let starting = self
+            .pods
+            .values()
+            .filter_map(|pod| Some(pod.starting.as_ref()?.deadline));
         let unserved = self.pods.values().filter(|pod| !pod.refusing);
         let unserved = unserved.filter_map(|pod| Some(pod.unserved_since? + self.settings.refuse_after));
         let child = self.supervisor.as_ref().and_then(Supervisor::restart_at);

@@ -30,6 +30,14 @@ impl Entrance {
         }
     }
 
+    /// Which way it goes, seen from the pods, in Kmesh's words.
+    pub fn direction(&self) -> &'static str {
+        match self {
+            Self::Plain(_) | Self::Outbound(_) => "OUTBOUND",
+            Self::Inbound(_) => "INBOUND",
+        }
+    }
+
     /// The pod in whose network namespace the connection arrived, and from which it goes on.
     pub fn pod(&self) -> Option<&Arc<Pod>> {
         match self {

@@ -15,6 +15,7 @@ mod capture;
 mod configuration;
 mod cores;
 mod destination;
+pub mod doctor;
 mod ending;
 mod entrance;
 mod flow;

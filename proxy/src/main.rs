@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
+use underpass::doctor::Report;
 use underpass::run;
 
 /// Gives memory back after a burst of connections, which the system's allocator does not reliably do.
@@ -85,6 +86,18 @@ enum Command {
         #[command(flatten)]
         call: CallArguments,
     },
+    /// Find out what this node can do for capture, by trying, and who else is attached to it. Fails when pods cannot be captured.
+    Doctor {
+        /// The cgroup at which programs would be attached [default: the root of the hierarchy].
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+        /// Where programs and maps are pinned.
+        #[arg(long, default_value = "/sys/fs/bpf/underpass")]
+        pin_dir: PathBuf,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
@@ -117,7 +130,8 @@ struct AgentArguments {
 
 impl AgentArguments {
     fn adjust(self, options: &mut AgentOptions) {
-        let replace = |option: &mut PathBuf, given: Option<PathBuf>| given.into_iter().for_each(|given| *option = given);
+        let replace =
+            |option: &mut PathBuf, given: Option<PathBuf>| given.into_iter().for_each(|given| *option = given);
         replace(&mut options.run_dir, self.run_dir);
         replace(&mut options.pin_dir, self.pin_dir);
         options.cgroup = self.cgroup.or(options.cgroup.take());
@@ -217,6 +231,17 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
             commands::remove(&call.run_dir, which, call.json)?;
         }
         Command::Detach { pin_dir, call } => commands::detach(&call.run_dir, &pin_dir, call.json)?,
+        Command::Doctor { cgroup, pin_dir, json } => {
+            let report = Report::make(cgroup.as_deref(), &pin_dir);
+            if json {
+                println!("{}", serde_json::to_string_pretty(&report)?);
+            } else {
+                println!("{report}");
+            }
+            if !report.capture {
+                return Err("what is marked bad above keeps pods from being captured".into());
+            }
+        }
     }
     Ok(())
 }

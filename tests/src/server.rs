@@ -106,12 +106,13 @@ impl Server {
         stream.set_read_timeout(Some(wait::SOON))?;
         let mut name = Vec::new();
         loop {
+            // A read with a time-out may be interrupted for no reason of ours; read_exact() then reads again.
             let mut byte = [0];
-            match stream.read(&mut byte)? {
-                0 => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "EOF before a greeting")),
-                _ if byte[0] == b'\n' => break,
-                _ => name.push(byte[0]),
+            stream.read_exact(&mut byte)?;
+            if byte[0] == b'\n' {
+                break;
             }
+            name.push(byte[0]);
         }
         let name = String::from_utf8_lossy(&name).into_owned();
         name.parse()

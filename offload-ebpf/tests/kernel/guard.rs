@@ -1,25 +1,31 @@
 //! What a pod sends past connect(2).
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use underpass_ebpf::{Capture, Counter};
 
 use crate::needs_root;
 use crate::packets::*;
-use crate::pod::{Pod, at, serve};
+use crate::pod::{Pod, at, handshakes, serve};
 use crate::site::{Namespace, Place, Site};
 use crate::wait::eventually;
 
+/// For local experiments (IEEE 802).
+const MARK_TYPE: u16 = 0x88b5;
 const MARK: &[u8] = b"this is the mark of the end";
 
 struct Ground {
-    site: Site,
     capture: Capture,
     pod: Pod,
-    /// The node's end of the pod's veth.
+    /// The pod's end of its veth, and the node's.
+    own: Arc<Wire>,
     wire: Wire,
+    /// Dropped last.
+    site: Site,
 }
 
 fn ground() -> Ground {
@@ -29,11 +35,13 @@ fn ground() -> Ground {
     let pod = Pod::new(&site, 1);
     capture.enrol(&pod.spec()).unwrap();
     let wire = site.node.place(None).run(|| Wire::open("veth1"));
+    let own = Arc::new(pod.app.run(|| Wire::open("eth0")));
     Ground {
-        site,
         capture,
         pod,
+        own,
         wire,
+        site,
     }
 }
 
@@ -44,18 +52,16 @@ impl Ground {
 
     /// Whether a frame that ends with `end` arrives at the node when `send` has run in the pod.
     fn arrives(&self, end: &[u8], send: impl FnOnce() + Send + 'static) -> bool {
-        self.pod.app.run(move || {
-            send();
-            Wire::open("eth0").send(0x88b5, &ethernet(0x88b5, MARK)).unwrap();
-        });
+        self.pod.app.run(send);
+        self.own.send(MARK_TYPE, &ethernet(MARK_TYPE, MARK)).unwrap();
         self.wire.receive_until(MARK).iter().any(|frame| frame.ends_with(end))
     }
 
     /// Whether a frame written to a packet socket, said to be of `protocol`, arrives.
     fn frame_arrives(&self, protocol: u16, frame: Vec<u8>) -> bool {
-        let end = frame.clone();
+        let (end, own) = (frame.clone(), self.own.clone());
         // A dropped packet may be told to the sender (ENOBUFS).
-        self.arrives(&end, move || drop(Wire::open("eth0").send(protocol, &frame)))
+        self.arrives(&end, move || drop(own.send(protocol, &frame)))
     }
 
     /// Whether an IPv4 packet written to a raw socket arrives. The kernel fills in parts of its header.
@@ -149,7 +155,7 @@ fn a_raw_socket_sends_no_more_tcp_than_the_kernels_own_answers() {
 }
 
 #[test]
-fn an_mptcp_connection_does_not_leave_the_pod() {
+fn an_mptcp_connection_does_not_get_past_the_proxy() {
     needs_root!();
     let ground = ground();
     let node = ground.site.node.place(Some(&ground.site.cgroup("pods")));
@@ -160,9 +166,14 @@ fn an_mptcp_connection_does_not_leave_the_pod() {
         return eprintln!("SKIP: this kernel has no MPTCP");
     };
     let _socket = begin(&ground.pod.app, socket, gateway);
-    eventually("the SYN is dropped, or captured", || {
-        ground.dropped(Counter::GuardedSyn) > 0 || ground.pod.proxy_has_work()
+    // Kernels differ in whether connect4 is asked about it (6.18 does); where it is not, the SYN meets the guard.
+    eventually("the connection is captured, or its SYN dropped", || {
+        ground.dropped(Counter::Captured) + ground.dropped(Counter::GuardedSyn) > 0
     });
+    if ground.dropped(Counter::Captured) > 0 {
+        let (accepted, _) = ground.pod.accept_outbound(false);
+        assert_eq!(handshakes(&ground.capture).original(accepted.as_fd()).unwrap(), Some(gateway));
+    }
     server.listener.set_nonblocking(true).unwrap();
     assert!(server.listener.accept().is_err());
 }
@@ -181,7 +192,7 @@ fn a_connection_forwarded_by_the_pod_does_not_leave_it() {
     needs_root!();
     let ground = ground();
     let inner = Namespace::new();
-    let handle = std::os::fd::AsRawFd::as_raw_fd(&inner.handle);
+    let handle = inner.handle.as_raw_fd();
     let peer = format!("/proc/{}/fd/{handle}", std::process::id());
     let pod = &ground.pod.namespace;
     pod.sysctl("ipv4/ip_forward", "1");
@@ -194,8 +205,7 @@ fn a_connection_forwarded_by_the_pod_does_not_leave_it() {
     ground.site.node.ip("route add 10.8.1.0/24 via 10.9.1.2");
     let place = inner.place(Some(&ground.site.cgroup("pods")));
     let server = serve(&ground.site.node.place(None), "0.0.0.0:0");
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None);
-    let socket = place.run(|| socket.map(drop).and_then(|()| Socket::new(Domain::IPV4, Type::STREAM, None)).unwrap());
+    let socket = place.run(|| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
     let _socket = begin(&place, socket, at("10.9.1.1", server.port));
     eventually("the SYN is dropped", || ground.dropped(Counter::GuardedSyn) > 0);
     server.listener.set_nonblocking(true).unwrap();

@@ -8,6 +8,7 @@ mod foreign;
 mod guard;
 mod handshakes;
 mod inbound;
+mod objects;
 mod outbound;
 mod packets;
 mod pod;

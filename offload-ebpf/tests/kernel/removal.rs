@@ -1,1 +1,130 @@
-//! To come.
+//! What is taken down leaves nothing.
+
+use std::os::fd::AsFd;
+
+use underpass_ebpf::Capture;
+
+use crate::needs_root;
+use crate::objects::{Object, all_pinned};
+use crate::pod::{Pod, at, connect, serve};
+use crate::site::Site;
+use crate::wait::eventually;
+
+/// Objects go when the last who uses them has gone, a moment later (RCU).
+#[track_caller]
+fn assert_gone(objects: &[Object]) {
+    let mut left = Vec::new();
+    eventually("all objects are gone", || {
+        left = objects.iter().filter(|object| object.exists()).copied().collect();
+        left.is_empty()
+    });
+}
+
+#[test]
+fn detaching_leaves_no_pin_link_program_or_map() {
+    needs_root!();
+    let site = Site::new();
+    let capture = site.start();
+    let pod = Pod::new(&site, 1);
+    capture.enrol(&pod.spec()).unwrap();
+    connect(&pod.app, at("10.96.0.10", 80)).unwrap();
+    let objects = all_pinned(&site.layout.pin_dir);
+    // 9 maps; links and programs: 5 at the cgroup, 2 at the pod.
+    assert_eq!(objects.len(), 9 + 2 * 7);
+    assert!(objects.iter().all(|object| object.exists()));
+    drop(capture);
+    let detached = Capture::detach(&site.layout).unwrap();
+    assert_eq!((detached.programs, detached.pods, detached.maps), (5, 1, 9));
+    assert!(!site.layout.pin_dir.exists());
+    assert_gone(&objects);
+    assert!(Capture::detach(&site.layout).unwrap().is_empty());
+
+    let server = serve(&site.node.place(Some(&site.cgroup("pods"))), "0.0.0.0:0");
+    connect(&pod.app, at("10.9.1.1", server.port)).unwrap();
+}
+
+#[test]
+fn detaching_works_while_an_agent_is_running() {
+    needs_root!();
+    let site = Site::new();
+    let capture = site.start();
+    let pod = Pod::new(&site, 1);
+    capture.enrol(&pod.spec()).unwrap();
+    let objects = all_pinned(&site.layout.pin_dir);
+    Capture::detach(&site.layout).unwrap();
+    let server = serve(&site.node.place(Some(&site.cgroup("pods"))), "0.0.0.0:0");
+    connect(&pod.app, at("10.9.1.1", server.port)).unwrap();
+    drop(capture);
+    assert_gone(&objects);
+}
+
+#[test]
+fn a_pod_that_is_withdrawn_is_free_and_others_are_not() {
+    needs_root!();
+    let site = Site::new();
+    let capture = site.start();
+    let (pod, other) = (Pod::new(&site, 1), Pod::new(&site, 2));
+    let before = all_pinned(&site.layout.pin_dir);
+    capture.enrol(&pod.spec()).unwrap();
+    let both: Vec<_> = all_pinned(&site.layout.pin_dir);
+    let of_pod: Vec<_> = both.iter().filter(|object| !before.contains(object)).copied().collect();
+    capture.enrol(&other.spec()).unwrap();
+
+    capture.withdraw(pod.cookie).unwrap();
+    let links: Vec<_> = of_pod.into_iter().filter(|object| matches!(object, Object::Link(_))).collect();
+    assert_gone(&links);
+    let node = site.node.place(Some(&site.cgroup("pods")));
+    let server = serve(&node, "0.0.0.0:0");
+    connect(&pod.app, at("10.9.1.1", server.port)).unwrap();
+    server.accept(&node);
+    let app = pod.serve("0.0.0.0:0");
+    connect(&node, pod.v4(app.port)).unwrap();
+    app.accept(&pod.app);
+
+    connect(&other.app, at("10.9.2.1", server.port)).unwrap();
+    other.accept_outbound(false);
+    assert_eq!(capture.pods().unwrap().len(), 1);
+    capture.withdraw(pod.cookie).unwrap();
+    // Its slot is free.
+    let mut spec = pod.spec();
+    spec.slot = 1;
+    capture.enrol(&spec).unwrap();
+}
+
+#[test]
+fn nothing_is_left_of_a_pod_whose_namespace_is_gone() {
+    needs_root!();
+    let site = Site::new();
+    let capture = site.start();
+    let before = all_pinned(&site.layout.pin_dir);
+    let pod = Pod::new(&site, 1);
+    capture.enrol(&pod.spec()).unwrap();
+    connect(&pod.app, at("10.96.0.10", 80)).unwrap();
+    let of_pod: Vec<_> = all_pinned(&site.layout.pin_dir).into_iter().filter(|it| !before.contains(it)).collect();
+    let cookie = pod.cookie;
+    drop(pod);
+    // The namespace is gone when its end of the veth is: that takes the other one with it.
+    eventually("the namespace is gone", || {
+        let shown = site.node.place(None).run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        !shown.contains("veth1")
+    });
+    capture.withdraw(cookie).unwrap();
+    assert_gone(&of_pod.into_iter().filter(|it| matches!(it, Object::Link(_))).collect::<Vec<_>>());
+    assert_eq!(all_pinned(&site.layout.pin_dir), before);
+    assert!(capture.pods().unwrap().is_empty() && capture.handshakes().unwrap().is_empty());
+}
+
+#[test]
+fn a_namespace_is_not_kept_by_being_enrolled() {
+    needs_root!();
+    let site = Site::new();
+    let capture = site.start();
+    let pod = Pod::new(&site, 1);
+    capture.enrol(&pod.spec()).unwrap();
+    drop(pod);
+    eventually("the namespace is gone", || {
+        let shown = site.node.place(None).run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        !shown.contains("veth1")
+    });
+    assert!(capture.handshakes_fd().as_fd().try_clone_to_owned().is_ok());
+}

@@ -20,7 +20,9 @@ impl Agent {
                 }
                 Err(error) => line.answer(&failed(&error)),
             },
-            Request::Yield { version: TAKEOVER_VERSION } => return self.yield_to(&line),
+            Request::Yield {
+                version: TAKEOVER_VERSION,
+            } => return self.yield_to(&line),
             Request::Yield { version } => {
                 let reason = format!(
                     "it speaks version {version} of the takeover, and the running agent version {TAKEOVER_VERSION}; stop that one first \
@@ -34,7 +36,10 @@ impl Agent {
     }
 
     fn list(&self, line: &Line) {
-        let pods = self.pods.iter().map(|(cookie, pod)| Answer::Pod(pod.view(self.is_served(*cookie))));
+        let pods = self
+            .pods
+            .iter()
+            .map(|(cookie, pod)| Answer::Pod(pod.view(self.is_served(*cookie))));
         let proxies = self.proxies.values().filter_map(|proxy| {
             let admitted = proxy.admitted.as_ref()?;
             Some(Answer::Proxy(ProxyView {

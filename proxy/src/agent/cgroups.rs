@@ -15,7 +15,9 @@ const OWN_PREFIX: &str = "underpass-";
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// It has none.
-    #[error("process {pid} is in no cgroup of version 2; mount the hierarchy: mount -t cgroup2 none /sys/fs/cgroup/unified")]
+    #[error(
+        "process {pid} is in no cgroup of version 2; mount the hierarchy: mount -t cgroup2 none /sys/fs/cgroup/unified"
+    )]
     None {
         /// The process.
         pid: u32,
@@ -75,7 +77,6 @@ impl Hierarchy {
             Some(path) => Ok(self.mount.join(path.strip_suffix(" (deleted)").unwrap_or(path))),
         }
     }
-
 }
 
 /// Moves this process, with all its threads, into a cgroup of its own below `parent`.

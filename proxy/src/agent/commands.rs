@@ -35,10 +35,12 @@ impl Place {
     /// # Errors
     /// When the path is empty.
     pub fn absolute(path: &Path) -> Result<Self, CommandError> {
-        std::path::absolute(path).map(Self::Netns).map_err(|source| CommandError::Path {
-            path: path.into(),
-            source,
-        })
+        std::path::absolute(path)
+            .map(Self::Netns)
+            .map_err(|source| CommandError::Path {
+                path: path.into(),
+                source,
+            })
     }
 }
 
@@ -47,10 +49,7 @@ impl Place {
 /// # Errors
 /// When there is no agent, or it cannot.
 pub fn enrol(run_dir: &Path, uid: &str, place: Place, as_json: bool) -> Result<(), CommandError> {
-    let request = Request::Enrol {
-        uid: uid.into(),
-        place,
-    };
+    let request = Request::Enrol { uid: uid.into(), place };
     let (Answer::Enrolled { pod, already }, _) = Line::call(run_dir, &request)?.listen()? else {
         return Err(ControlError::Misunderstood.into());
     };
@@ -176,7 +175,10 @@ fn show_pod(pod: &PodView) {
 fn show_proxy(proxy: &ProxyView, pods: usize) {
     let serves = if proxy.draining { "drains" } else { "serves" };
     let (pid, build, ready) = (proxy.pid, &proxy.build, proxy.ready);
-    println!("proxy {pid} ({build}) {serves} {ready} of {pods} pods, cgroup {}", proxy.cgroup.display());
+    println!(
+        "proxy {pid} ({build}) {serves} {ready} of {pods} pods, cgroup {}",
+        proxy.cgroup.display()
+    );
 }
 
 fn words<T: ToString>(items: &[T]) -> String {

@@ -215,7 +215,9 @@ pub enum ControlError {
     #[error("{0}")]
     Failed(String),
     /// The agent answered something else.
-    #[error("the agent answered something that this version does not understand; use the `underpass` that the agent runs")]
+    #[error(
+        "the agent answered something that this version does not understand; use the `underpass` that the agent runs"
+    )]
     Misunderstood,
 }
 
@@ -258,7 +260,8 @@ impl Line {
             },
         };
         let flags = SocketFlags::CLOEXEC;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).map_err(failed)?;
         rustix::net::connect(&socket, &address(&path)?).map_err(failed)?;
         set_socket_timeout(&socket, Timeout::Recv, Some(LONG_PATIENCE)).map_err(failed)?;
         let line = Self(socket);

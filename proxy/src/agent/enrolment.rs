@@ -27,7 +27,9 @@ pub enum EnrolError {
     #[error("{0:?} is no workload uid; give one without blanks, such as Kubernetes//Pod/NAMESPACE/NAME")]
     Uid(String),
     /// The namespace is another workload's.
-    #[error("the network namespace of {place} is enrolled as workload {uid}; free it first: underpass remove --uid {uid}")]
+    #[error(
+        "the network namespace of {place} is enrolled as workload {uid}; free it first: underpass remove --uid {uid}"
+    )]
     OtherWorkload {
         /// Where it is found.
         place: Place,
@@ -35,7 +37,9 @@ pub enum EnrolError {
         uid: String,
     },
     /// The workload is in another namespace.
-    #[error("workload {uid} is enrolled in the network namespace of {place}; free it first: underpass remove --uid {uid}")]
+    #[error(
+        "workload {uid} is enrolled in the network namespace of {place}; free it first: underpass remove --uid {uid}"
+    )]
     OtherNamespace {
         /// The workload.
         uid: String,
@@ -145,7 +149,10 @@ impl Agent {
 
     /// Whether no other pod has this uid. One whose namespace is gone has it no more.
     fn check_uid(&mut self, uid: &str, cookie: u64) -> Result<(), EnrolError> {
-        let other = self.pods.values().find(|pod| pod.record.uid == uid && pod.record.cookie != cookie);
+        let other = self
+            .pods
+            .values()
+            .find(|pod| pod.record.uid == uid && pod.record.cookie != cookie);
         let Some(other) = other else {
             return Ok(());
         };
@@ -156,7 +163,8 @@ impl Agent {
             });
         }
         let gone = other.record.cookie;
-        self.remove(gone, "its network namespace is gone").map_err(EnrolError::Kernel)
+        self.remove(gone, "its network namespace is gone")
+            .map_err(EnrolError::Kernel)
     }
 
     fn check_cgroups(&self, namespace: &Namespace) -> Result<(), EnrolError> {
@@ -263,7 +271,11 @@ impl Agent {
         let uid = pod.record.uid.clone();
         let enrolled = self.kernel.enrol(&pod.spec()).and_then(|()| {
             // The kernel remembers that an earlier agent had it refused.
-            if fresh { Ok(()) } else { self.kernel.set_refusing(cookie, pod.refusing) }
+            if fresh {
+                Ok(())
+            } else {
+                self.kernel.set_refusing(cookie, pod.refusing)
+            }
         });
         if let Err(error) = enrolled {
             tracing::error!(uid, %error, "a pod was not enrolled");
@@ -284,7 +296,12 @@ impl Agent {
     /// Concludes enrolments whose proxy has had the time to be ready.
     pub(super) fn conclude_overdue(&mut self, now: Instant) {
         let overdue = |pod: &&Pod| pod.starting.as_ref().is_some_and(|starting| starting.deadline <= now);
-        let cookies: Vec<_> = self.pods.values().filter(overdue).map(|pod| pod.record.cookie).collect();
+        let cookies: Vec<_> = self
+            .pods
+            .values()
+            .filter(overdue)
+            .map(|pod| pod.record.cookie)
+            .collect();
         for cookie in cookies {
             tracing::warn!(cookie, "no proxy is ready for the pod yet; its connections wait");
             self.conclude(cookie);
@@ -330,7 +347,11 @@ impl Agent {
             }
             Which::Place(place) => {
                 let by_place = |pod: &&Pod| pod.record.place == *place || pod.namespace.is_at(place);
-                self.pods.values().filter(by_place).map(|pod| pod.record.cookie).collect()
+                self.pods
+                    .values()
+                    .filter(by_place)
+                    .map(|pod| pod.record.cookie)
+                    .collect()
             }
         };
         let mut uids = Vec::new();
@@ -398,7 +419,8 @@ impl Agent {
 
     /// Writes the state.
     pub(super) fn save(&self) -> Result<(), StateError> {
-        self.state.save(self.pods.values().map(|pod| pod.record.clone()).collect())
+        self.state
+            .save(self.pods.values().map(|pod| pod.record.clone()).collect())
     }
 }
 
@@ -443,5 +465,7 @@ fn end_older_connections(pod: &Pod, spared: &[u64]) {
 }
 
 fn now_in_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }

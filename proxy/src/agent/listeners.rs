@@ -58,7 +58,9 @@ impl Listeners {
                 outcome => outcome,
             };
             listeners.outbound.push(outbound?);
-            listeners.inbound.push(listen(SocketAddr::new(loopback(family), 0), keepalive)?);
+            listeners
+                .inbound
+                .push(listen(SocketAddr::new(loopback(family), 0), keepalive)?);
         }
         Ok(listeners)
     }

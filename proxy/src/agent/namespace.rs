@@ -66,10 +66,14 @@ pub enum NamespaceError {
     #[error("{0} is not a network namespace; give for example /run/netns/NAME or /proc/PID/ns/net")]
     NotANamespace(Place),
     /// The node's own namespace.
-    #[error("{0} is in the node's own network namespace, and capturing that would cut off the node itself; give a pod's")]
+    #[error(
+        "{0} is in the node's own network namespace, and capturing that would cut off the node itself; give a pod's"
+    )]
     OwnNamespace(Place),
     /// Nothing to capture.
-    #[error("the network namespace of {0} has no address but loopback; enrol it once its interface has one (ip address)")]
+    #[error(
+        "the network namespace of {0} has no address but loopback; enrol it once its interface has one (ip address)"
+    )]
     NoAddress(Place),
     /// Something else failed.
     #[error("{step} the network namespace of {place}: {source}{}", advice(.source))]
@@ -187,7 +191,9 @@ impl Namespace {
                 rustix::thread::move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))?;
                 work()
             };
-            let thread = thread::Builder::new().name("namespace".into()).spawn_scoped(scope, inside)?;
+            let thread = thread::Builder::new()
+                .name("namespace".into())
+                .spawn_scoped(scope, inside)?;
             let panicked = |_| Err(io::Error::other("the thread in the namespace panicked"));
             thread.join().unwrap_or_else(panicked)
         })

@@ -58,7 +58,8 @@ impl AgentOptions {
     /// When there is no such user.
     pub fn proxy_uid(&self) -> Result<Option<u32>, AgentError> {
         let user = self.proxy_user.as_deref();
-        user.map(|user| find_user(user).map(|user| user.uid.as_raw())).transpose()
+        user.map(|user| find_user(user).map(|user| user.uid.as_raw()))
+            .transpose()
     }
 }
 

@@ -56,7 +56,8 @@ impl Pod {
     /// What the kernel is told.
     pub fn spec(&self) -> PodSpec<'_> {
         let none = (&[][..], &[][..]);
-        let (outbound, inbound) = (self.listeners.as_ref()).map_or(none, |open| (&open.outbound[..], &open.inbound[..]));
+        let (outbound, inbound) =
+            (self.listeners.as_ref()).map_or(none, |open| (&open.outbound[..], &open.inbound[..]));
         let of = |listeners: &'_ [Listener], v4: bool| {
             let index = listeners.iter().position(|listener| listener.address.is_ipv4() == v4);
             index
@@ -88,7 +89,12 @@ impl Pod {
         let pod = handover::Pod {
             cookie: self.record.cookie,
             uid: self.record.uid.clone(),
-            addresses: self.addresses.iter().copied().filter(|address| is_bindable(*address)).collect(),
+            addresses: self
+                .addresses
+                .iter()
+                .copied()
+                .filter(|address| is_bindable(*address))
+                .collect(),
             outbound: listeners.outbound_addresses(),
             inbound: listeners.inbound_addresses(),
         };

@@ -201,8 +201,11 @@ impl Reader {
             None => Vec::new(),
         };
         let descriptors: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-        say(&self.socket, &FromAgent::Sockets { cookie, family }, &descriptors, |socket| {
-            stop.wait(socket, PollFlags::OUT)
-        })
+        say(
+            &self.socket,
+            &FromAgent::Sockets { cookie, family },
+            &descriptors,
+            |socket| stop.wait(socket, PollFlags::OUT),
+        )
     }
 }

@@ -4,16 +4,18 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::Agent;
 use super::cgroups::{self, CgroupError};
 use super::namespace::Identity;
 use super::proxies::{Admitted, Proxy, ProxyId};
-use super::Agent;
 use crate::handover::{FromAgent, FromProxy, VERSION};
 
 /// Why a proxy is not worked with.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("it speaks version {0} of the protocol, and this agent version {VERSION}; run an agent and a proxy that work together")]
+    #[error(
+        "it speaks version {0} of the protocol, and this agent version {VERSION}; run an agent and a proxy that work together"
+    )]
     Version(u32),
     #[error("it is in cgroup {}, where every other process would go past the proxy too; start it with --own-cgroup", .0.display())]
     SharedCgroup(PathBuf),
@@ -61,7 +63,9 @@ impl Agent {
     }
 
     fn admit(&mut self, id: ProxyId, version: u32, build: String) -> Result<(), Refusal> {
-        let Some(proxy) = self.proxies.get(&id) else { return Ok(()) };
+        let Some(proxy) = self.proxies.get(&id) else {
+            return Ok(());
+        };
         if version != VERSION {
             return Err(Refusal::Version(version));
         }
@@ -84,7 +88,9 @@ impl Agent {
     /// Whether what is in a cgroup may go past the programs.
     fn judge_cgroup(&self, cgroup: &Path) -> Result<(), Refusal> {
         let same = |other: &Path| match (cgroup.metadata(), other.metadata()) {
-            (Ok(one), Ok(other)) => std::os::unix::fs::MetadataExt::ino(&one) == std::os::unix::fs::MetadataExt::ino(&other),
+            (Ok(one), Ok(other)) => {
+                std::os::unix::fs::MetadataExt::ino(&one) == std::os::unix::fs::MetadataExt::ino(&other)
+            }
             _ => cgroup == other,
         };
         if same(self.settings.hierarchy.root()) || same(&self.settings.attach) {
@@ -110,7 +116,10 @@ impl Agent {
             version: VERSION,
             build: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let said = self.proxies.get(&id).map(|proxy| proxy.say(&welcome, &self.kernel.maps()));
+        let said = self
+            .proxies
+            .get(&id)
+            .map(|proxy| proxy.say(&welcome, &self.kernel.maps()));
         if let Some(Err(error)) = said {
             return self.lose_proxy(id, &error.to_string());
         }
@@ -186,7 +195,11 @@ impl Agent {
     }
 
     fn stop_refusing(&mut self, cookie: u64) {
-        let Some(pod) = self.pods.get_mut(&cookie).filter(|pod| pod.refusing && pod.listeners.is_some()) else {
+        let Some(pod) = self
+            .pods
+            .get_mut(&cookie)
+            .filter(|pod| pod.refusing && pod.listeners.is_some())
+        else {
             return;
         };
         match self.kernel.set_refusing(cookie, false) {
@@ -202,11 +215,18 @@ impl Agent {
             pods.all(|pod| cookies.contains(&pod.record.cookie))
         };
         let mut active = self.proxies.iter().filter(|(_, proxy)| proxy.is_active()).rev();
-        let Some(successor) = active.find(|(_, proxy)| with_listeners(&proxy.ready)).map(|(id, _)| *id) else {
+        let Some(successor) = active
+            .find(|(_, proxy)| with_listeners(&proxy.ready))
+            .map(|(id, _)| *id)
+        else {
             return;
         };
         let mut lost = Vec::new();
-        for (id, proxy) in self.proxies.range_mut(..successor).filter(|(_, proxy)| proxy.is_active()) {
+        for (id, proxy) in self
+            .proxies
+            .range_mut(..successor)
+            .filter(|(_, proxy)| proxy.is_active())
+        {
             tracing::info!(pid = proxy.pid, "a proxy has a successor and drains");
             proxy.draining = true;
             if let Err(error) = proxy.say(&FromAgent::Drain, &[]) {
@@ -238,7 +258,12 @@ impl Agent {
         cgroups::remove_abandoned(self.settings.hierarchy.root());
         // A pod whose only proxy this was begins to wait now.
         let now = Instant::now();
-        let unserved: Vec<u64> = self.pods.keys().copied().filter(|cookie| !self.is_served(*cookie)).collect();
+        let unserved: Vec<u64> = self
+            .pods
+            .keys()
+            .copied()
+            .filter(|cookie| !self.is_served(*cookie))
+            .collect();
         for cookie in unserved {
             if let Some(pod) = self.pods.get_mut(&cookie) {
                 pod.unserved_since.get_or_insert(now);
@@ -266,8 +291,13 @@ impl Agent {
             let due = pod.starting.is_none() && pod.unserved_since.is_some_and(|since| now >= since + patience);
             if due && !pod.refusing {
                 match self.kernel.set_refusing(*cookie, true) {
-                    Ok(()) => tracing::warn!(uid = pod.record.uid, "no proxy serves the pod; its connections are refused"),
-                    Err(error) => tracing::error!(uid = pod.record.uid, %error, "the pod's connections wait for a proxy"),
+                    Ok(()) => tracing::warn!(
+                        uid = pod.record.uid,
+                        "no proxy serves the pod; its connections are refused"
+                    ),
+                    Err(error) => {
+                        tracing::error!(uid = pod.record.uid, %error, "the pod's connections wait for a proxy")
+                    }
                 }
                 // Said once, whatever came of it.
                 pod.refusing = true;

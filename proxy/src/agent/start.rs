@@ -53,7 +53,10 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
 /// When either cannot start.
 pub fn run_with_proxy(config: &Path, admin: Option<SocketAddr>, node: &NodeSettings) -> Result<(), AgentError> {
     let mut options = AgentOptions::new(Some(node));
-    let user = options.proxy_user.get_or_insert_with(|| CaptureSettings::DEFAULT_PROXY_USER.into()).clone();
+    let user = options
+        .proxy_user
+        .get_or_insert_with(|| CaptureSettings::DEFAULT_PROXY_USER.into())
+        .clone();
     let keep = node.capture.as_ref().is_some_and(|capture| capture.keep);
     let process = Process::prepare(&options)?;
     let mut agent = process.start(&options, false)?;
@@ -150,7 +153,10 @@ impl Agent {
         }
         match end {
             End::Stopped if !self.pods.is_empty() => {
-                tracing::warn!(pods = self.pods.len(), "the agent ends; its pods are refused until one starts again");
+                tracing::warn!(
+                    pods = self.pods.len(),
+                    "the agent ends; its pods are refused until one starts again"
+                );
             }
             _ => tracing::info!(?end, "the agent ends"),
         }
@@ -230,13 +236,19 @@ impl Process {
             refuse_after: options.refuse_after,
             keepalive: options.keepalive,
         };
-        let kubelets: Vec<u64> = options.kubelet_cgroups.iter().map(|path| cgroup_of(path)).collect::<Result<_, _>>()?;
+        let kubelets: Vec<u64> = options
+            .kubelet_cgroups
+            .iter()
+            .map(|path| cgroup_of(path))
+            .collect::<Result<_, _>>()?;
         let claim = Claim::stake(&options.run_dir, may_take_over)?;
         let kernel = RealKernel::start(Layout {
             pin_dir: options.pin_dir.clone(),
             cgroup: self.attach.clone(),
         })?;
-        kubelets.into_iter().try_for_each(|cgroup| kernel.trust_probes_of(cgroup))?;
+        kubelets
+            .into_iter()
+            .try_for_each(|cgroup| kernel.trust_probes_of(cgroup))?;
         Agent::new(settings, Box::new(kernel), claim)
     }
 
@@ -246,8 +258,12 @@ impl Process {
         let events = events.clone();
         Worker::start("signals", move |stop| {
             while stop.wait(&signals, PollFlags::IN) {
-                let Ok(Some(received)) = signals.read_signal() else { continue };
-                let signal = i32::try_from(received.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+                let Ok(Some(received)) = signals.read_signal() else {
+                    continue;
+                };
+                let signal = i32::try_from(received.ssi_signo)
+                    .ok()
+                    .and_then(|number| Signal::try_from(number).ok());
                 let _ = events.send(Event::Signalled(signal.unwrap_or(Signal::SIGTERM)));
             }
         })

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, setgid, setgroups, setuid};
 use rustix::event::PollFlags;
-use rustix::process::{PidfdFlags, Pid as RustixPid, pidfd_open};
+use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
 use super::options::find_user;
 use super::worker::Worker;
@@ -74,7 +74,11 @@ impl Supervisor {
     fn command(&self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("underpass").arg("proxy").arg("--own-cgroup");
-        command.arg("--config").arg(&self.config).arg("--agent").arg(&self.agent);
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--agent")
+            .arg(&self.agent);
         command.arg("--user").arg(&self.user);
         command.arg("--parent").arg(std::process::id().to_string());
         if let Some(admin) = self.admin {
@@ -104,7 +108,9 @@ impl Supervisor {
 impl Agent {
     /// Starts the proxy if that is due.
     pub(super) fn restart_child(&mut self, now: Instant) -> Result<(), AgentError> {
-        let Some(supervisor) = &mut self.supervisor else { return Ok(()) };
+        let Some(supervisor) = &mut self.supervisor else {
+            return Ok(());
+        };
         if supervisor.restart_at.is_none_or(|at| now < at) {
             return Ok(());
         }
@@ -129,7 +135,9 @@ impl Agent {
 
     /// What the end of the proxy means: the end of all, if that was asked for, or another proxy.
     pub(super) fn child_ended(&mut self) -> Result<Option<End>, AgentError> {
-        let Some(supervisor) = &mut self.supervisor else { return Ok(None) };
+        let Some(supervisor) = &mut self.supervisor else {
+            return Ok(None);
+        };
         let Some(mut running) = supervisor.child.take() else {
             return Ok(None);
         };

@@ -133,7 +133,10 @@ fn received_pod(
     }
     let sockets = descriptors.split_off(1);
     let namespace = descriptors.pop().map(Namespace::of).transpose();
-    let namespace = namespace.map_err(HandoverError::Io)?.flatten().ok_or(ControlError::Misunderstood)?;
+    let namespace = namespace
+        .map_err(HandoverError::Io)?
+        .flatten()
+        .ok_or(ControlError::Misunderstood)?;
     let listeners = match sockets.is_empty() {
         true => None,
         false => {
@@ -188,7 +191,12 @@ impl Agent {
                 event @ (super::Event::Signalled(_) | super::Event::ChildEnded) => drop(self.sender.send(event)),
             }
         }
-        let starting: Vec<u64> = self.pods.values().filter(|pod| pod.starting.is_some()).map(|pod| pod.record.cookie).collect();
+        let starting: Vec<u64> = self
+            .pods
+            .values()
+            .filter(|pod| pod.starting.is_some())
+            .map(|pod| pod.record.cookie)
+            .collect();
         starting.into_iter().for_each(|cookie| self.conclude(cookie));
     }
 
@@ -201,7 +209,11 @@ impl Agent {
     }
 
     fn hand_over(&self, line: &Line) -> Result<(), HandoverError> {
-        let sockets = [self.doors.lock.as_fd(), self.doors.agent.as_fd(), self.doors.control.as_fd()];
+        let sockets = [
+            self.doors.lock.as_fd(),
+            self.doors.agent.as_fd(),
+            self.doors.control.as_fd(),
+        ];
         line.say(&Answer::Yielding, &sockets)?;
         for pod in self.pods.values() {
             let listeners = pod.listeners.as_ref();
@@ -259,7 +271,11 @@ impl Agent {
         }
         self.save()?;
         estate.line.say(&Request::Taken, &[]).map_err(ControlError::Silent)?;
-        tracing::info!(pods = self.pods.len(), proxies = self.proxies.len(), "took over from another agent");
+        tracing::info!(
+            pods = self.pods.len(),
+            proxies = self.proxies.len(),
+            "took over from another agent"
+        );
         Ok(())
     }
 

@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use underpass_config::{AccessLog, LogFormat, PolicyKey, ServiceKey, Text, Workload};
+use underpass_config::{AccessLog, LogFormat, PolicyKey, ServiceKey, Workload};
 
 use super::line_writer::LineWriter;
 use crate::ending::Ending;
+use crate::entrance::Entrance;
 use crate::socket::TcpQuality;
 
 /// How long the last lines may take to be written when the process ends.
@@ -52,8 +53,8 @@ pub struct Line<'a> {
     pub received: u64,
     /// What the kernel measured towards the destination.
     pub quality: TcpQuality,
-    /// The listener.
-    pub listener: &'a Text,
+    /// The way in.
+    pub entrance: &'a Entrance,
     /// The policy that allowed or denied it.
     pub policy: Option<&'a PolicyKey>,
     /// How it ended.
@@ -96,7 +97,7 @@ impl Line<'_> {
                 "start_time",
                 text(Some(humantime::format_rfc3339_nanos(self.started).to_string())),
             ),
-            ("direction", word("OUTBOUND")),
+            ("direction", word(self.entrance.direction())),
             ("state", word("BPF_TCP_CLOSE")),
             ("sent_bytes", Value::Number(self.sent)),
             ("received_bytes", Value::Number(self.received)),
@@ -108,7 +109,7 @@ impl Line<'_> {
             ("srtt", text(Some(format!("{}us", self.quality.smoothed_rtt_us)))),
             ("min_rtt", text(Some(format!("{}us", self.quality.min_rtt_us)))),
             ("duration", text(Some(format!("{:.6}ms", lived.as_secs_f64() * 1000.0)))),
-            ("listener", text(Some(self.listener.to_string()))),
+            ("listener", text(Some(self.entrance.name().to_string()))),
             ("policy", text(self.policy.map(ToString::to_string))),
             ("reason", word(self.ending.word())),
             ("response_flags", word(self.ending.response_flag())),

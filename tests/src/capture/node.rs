@@ -119,8 +119,13 @@ impl CaptureNode {
     pub fn device_of(&self, pod: &Host) -> String {
         let route = self.host().namespace().ip(&format!("route get {}", pod.ip()));
         let words: Vec<&str> = route.split_whitespace().collect();
-        let device = words.iter().position(|word| *word == "dev").and_then(|at| words.get(at + 1));
-        device.unwrap_or_else(|| panic!("no device in the route: {route}")).to_string()
+        let device = words
+            .iter()
+            .position(|word| *word == "dev")
+            .and_then(|at| words.get(at + 1));
+        device
+            .unwrap_or_else(|| panic!("no device in the route: {route}"))
+            .to_string()
     }
 
     /// A host of the other node.

@@ -3,12 +3,16 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
+use std::time::Duration;
 
+use serde_json::Value;
 use underpass_tests::capture::{Agent, CaptureNode, Pod};
-use underpass_tests::{Config, Host, Metrics, Need, Proxy, Server, available, is_reset, wait};
+use underpass_tests::{Config, Host, Metrics, Need, Process, Proxy, Server, available, is_reset, wait};
 
 /// Where every server listens.
 pub(crate) const PORT: u16 = 8080;
+/// A program that takes longer hangs.
+pub(crate) const PROGRAM_DEADLINE: Duration = Duration::from_secs(60);
 /// Virtual addresses of the service `shop/web`, known to the configuration and to nothing else.
 pub(crate) const VIP: &str = "10.96.0.10:80";
 pub(crate) const VIP6: &str = "[fd00:96::10]:80";
@@ -149,6 +153,15 @@ pub(crate) fn ask(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
     let mut stream = host.connect_unbound(to)?;
     round_trip(&mut stream)?;
     Ok(stream)
+}
+
+/// A program on `host` connects in the way that `how` names (see the binary `inside`); answers what it says has come of it.
+pub(crate) fn connect_by_program(node: &CaptureNode, host: &Host, how: &[&str], to: SocketAddr) -> Value {
+    let mut command = Process::command(env!("CARGO_BIN_EXE_inside"));
+    command.arg("connect").arg(how[0]).arg(to.to_string()).args(&how[1..]);
+    let said = Process::run(node.world(), host, how[0], command, PROGRAM_DEADLINE);
+    let line = said.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|e| panic!("{how:?} to {to}: {e}: {said}"))
 }
 
 /// The server's greeting and an echo on a connection that is new.

@@ -9,10 +9,14 @@ use crate::place::{AWAY_VIP, Hosts, ONLY_CLIENT, PORT, Place, VIP, VIP6, address
 
 const ONLY_NAMESPACE: &str =
     "scope: WORKLOAD_SELECTOR, action: ALLOW, groups: [{rules: [{matches: [{namespaces: [shop]}]}]}]";
-const DENY_CLIENT: &str = "scope: GLOBAL, action: DENY, groups: [{rules: [{matches: [{principals: ['*/sa/client']}]}]}]";
+const DENY_CLIENT: &str =
+    "scope: GLOBAL, action: DENY, groups: [{rules: [{matches: [{principals: ['*/sa/client']}]}]}]";
 
 fn guarded(hosts: &Hosts, policy: &str) -> underpass_tests::Config {
-    hosts.config("shop/rule, away/rule").policy("shop/rule", policy).policy("away/rule", policy)
+    hosts
+        .config("shop/rule, away/rule")
+        .policy("shop/rule", policy)
+        .policy("away/rule", policy)
 }
 
 fn listen_everywhere(place: &Place) -> [Server; 4] {
@@ -31,9 +35,15 @@ fn accepted(servers: &[Server]) -> usize {
 
 #[test]
 fn only_the_allowed_pod_reaches_the_servers() {
-    let Some(place) = Place::start(|hosts| guarded(hosts, ONLY_CLIENT)) else { return };
+    let Some(place) = Place::start(|hosts| guarded(hosts, ONLY_CLIENT)) else {
+        return;
+    };
     let servers = listen_everywhere(&place);
-    let places: Vec<_> = servers.iter().map(Server::address).chain([VIP, VIP6, AWAY_VIP].map(address)).collect();
+    let places: Vec<_> = servers
+        .iter()
+        .map(Server::address)
+        .chain([VIP, VIP6, AWAY_VIP].map(address))
+        .collect();
     for policy in [ONLY_CLIENT, ONLY_NAMESPACE] {
         place.proxy.apply(&guarded(&place, policy));
         let before = accepted(&servers);
@@ -56,16 +66,25 @@ fn only_the_allowed_pod_reaches_the_servers() {
             line.assert_reason("policy_denied", "DENY");
             assert_eq!(line.field("src.identity"), "spiffe://cluster.local/ns/else/sa/other");
         }
-        assert_eq!(accepted(&servers), before + places.len(), "who is refused is not seen by the server");
+        assert_eq!(
+            accepted(&servers),
+            before + places.len(),
+            "who is refused is not seen by the server"
+        );
     }
 }
 
 #[test]
 fn a_change_of_policy_resets_open_connections_at_both_ends() {
-    let Some(place) = Place::start(|hosts| hosts.config("")) else { return };
+    let Some(place) = Place::start(|hosts| hosts.config("")) else {
+        return;
+    };
     let servers = listen_everywhere(&place);
     let open = |host: &Host| -> Vec<TcpStream> {
-        servers.iter().map(|server| ask(host, server.address()).expect("allowed so far")).collect()
+        servers
+            .iter()
+            .map(|server| ask(host, server.address()).expect("allowed so far"))
+            .collect()
     };
     let (denied, mut spared) = (open(&place.client), open(&place.other));
     place.proxy.apply(&place.config("").policy("mesh/rule", DENY_CLIENT));
@@ -89,7 +108,9 @@ fn a_change_of_policy_resets_open_connections_at_both_ends() {
 
 #[test]
 fn an_address_that_is_another_pods_is_no_identity() {
-    let Some(place) = Place::start(|hosts| guarded(hosts, ONLY_CLIENT)) else { return };
+    let Some(place) = Place::start(|hosts| guarded(hosts, ONLY_CLIENT)) else {
+        return;
+    };
     let servers = listen_everywhere(&place);
     // The node delivers to whoever is told to have the address: the adversaries answer for it, the client is gone from the network.
     for (number, thief) in [(2, &*place.other), (3, &*place.stranger)] {
@@ -98,7 +119,10 @@ fn an_address_that_is_another_pods_is_no_identity() {
         thief.ip_command(&format!("addr add {own6}/128 dev eth0 nodad"));
         let device = place.node.device_of(thief);
         for (family, address) in [("-4", own), ("-6", own6)] {
-            place.node.host().ip_command(&format!("{family} route replace {address} dev {device}"));
+            place
+                .node
+                .host()
+                .ip_command(&format!("{family} route replace {address} dev {device}"));
         }
         for server in &servers {
             let to = server.address();
@@ -114,7 +138,11 @@ fn an_address_that_is_another_pods_is_no_identity() {
     quiet(&servers[0]);
     assert_eq!(servers[0].accepted() + servers[1].accepted(), 0);
     let lines = place.proxy.access_lines();
-    assert!(lines.iter().all(|line| line.field("src.identity") != "spiffe://cluster.local/ns/shop/sa/client"));
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.field("src.identity") != "spiffe://cluster.local/ns/shop/sa/client")
+    );
 }
 
 /// [`ask`] from an address of the program's choice.

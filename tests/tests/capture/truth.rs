@@ -7,7 +7,8 @@ use socket2::{Domain, SockAddr, Type};
 use underpass_tests::{Families, Host, Server, wait};
 
 use crate::place::{
-    AWAY_VIP, DENY_ALL, Hosts, ONLY_CLIENT, PORT, Place, VIP, VIP6, address, ask, opened, quiet, round_trip,
+    AWAY_VIP, DENY_ALL, Hosts, ONLY_CLIENT, PORT, Place, VIP, VIP6, address, ask, connect_by_program, opened, quiet,
+    round_trip,
 };
 
 /// `::ffff:a.b.c.d`: IPv4 as IPv6 sockets say it.
@@ -343,16 +344,24 @@ fn the_kubelets_probes_reach_a_pod_that_nobody_may_reach() {
     node.enrol(&hosts.server);
     let everything = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
     let listening = Server::start_at(&hosts.server, everything);
+    // Capture goes by the process that connects: so it is a program that probes, not this test on a socket of its.
+    let probe = |host: &Host, to: SocketAddr| connect_by_program(&node, host, &["plainly"], to);
     for to in [hosts.server.at(PORT), hosts.server.at6(PORT)] {
-        let stream = ask(&kubelet, to).unwrap_or_else(|e| panic!("{to}: {e}"));
-        let own = mapped(stream.local_addr().expect("open"));
-        assert_eq!(listening.arrivals().last().expect("one").accepted_from, own);
+        let said = probe(&kubelet, to);
+        let own = said["echoed"]["local"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{to}: {said}"));
+        assert_eq!(
+            listening.arrivals().last().expect("one").accepted_from,
+            mapped(address(own))
+        );
     }
     assert_eq!(opened(&proxy.metrics()), 0, "a probe is not a connection of the mesh");
     quiet(&listening);
     // Others of the node have the same address and are not the kubelet.
     for host in [&of_node, &node.host(), &hosts.stranger] {
-        assert!(ask(host, hosts.server.at(PORT)).is_err());
+        let said = probe(host, hosts.server.at(PORT));
+        assert!(!said["refused"].is_null(), "{said}");
     }
     assert_eq!(listening.accepted(), 2);
 }

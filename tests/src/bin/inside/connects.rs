@@ -34,10 +34,18 @@ pub(crate) fn run(how: &str, target: SocketAddr, more: &[&str]) -> Outcome {
         ("fastopen-message", []) => fastopen_message(target),
         ("fastopen-connect", []) => fastopen_connect(target),
         ("freebind", [source]) => bound(target, source, |socket, v4| {
-            if v4 { socket.set_freebind_v4(true) } else { socket.set_freebind_v6(true) }
+            if v4 {
+                socket.set_freebind_v4(true)
+            } else {
+                socket.set_freebind_v6(true)
+            }
         }),
         ("transparent", [source]) => bound(target, source, |socket, v4| {
-            if v4 { socket.set_ip_transparent_v4(true) } else { raw::set_transparent_v6(socket) }
+            if v4 {
+                socket.set_ip_transparent_v4(true)
+            } else {
+                raw::set_transparent_v6(socket)
+            }
         }),
         ("bound", [source]) => bound(target, source, |_, _| Ok(())),
         ("on-device", [device]) => on_device(target, device),
@@ -81,7 +89,10 @@ fn marked(target: SocketAddr) -> io::Result<TcpStream> {
 /// A cgroup of its own, below the one it was put in; for a pod with its cgroup's folder mounted, or with a cgroup namespace.
 fn from_own_cgroup(target: SocketAddr) -> io::Result<TcpStream> {
     let own = fs::read_to_string("/proc/self/cgroup")?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("a cgroup2");
+    let path = own
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .expect("a cgroup2");
     let mount = underpass_tests::capture::cgroup2_mount().expect("a mount");
     let cgroup = mount.join(path).join(format!("hidden-{}", std::process::id()));
     fs::create_dir(&cgroup)?;
@@ -160,7 +171,11 @@ fn relay_without_early(mut stream: TcpStream, greeting: usize) -> io::Result<Tcp
     Ok(stream)
 }
 
-fn bound(target: SocketAddr, source: &str, prepare: impl FnOnce(&Socket, bool) -> io::Result<()>) -> io::Result<TcpStream> {
+fn bound(
+    target: SocketAddr,
+    source: &str,
+    prepare: impl FnOnce(&Socket, bool) -> io::Result<()>,
+) -> io::Result<TcpStream> {
     let source: IpAddr = source.parse().expect("an address");
     let socket = socket(target);
     prepare(&socket, target.is_ipv4())?;
@@ -214,12 +229,18 @@ fn repaired(target: SocketAddr) -> Outcome {
     match raw::set_repair(&socket, true) {
         Err(error) => Outcome::Unsupported(error.to_string()),
         Ok(()) => {
-            let connected = socket.connect(&target.into()).and_then(|()| raw::set_repair(&socket, false));
+            let connected = socket
+                .connect(&target.into())
+                .and_then(|()| raw::set_repair(&socket, false));
             // The answer to a segment of a connection that there isn't is a reset, if it arrives.
             let provoked = connected.and_then(|()| socket.send(b"anybody there?")).and_then(|_| {
                 let timeout = PollTimeout::try_from(PATIENCE).expect("fits");
                 let answers = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout)?;
-                if answers == 0 { Err(ErrorKind::TimedOut.into()) } else { Ok(()) }
+                if answers == 0 {
+                    Err(ErrorKind::TimedOut.into())
+                } else {
+                    Ok(())
+                }
             });
             Outcome::of(provoked.map(|()| socket.into()))
         }
@@ -273,8 +294,16 @@ fn threads(target: SocketAddr) -> Outcome {
     let attempts: Vec<_> = (0..16)
         .map(|_| thread::spawn(move || Outcome::of(connect(&socket(target), target))))
         .collect();
-    let outcomes = attempts.into_iter().map(|attempt| attempt.join().expect("no attempt panics"));
+    let outcomes = attempts
+        .into_iter()
+        .map(|attempt| attempt.join().expect("no attempt panics"));
     outcomes
-        .reduce(|one, other| if matches!(one, Outcome::Echoed { .. }) { one } else { other })
+        .reduce(|one, other| {
+            if matches!(one, Outcome::Echoed { .. }) {
+                one
+            } else {
+                other
+            }
+        })
         .expect("16 outcomes")
 }

@@ -19,7 +19,9 @@ const ETHERTYPE_VLAN: u16 = 0x8100;
 /// `packet raw|hdrincl|… TARGET SOURCE DEVICE MAC`: sends SYNs in the shape that `how` names from `SOURCE`, then the barrier. `MAC` is the
 /// gateway's.
 pub(crate) fn run(how: &str, target: SocketAddr, more: &[&str]) -> io::Result<()> {
-    let [source, device, mac] = more else { panic!("usage: packet {how} TARGET SOURCE DEVICE MAC") };
+    let [source, device, mac] = more else {
+        panic!("usage: packet {how} TARGET SOURCE DEVICE MAC")
+    };
     let source: IpAddr = source.parse().expect("an address");
     let link = Link {
         index: index_of(device)?,
@@ -54,7 +56,7 @@ struct Link {
 impl Link {
     fn send(&self, target: SocketAddr, packet: &[u8]) -> io::Result<()> {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
-        raw::send_link(&socket, self.index, ethertype(target), self.mac, packet)
+        refused_or(raw::send_link(&socket, self.index, ethertype(target), self.mac, packet))
     }
 
     fn send_frame(&self, target: SocketAddr, vlan: Option<u16>, packet: &[u8]) -> io::Result<()> {
@@ -68,7 +70,7 @@ impl Link {
         frame.extend(ethertype(target).to_be_bytes());
         frame.extend(packet);
         let protocol = vlan.map_or(ethertype(target), |_| ETHERTYPE_VLAN);
-        raw::send_link(&socket, self.index, protocol, self.mac, &frame)
+        refused_or(raw::send_link(&socket, self.index, protocol, self.mac, &frame))
     }
 }
 
@@ -80,13 +82,17 @@ fn through_raw_socket(target: SocketAddr, segment: &[u8]) -> io::Result<()> {
 }
 
 fn through_header_socket(target: SocketAddr, packet: &[u8]) -> io::Result<()> {
-    let socket = Socket::new(Domain::for_address(target), Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+    let socket = Socket::new(
+        Domain::for_address(target),
+        Type::RAW,
+        Some(Protocol::from(libc::IPPROTO_RAW)),
+    )?;
     let to = SocketAddr::new(target.ip(), 0);
     refused_or(socket.send_to(packet, &to.into()))
 }
 
 /// That a packet is dropped may be told to its sender (EPERM and others): which is as good as a silent drop.
-fn refused_or(sent: io::Result<usize>) -> io::Result<()> {
+fn refused_or<T>(sent: io::Result<T>) -> io::Result<()> {
     if let Err(error) = sent {
         eprintln!("the kernel said: {error}");
     }
@@ -94,9 +100,15 @@ fn refused_or(sent: io::Result<usize>) -> io::Result<()> {
 }
 
 fn barrier(target: SocketAddr) -> io::Result<()> {
-    let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if target.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
     let socket = UdpSocket::bind((any, 0))?;
-    socket.send_to(b"barrier", SocketAddr::new(target.ip(), BARRIER_PORT)).map(|_| ())
+    socket
+        .send_to(b"barrier", SocketAddr::new(target.ip(), BARRIER_PORT))
+        .map(|_| ())
 }
 
 fn index_of(device: &str) -> io::Result<u32> {
@@ -105,7 +117,10 @@ fn index_of(device: &str) -> io::Result<u32> {
 }
 
 fn parse_mac(text: &str) -> [u8; 6] {
-    let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16).expect("hex"))
+        .collect();
     bytes.try_into().expect("six bytes")
 }
 
@@ -147,7 +162,9 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 
 /// RFC 1071.
 fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -156,7 +173,11 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 fn packet(source: IpAddr, target: SocketAddr, segment: &[u8]) -> Vec<u8> {
-    if target.is_ipv4() { v4(source, target.ip(), 0, &[], segment) } else { v6(source, target.ip(), TCP, segment) }
+    if target.is_ipv4() {
+        v4(source, target.ip(), 0, &[], segment)
+    } else {
+        v6(source, target.ip(), TCP, segment)
+    }
 }
 
 /// `fragment` is the field with flags and offset; `options` a multiple of four bytes.

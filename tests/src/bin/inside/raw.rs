@@ -24,8 +24,15 @@ pub(crate) fn set_repair(socket: impl AsFd, on: bool) -> io::Result<()> {
 fn set(socket: impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     let length = size_of::<c_int>() as socklen_t;
     // SAFETY: the pointer is to a live c_int of this length, and the descriptor is borrowed.
-    let result =
-        unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast::<c_void>(), length) };
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast::<c_void>(),
+            length,
+        )
+    };
     check(result).map(|_| ())
 }
 
@@ -123,5 +130,9 @@ fn bpf<A>(command: c_int, attributes: &A) -> io::Result<OwnedFd> {
 }
 
 fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
