@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help build setup test lint demo bench bench-check memory scale soak fuzz clean
+.PHONY: help build setup test lint demo bench bench-check memory scale soak fuzz clean ebpf ebpf-check
 
 help:
 	@echo "make demo    see it work: namespaces, unmodified programs, live policy, metrics, latency (root shows most)"
@@ -14,6 +14,7 @@ help:
 	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect  SYSTEMS=direct,underpass-relay,haproxy,envoy  ROUNDS=5"
 	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
 	@echo "make scale   10 000 services x 10 endpoints: load time, memory, updates under load"
+	@echo "make ebpf    compile the eBPF programs anew (offload-ebpf/underpass.bpf.o is checked in); ebpf-check: compare"
 	@echo "make soak    the randomized relay tests, 10 000 connections"
 
 setup:
@@ -49,6 +50,20 @@ memory scale: setup
 soak: build
 	@scripts/test-setup.sh
 	UNDERPASS_CYCLES=10000 $(CARGO) test --locked -p underpass-tests --test exactness -- --nocapture
+
+ebpf:
+	@scripts/ebpf-setup.sh
+	scripts/ebpf-build.sh offload-ebpf/underpass.bpf.o
+
+ebpf-check:
+	@scripts/ebpf-setup.sh
+	@fresh=$$(mktemp) && trap 'rm -f "$$fresh"' EXIT && scripts/ebpf-build.sh "$$fresh" && \
+	if cmp "$$fresh" offload-ebpf/underpass.bpf.o; then \
+		echo "ebpf-check: offload-ebpf/underpass.bpf.o is what its sources compile to"; \
+	else \
+		echo "ebpf-check: offload-ebpf/underpass.bpf.o is not what its sources compile to: make ebpf." \
+			"($$(/usr/bin/rustc --version); $$(bpf-linker --version))"; exit 1; \
+	fi
 
 clean:
 	$(CARGO) clean

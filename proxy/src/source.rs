@@ -43,10 +43,21 @@ impl Source {
 
     /// The pod that is enrolled as the workload `uid`, in whose network namespace the peer's socket is. None if the mesh does not know
     /// that workload.
+    ///
+    /// An application may bind its socket to any address that it has given to an interface of its pod. Policy and the destination are
+    /// told an address that the mesh knows to be the workload's.
     pub fn captured(mesh: &Mesh, uid: &WorkloadUid, peer: SocketAddr) -> Option<Source> {
+        let workload = mesh.workload(uid)?.clone();
+        let own = &workload.addresses;
+        let known = || own.iter().find(|ip| ip.is_ipv4() == peer.is_ipv4()).or(own.first());
+        let ip = if own.contains(&peer.ip()) {
+            peer.ip()
+        } else {
+            known().copied().unwrap_or(peer.ip())
+        };
         Some(Source {
-            address: peer,
-            workload: Some(mesh.workload(uid)?.clone()),
+            address: SocketAddr::new(ip, peer.port()),
+            workload: Some(workload),
             evidence: Evidence::Capture,
         })
     }
@@ -104,5 +115,35 @@ impl Source {
                 node: node.name.clone(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use underpass_config::Config;
+
+    use super::*;
+
+    #[test]
+    fn a_captured_source_has_an_address_of_its_workload_whatever_its_socket_is_bound_to() {
+        let yaml = "workloads:\n- {uid: u, name: a, namespace: x, addresses: [10.0.0.1, 10.0.0.2, \"fd00::1\"]}\n";
+        let mesh = Config::from_yaml(yaml).unwrap().mesh;
+        let address = |peer: &str| {
+            let source = Source::captured(&mesh, &WorkloadUid::new("u"), peer.parse().unwrap()).unwrap();
+            source.address().to_string()
+        };
+        assert_eq!(address("10.0.0.2:7"), "10.0.0.2:7");
+        assert_eq!(address("10.9.9.9:7"), "10.0.0.1:7");
+        assert_eq!(address("127.0.0.1:7"), "10.0.0.1:7");
+        assert_eq!(address("[fe80::1]:7"), "[fd00::1]:7");
+        assert!(Source::captured(&mesh, &WorkloadUid::new("v"), "10.0.0.1:7".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn an_unidentified_source_stays_so_whatever_the_mesh_learns() {
+        let config = Config::from_yaml("workloads:\n- {name: a, namespace: x, addresses: [10.0.0.1]}\n").unwrap();
+        let source = Source::unidentified("10.0.0.1:7".parse().unwrap());
+        let later = source.refreshed(&config.mesh, &config.node);
+        assert!(later.workload().is_none() && later.identity().is_none());
     }
 }

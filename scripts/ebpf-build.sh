@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# ebpf-build.sh OUTPUT: compiles the eBPF programs. The same sources and toolchain give the same bytes wherever they lie: paths are
+# replaced by fixed ones, and what is not needed to load the programs (DWARF) is removed; BTF, with line numbers for the verifier's
+# messages, stays.
+set -euo pipefail
+output=$(realpath "$1")
+cd "$(dirname "$0")/.."
+root=$PWD
+
+llvm=22
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+target=${CARGO_TARGET_DIR:-$root/target}/ebpf
+export PATH="$PATH:$cargo_home/bin"
+
+flags=(
+    -C debuginfo=2
+    -C link-arg=--btf
+    -C panic=abort
+    --remap-path-prefix "$root=/underpass"
+    --remap-path-prefix "$cargo_home=/cargo"
+    --remap-path-prefix "/usr/lib/rustlib/src/rust=/rust"
+)
+separator=$'\x1f'
+printf -v encoded "%s$separator" "${flags[@]}"
+
+# Debian's compiler, which has a library for the target, may use the unstable features that eBPF needs when told so.
+(
+    cd offload-ebpf/programs
+    RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_ENCODED_RUSTFLAGS="${encoded%"$separator"}" CARGO_TARGET_DIR="$target" \
+        "${CARGO:-cargo}" build --quiet --locked --release --target bpfel-unknown-none
+)
+"/usr/lib/llvm-$llvm/bin/llvm-strip" --strip-debug -o "$output" "$target/bpfel-unknown-none/release/underpass"
