@@ -19,13 +19,13 @@ mod command {
     pub(super) const MAP_LOOKUP_ELEM: i32 = 1;
     pub(super) const MAP_UPDATE_ELEM: i32 = 2;
     pub(super) const MAP_DELETE_ELEM: i32 = 3;
-    pub(super) const MAP_GET_NEXT_KEY: i32 = 4;
     pub(super) const PROG_LOAD: i32 = 5;
     pub(super) const OBJ_PIN: i32 = 6;
     pub(super) const OBJ_GET: i32 = 7;
     pub(super) const PROG_GET_FD_BY_ID: i32 = 13;
     pub(super) const OBJ_GET_INFO_BY_FD: i32 = 15;
     pub(super) const PROG_QUERY: i32 = 16;
+    pub(super) const MAP_LOOKUP_BATCH: i32 = 24;
     pub(super) const LINK_CREATE: i32 = 28;
     pub(super) const LINK_UPDATE: i32 = 29;
     pub(super) const LINK_DETACH: i32 = 34;
@@ -63,14 +63,7 @@ pub(crate) const EFFECTIVE: u32 = 1;
 #[allow(unsafe_code)]
 unsafe fn bpf<T>(command: i32, attribute: &mut T) -> io::Result<i32> {
     // SAFETY: the struct is live and its size is given; the caller answers for what it points to.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_mut(attribute),
-            size_of::<T>(),
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -114,6 +107,18 @@ struct Element {
     flags: u64,
 }
 
+#[repr(C)]
+struct Batch {
+    place: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
 impl Map {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let info: MapInfo = info(fd.as_fd())?;
@@ -138,14 +143,14 @@ impl Map {
     }
 
     #[allow(unsafe_code)]
-    fn element(&self, command: i32, key: Option<&[u8]>, value: *mut u8, flags: u64) -> io::Result<()> {
-        if key.is_some_and(|key| key.len() != self.info.key_size as usize) {
+    fn element(&self, command: i32, key: &[u8], value: *mut u8, flags: u64) -> io::Result<()> {
+        if key.len() != self.info.key_size as usize {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let mut attribute = Element {
             map_fd: self.fd.as_raw_fd() as u32,
             pad: 0,
-            key: key.map_or(0, |key| key.as_ptr() as u64),
+            key: key.as_ptr() as u64,
             value: value as u64,
             flags,
         };
@@ -159,7 +164,7 @@ impl Map {
         if value.len() != self.value_len {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        absent_is_false(self.element(command::MAP_LOOKUP_ELEM, Some(key), value.as_mut_ptr(), 0))
+        absent_is_false(self.element(command::MAP_LOOKUP_ELEM, key, value.as_mut_ptr(), 0))
     }
 
     /// Writes the value of `key`.
@@ -167,21 +172,61 @@ impl Map {
         if value.len() != self.value_len {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        self.element(command::MAP_UPDATE_ELEM, Some(key), value.as_ptr().cast_mut(), 0)
+        self.element(command::MAP_UPDATE_ELEM, key, value.as_ptr().cast_mut(), 0)
     }
 
     /// Deletes `key`; false if there was none.
     pub(crate) fn delete(&self, key: &[u8]) -> io::Result<bool> {
-        absent_is_false(self.element(command::MAP_DELETE_ELEM, Some(key), std::ptr::null_mut(), 0))
+        absent_is_false(self.element(command::MAP_DELETE_ELEM, key, std::ptr::null_mut(), 0))
     }
 
-    /// Reads the key that follows `key` (the first, if `None`) into `next`; false at the end. A key that is no longer
-    /// there starts again from the first.
-    pub(crate) fn next_key(&self, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-        if next.len() != self.info.key_size as usize {
-            return Err(io::ErrorKind::InvalidInput.into());
+    /// Reads the entries of a hash map, whole buckets at a time: one that is there all the while is found, and found once, whatever is
+    /// added and deleted meanwhile. `each` is given a key and its value.
+    #[allow(unsafe_code)]
+    pub(crate) fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let (key_len, value_len) = (self.info.key_size as usize, self.value_len);
+        let mut capacity = 256;
+        let mut place: Option<u32> = None;
+        loop {
+            let (mut keys, mut values) = (vec![0u8; capacity * key_len], vec![0u8; capacity * value_len]);
+            let mut next = 0u32;
+            let mut attribute = Batch {
+                place: place.as_ref().map_or(0, |place| std::ptr::from_ref(place) as u64),
+                next: std::ptr::from_mut(&mut next) as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: capacity as u32,
+                map_fd: self.fd.as_raw_fd() as u32,
+                element_flags: 0,
+                flags: 0,
+            };
+            // SAFETY: the kernel writes at most `count` keys and values; of a hash map the place is a 32-bit number.
+            let answer = unsafe { bpf(command::MAP_LOOKUP_BATCH, &mut attribute) };
+            let is_last = match answer {
+                Ok(_) => false,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::ENOENT) => true,
+                    // A bucket with more entries than there is room for.
+                    Some(libc::ENOSPC) => {
+                        capacity *= 2;
+                        continue;
+                    }
+                    _ => return Err(error),
+                },
+            };
+            let found = attribute.count as usize;
+            for (key, value) in keys
+                .chunks_exact(key_len)
+                .zip(values.chunks_exact(value_len))
+                .take(found)
+            {
+                each(key, value);
+            }
+            if is_last {
+                return Ok(());
+            }
+            place = Some(next);
         }
-        absent_is_false(self.element(command::MAP_GET_NEXT_KEY, key, next.as_mut_ptr(), 0))
     }
 }
 

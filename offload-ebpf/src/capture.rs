@@ -128,7 +128,7 @@ impl Capture {
         let pins = Pins::new(&layout.pin_dir);
         let mut detached = Detached::default();
         pins.forget_identity()?;
-        for pin in bpffs::list(&pins.links())?.into_iter().rev() {
+        for pin in bpffs::list(&pins.links())? {
             detached.programs += usize::from(links::remove(&pin)?);
         }
         for pod in bpffs::list(&pins.pods())? {
@@ -149,7 +149,10 @@ impl Capture {
     /// # Errors
     /// When the map is full.
     pub fn exempt(&self, cgroup_id: u64) -> Result<(), Error> {
-        self.maps.exempt.set(&cgroup_id, &1).map_err(map_error("write", "EXEMPT"))
+        self.maps
+            .exempt
+            .set(&cgroup_id, &1)
+            .map_err(map_error("write", "EXEMPT"))
     }
 
     /// Ends [`Capture::exempt`].
@@ -174,7 +177,10 @@ impl Capture {
     /// # Errors
     /// When the map is full.
     pub fn add_kubelet(&self, cgroup_id: u64) -> Result<(), Error> {
-        self.maps.kubelet.set(&cgroup_id, &1).map_err(map_error("write", "KUBELET"))
+        self.maps
+            .kubelet
+            .set(&cgroup_id, &1)
+            .map_err(map_error("write", "KUBELET"))
     }
 
     /// Ends [`Capture::add_kubelet`].
@@ -204,7 +210,9 @@ impl Capture {
         let mut sums = BTreeMap::new();
         for (counter, name) in Counter::ALL {
             let key = (counter as u32).to_ne_bytes();
-            counters.lookup(&key, &mut per_cpu).map_err(map_error("read", "COUNTERS"))?;
+            counters
+                .lookup(&key, &mut per_cpu)
+                .map_err(map_error("read", "COUNTERS"))?;
             let values = per_cpu.as_chunks().0.iter();
             sums.insert(name, values.map(|bytes| u64::from_ne_bytes(*bytes)).sum());
         }

@@ -47,7 +47,10 @@ pub(crate) fn contains_this_process(attach: &Path) -> Result<(), Error> {
         source,
     };
     let memberships = fs::read_to_string("/proc/thread-self/cgroup").map_err(cgroup_error)?;
-    let own = memberships.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    let own = memberships
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or("");
     let own = cgroup2_mount()?.join(own);
     let attach = attach.canonicalize().map_err(cgroup_error)?;
     // In a cgroup namespace the path may lead out of what is mounted; then there is nothing to compare.

@@ -47,7 +47,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The object could not be read, or its maps not be made.
-    #[error("cannot load the eBPF object: {source}; the agent needs CAP_BPF and CAP_NET_ADMIN, and a kernel of at least 5.19")]
+    #[error(
+        "cannot load the eBPF object: {source}; the agent needs CAP_BPF and CAP_NET_ADMIN, and a kernel of at least 5.19"
+    )]
     Object {
         /// Why.
         source: Box<aya::EbpfError>,
@@ -61,7 +63,9 @@ pub enum Error {
         source: Box<aya::programs::ProgramError>,
     },
     /// A program could not be attached, or replaced.
-    #[error("cannot {action} the eBPF program {program} at {target}: {source}; `underpass doctor` shows what else is attached there")]
+    #[error(
+        "cannot {action} the eBPF program {program} at {target}: {source}; `underpass doctor` shows what else is attached there"
+    )]
     Attach {
         /// What was tried.
         action: &'static str,
@@ -106,7 +110,10 @@ pub enum Error {
         owner: u64,
     },
     /// There is no such slot.
-    #[error("pod {cookie} cannot have slot {slot}: a node has {} of them", underpass_ebpf_abi::MAX_PODS)]
+    #[error(
+        "pod {cookie} cannot have slot {slot}: a node has {} of them",
+        underpass_ebpf_abi::MAX_PODS
+    )]
     NoSuchSlot {
         /// The pod that was to be enrolled.
         cookie: u64,

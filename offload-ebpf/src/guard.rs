@@ -75,7 +75,8 @@ fn pin_name(device: &Device) -> String {
 /// What the name of a pin says; `None` if it is none of a guard.
 fn link_header_of(pin: &Path) -> Option<u32> {
     let name = pin.file_name()?.to_str()?;
-    name.starts_with("guard-").then_some(if name.ends_with("-bare") { 0 } else { ETHERNET })
+    name.starts_with("guard-")
+        .then_some(if name.ends_with("-bare") { 0 } else { ETHERNET })
 }
 
 fn attach_to_device(programs: &mut Programs, device: &Device, directory: &Path) -> Result<(), Error> {
@@ -95,7 +96,10 @@ fn attach_to_device(programs: &mut Programs, device: &Device, directory: &Path) 
 fn remove_others(devices: &[Device], directory: &Path) -> Result<(), Error> {
     let wanted: Vec<String> = devices.iter().map(pin_name).collect();
     for pin in bpffs::list(directory)? {
-        let name = pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = pin
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         if link_header_of(&pin).is_some() && !wanted.contains(&name) {
             links::remove(&pin)?;
         }
@@ -108,7 +112,11 @@ fn devices() -> io::Result<Vec<Device>> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     // One line for each device, after two of headings: "  eth0: 1234 …".
     let table = fs::read_to_string("/proc/thread-self/net/dev")?;
-    let names = table.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim());
+    let names = table
+        .lines()
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, _)| name.trim());
     let mut devices = Vec::new();
     for name in names {
         let found = device(&socket, name);

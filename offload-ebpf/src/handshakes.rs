@@ -63,7 +63,9 @@ impl Handshakes {
     /// When `socket` is no socket.
     pub fn original(&self, socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
         let note = self.notes.get(&socket.as_raw_fd())?;
-        Ok(note.filter(|note| note.kind == ORIGINAL).map(|note| note.socket_address()))
+        Ok(note
+            .filter(|note| note.kind == ORIGINAL)
+            .map(|note| note.socket_address()))
     }
 
     /// Both descriptors, to hand on.

@@ -32,7 +32,9 @@ impl Place<'_> {
 }
 
 fn program_of(pin: &Path) -> String {
-    pin.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    pin.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// An open pinned link.

@@ -42,7 +42,7 @@ const fn shape(name: &'static str, kind: u32, key: u32, value: u32, entries: u32
 
 /// The maps, which the programs share and which outlive the agent.
 pub(crate) const MAPS: [Shape; 9] = [
-    shape("PODS", map_type::HASH, 8, 48, MAX_PODS, 0),
+    shape("PODS", map_type::HASH, 8, 48, MAX_PODS, NO_PREALLOC),
     shape("SLOTS", map_type::ARRAY, 4, 16, MAX_PODS, 0),
     shape("ADDRESSES", map_type::HASH, 16, 8, MAX_ADDRESSES, NO_PREALLOC),
     shape("EXEMPT", map_type::HASH, 8, 4, MAX_CGROUPS, NO_PREALLOC),
@@ -139,9 +139,17 @@ impl Programs {
 
     /// `guard` for devices with link-layer headers of [`ETHERNET`] or 0 bytes.
     pub(crate) fn guard(&mut self, link_header: u32) -> Result<BorrowedFd<'_>, Error> {
-        let made = if link_header == 0 { self.bare_guard.take() } else { self.ethernet_guard.take() };
+        let made = if link_header == 0 {
+            self.bare_guard.take()
+        } else {
+            self.ethernet_guard.take()
+        };
         let program = made.map_or_else(|| self.load(0, link_header)?.program("guard"), Ok)?;
-        let place = if link_header == 0 { &mut self.bare_guard } else { &mut self.ethernet_guard };
+        let place = if link_header == 0 {
+            &mut self.bare_guard
+        } else {
+            &mut self.ethernet_guard
+        };
         let program: &OwnedFd = place.insert(program);
         Ok(program.as_fd())
     }
@@ -189,6 +197,6 @@ impl Loaded {
             _ => <&mut SchedClassifier>::try_from(&mut *program)?.load()?,
         }
         let fd = program.fd()?.as_fd().try_clone_to_owned();
-        fd.map_err(|error| ProgramError::IOError(error))
+        fd.map_err(ProgramError::IOError)
     }
 }

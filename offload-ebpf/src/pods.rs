@@ -71,7 +71,9 @@ impl Capture {
         self.check_slot(pod)?;
         let before = self.pod(pod.cookie)?;
         let slot_is_kept = before.is_some_and(|before| before.slot == pod.slot);
-        let enrolled = self.fill_maps(pod, before).and_then(|()| self.attach_to_pod(pod, slot_is_kept));
+        let enrolled = self
+            .fill_maps(pod, before)
+            .and_then(|()| self.attach_to_pod(pod, slot_is_kept));
         if enrolled.is_err() && before.is_none() {
             // The first error is the one to tell.
             let _ = self.withdraw(pod.cookie);
@@ -84,7 +86,10 @@ impl Capture {
         if slot >= MAX_PODS {
             return Err(Error::NoSuchSlot { cookie, slot });
         }
-        let other = self.pods()?.into_iter().find(|(owner, entry)| *owner != cookie && entry.slot == slot);
+        let other = self
+            .pods()?
+            .into_iter()
+            .find(|(owner, entry)| *owner != cookie && entry.slot == slot);
         match other {
             Some((owner, _)) => Err(Error::SlotTaken { cookie, slot, owner }),
             None => Ok(()),
@@ -109,7 +114,9 @@ impl Capture {
             maps.slots.set(&pod.slot, &slot).map_err(map_error("write", "SLOTS"))?;
         }
         let flags = before.map_or(0, |before| before.flags);
-        maps.pods.set(&pod.cookie, &pod.entry(flags)).map_err(map_error("write", "PODS"))?;
+        maps.pods
+            .set(&pod.cookie, &pod.entry(flags))
+            .map_err(map_error("write", "PODS"))?;
         if let Some(before) = before.filter(|before| before.slot != pod.slot) {
             self.forget_listeners(before.slot)?;
         }
@@ -199,7 +206,11 @@ impl Capture {
     /// When the pod is not enrolled.
     pub fn set_refusing(&self, cookie: u64, refusing: bool) -> Result<(), Error> {
         let mut entry = self.pod(cookie)?.ok_or(Error::UnknownPod { cookie })?;
-        entry.flags = if refusing { entry.flags | REFUSING } else { entry.flags & !REFUSING };
+        entry.flags = if refusing {
+            entry.flags | REFUSING
+        } else {
+            entry.flags & !REFUSING
+        };
         self.maps.pods.set(&cookie, &entry).map_err(map_error("write", "PODS"))
     }
 

@@ -44,6 +44,13 @@ fn filled<T: Plain>(fill: impl FnOnce(&mut [u8]) -> io::Result<bool>) -> io::Res
     Ok(there.then(|| unsafe { value.assume_init() }))
 }
 
+/// `None` when there are not as many bytes as the type has.
+#[allow(unsafe_code)]
+fn from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: the length is that of the type; `Plain` promises that any bytes are a value.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
 /// A map from `K` to `V`.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
@@ -73,29 +80,18 @@ impl<K: Plain, V: Plain> Table<K, V> {
         self.map.delete(bytes(key))
     }
 
-    /// All keys. Those that come or go meanwhile may be among them or not; none is told twice.
-    pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
-        let mut keys: Vec<K> = Vec::new();
-        // A deleted key sends the walk back to the beginning: bounded by what the map can hold.
-        for _ in 0..=self.map.info().max_entries {
-            let last = keys.last();
-            let Some(key) = filled(|next| self.map.next_key(last.map(bytes), next))? else {
-                break;
-            };
-            keys.push(key);
-        }
-        Ok(keys)
-    }
-
-    /// All entries.
+    /// All entries of a hash map. Those that come or go meanwhile may be among them or not.
     pub(crate) fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
-        for key in self.keys()? {
-            if let Some(value) = self.get(&key)? {
-                entries.push((key, value));
-            }
-        }
+        self.map.for_each(|key, value| {
+            entries.extend(from_bytes(key).zip(from_bytes(value)));
+        })?;
         Ok(entries)
+    }
+
+    /// All keys of a hash map.
+    pub(crate) fn keys(&self) -> io::Result<Vec<K>> {
+        Ok(self.entries()?.into_iter().map(|(key, _)| key).collect())
     }
 }
 

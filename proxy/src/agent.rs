@@ -24,6 +24,7 @@ mod listeners;
 mod namespace;
 mod netlink;
 mod options;
+mod order;
 mod pods;
 mod proxies;
 mod service;
@@ -102,6 +103,22 @@ pub enum AgentError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Another program would rewrite connects before ours sees them.
+    #[error(
+        "the {hook} program {name} (id {id}) at cgroup {} runs before ours and would hide from it which service a pod asks for; attach at the \
+         pods' own parent cgroup (--cgroup), whose programs run first, or take that program away (bpftool cgroup detach)",
+        cgroup.display()
+    )]
+    Behind {
+        /// Where both are attached.
+        cgroup: PathBuf,
+        /// On which hook.
+        hook: &'static str,
+        /// The other program's name.
+        name: String,
+        /// Its id.
+        id: u32,
     },
     /// A pod that the configuration names cannot be captured.
     #[error("capture.pods: workload {uid}: {source}")]

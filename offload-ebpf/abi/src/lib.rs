@@ -158,11 +158,11 @@ pub enum Counter {
     NoteLost,
     /// The kubelet's connects to enrolled pods.
     Probes,
-    /// Connections to a pod steered to its inbound listener.
+    /// Lookups answered with the pod's inbound listener: one for each connection, and one for each packet that belongs to none.
     Steered,
-    /// Connections to a pod let through because they were announced.
+    /// Lookups left to the kernel because the connection was announced.
     Announced,
-    /// Connections to a pod refused: no listener to steer to, or no proxy.
+    /// Lookups refused: no listener to steer to, or no proxy.
     Unsteerable,
     /// Packets dropped by `guard`: a connection begun past the hooks.
     GuardedSyn,

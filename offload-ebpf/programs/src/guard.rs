@@ -63,7 +63,9 @@ enum Kind {
     /// TCP whose header begins at this offset.
     Tcp(u32),
     /// A fragment of what is, or may be, TCP.
-    Fragment { header: Option<u32> },
+    Fragment {
+        header: Option<u32>,
+    },
     /// What cannot be told.
     Hidden,
 }
@@ -110,7 +112,11 @@ fn sender(ctx: &TcContext) -> Sender {
     if family != AF_INET && family != AF_INET6 {
         return Sender::Packet;
     }
-    if word!(sk => bpf_sock, type_) == SOCK_STREAM { Sender::Tcp } else { Sender::Raw }
+    if word!(sk => bpf_sock, type_) == SOCK_STREAM {
+        Sender::Tcp
+    } else {
+        Sender::Raw
+    }
 }
 
 /// Reads bytes of the packet; `None` beyond its end.
@@ -118,9 +124,7 @@ fn sender(ctx: &TcContext) -> Sender {
 fn load<const N: usize>(ctx: &TcContext, offset: u32) -> Option<[u8; N]> {
     let mut bytes = [0u8; N];
     // SAFETY: the helper writes N bytes or fails.
-    let failed = unsafe {
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
-    };
+    let failed = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
     (failed == 0).then_some(bytes)
 }
 

@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sock_ops_cb_flags_s
 use aya_ebpf::programs::SockOpsContext;
 use underpass_ebpf_abi::{Counter, DIRECT, HandshakeKey, Note, ORIGINAL, PEER};
 
-use crate::address::{AF_INET, from_v4, from_v6, is_v4, word, words};
+use crate::address::{AF_INET, from_v4, from_v6, word, words};
 use crate::maps::{self, HANDSHAKES, count};
 
 #[inline(always)]
@@ -40,6 +40,7 @@ fn netns(ctx: &SockOpsContext) -> u64 {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
+/// Of a dual-stack socket on its way to an IPv4 address the mapped form: the kernel keeps it beside the other (sk_rcv_saddr_set).
 #[inline(always)]
 fn local_address(ctx: &SockOpsContext) -> [u8; 16] {
     let ops = ctx.ops;
@@ -80,15 +81,9 @@ fn key_of_connecting(ctx: &SockOpsContext, note: &Note) -> Option<HandshakeKey> 
         DIRECT | PEER => maps::owner(&remote_address(ctx))?,
         _ => return None,
     };
-    let ops = ctx.ops;
-    let mut remote_address = local_address(ctx);
-    // A dual-stack socket on its way to an IPv4 address: the kernel keeps both forms of its own address, this one for certain.
-    if note.kind == ORIGINAL && is_v4(&note.address) {
-        remote_address = from_v4(word!(ops => bpf_sock_ops, local_ip4));
-    }
     Some(HandshakeKey {
         netns,
-        remote_address,
+        remote_address: local_address(ctx),
         remote_port: local_port(ctx),
         local_port: remote_port(ctx),
         pad: 0,
@@ -108,8 +103,12 @@ fn slot(netns: u64, note: &Note) -> Option<u32> {
 fn begins(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
     // SAFETY: the context's socket.
-    let Some(note) = (unsafe { maps::note(sk) }) else { return };
-    let Some(key) = key_of_connecting(ctx, note) else { return };
+    let Some(note) = (unsafe { maps::note(sk) }) else {
+        return;
+    };
+    let Some(key) = key_of_connecting(ctx, note) else {
+        return;
+    };
     let ops = ctx.ops;
     let flags = word!(ops => bpf_sock_ops, bpf_sock_ops_cb_flags) | BPF_SOCK_OPS_STATE_CB_FLAG;
     // Without the callback nothing would delete the entry, so that there may be none.
@@ -138,7 +137,9 @@ fn begins(ctx: &SockOpsContext) {
 fn ends(ctx: &SockOpsContext) {
     let Some(sk) = socket(ctx) else { return };
     // SAFETY: the context's socket.
-    let Some(note) = (unsafe { maps::note(sk) }) else { return };
+    let Some(note) = (unsafe { maps::note(sk) }) else {
+        return;
+    };
     if let Some(key) = key_of_connecting(ctx, note) {
         remove(&key, note);
     }
@@ -164,7 +165,9 @@ fn accepted(ctx: &SockOpsContext) {
         pad: 0,
     };
     // SAFETY: copied before the entry is removed.
-    let Some(note) = (unsafe { HANDSHAKES.get(&key) }).copied() else { return };
+    let Some(note) = (unsafe { HANDSHAKES.get(&key) }).copied() else {
+        return;
+    };
     remove(&key, &note);
     // SAFETY: the context's socket.
     if note.kind != DIRECT && !unsafe { maps::put_note(sk, &note) } {

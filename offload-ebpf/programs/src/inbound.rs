@@ -33,9 +33,15 @@ fn arrival(ctx: &SkLookupContext) -> Arrival {
     let lookup = ctx.lookup;
     let is_v4 = word!(lookup => bpf_sk_lookup, family) == AF_INET;
     let (remote, local) = if is_v4 {
-        (from_v4(word!(lookup => bpf_sk_lookup, remote_ip4)), from_v4(word!(lookup => bpf_sk_lookup, local_ip4)))
+        (
+            from_v4(word!(lookup => bpf_sk_lookup, remote_ip4)),
+            from_v4(word!(lookup => bpf_sk_lookup, local_ip4)),
+        )
     } else {
-        (from_v6(words!(lookup => bpf_sk_lookup, remote_ip6)), from_v6(words!(lookup => bpf_sk_lookup, local_ip6)))
+        (
+            from_v6(words!(lookup => bpf_sk_lookup, remote_ip6)),
+            from_v6(words!(lookup => bpf_sk_lookup, local_ip6)),
+        )
     };
     Arrival {
         is_v4,
@@ -76,9 +82,7 @@ pub fn choose(ctx: &SkLookupContext) -> u32 {
 /// outside nobody can come with the pod's own address: the answer would never leave the pod.
 #[inline(always)]
 fn is_from_within(netns: u64, arrival: &Arrival) -> bool {
-    arrival.remote == arrival.local
-        || is_loopback(&arrival.remote)
-        || maps::owner(&arrival.remote) == Some(netns)
+    arrival.remote == arrival.local || is_loopback(&arrival.remote) || maps::owner(&arrival.remote) == Some(netns)
 }
 
 #[inline(always)]

@@ -11,9 +11,10 @@ use underpass_ebpf_abi::{
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
-/// Enrolled pods, by the cookie of their network namespace.
+/// Enrolled pods, by the cookie of their network namespace. Not allocated ahead, as all hash maps here: an entry that is replaced while
+/// a program looks at it would at once become another pod's; so it stays what it is until the program has ended.
 #[btf_map]
-pub static PODS: HashMap<u64, PodEntry, { MAX_PODS as usize }> = HashMap::new();
+pub static PODS: HashMap<u64, PodEntry, { MAX_PODS as usize }, NO_PREALLOC> = HashMap::new();
 
 /// What belongs to each slot.
 #[btf_map]
@@ -82,7 +83,9 @@ pub fn netns_of(slot: u32) -> u64 {
 /// Handshakes of the pod under way. Signed, like the rest of the arithmetic: never wrong by more than the processors.
 #[inline(always)]
 pub fn handshakes(slot: u32) -> i64 {
-    let Some(slot) = SLOTS.get_ptr(slot) else { return i64::MAX };
+    let Some(slot) = SLOTS.get_ptr(slot) else {
+        return i64::MAX;
+    };
     // SAFETY: array entries stay.
     unsafe { (&raw const (*slot).handshakes).read_volatile() }.cast_signed()
 }
@@ -127,7 +130,11 @@ fn notes() -> *mut core::ffi::c_void {
 #[inline(always)]
 pub unsafe fn note(sk: *mut bpf_sock) -> Option<&'static mut Note> {
     // SAFETY: as promised. The kernel keeps the value until the program ends (RCU).
-    unsafe { bpf_sk_storage_get(notes(), sk.cast(), core::ptr::null_mut(), 0).cast::<Note>().as_mut() }
+    unsafe {
+        bpf_sk_storage_get(notes(), sk.cast(), core::ptr::null_mut(), 0)
+            .cast::<Note>()
+            .as_mut()
+    }
 }
 
 /// Puts a note on a socket, over what may be there; false when there is no memory for it.
@@ -138,7 +145,13 @@ pub unsafe fn note(sk: *mut bpf_sock) -> Option<&'static mut Note> {
 pub unsafe fn put_note(sk: *mut bpf_sock, note: &Note) -> bool {
     // SAFETY: as promised.
     let place = unsafe {
-        bpf_sk_storage_get(notes(), sk.cast(), core::ptr::null_mut(), BPF_SK_STORAGE_GET_F_CREATE.into()).cast::<Note>()
+        bpf_sk_storage_get(
+            notes(),
+            sk.cast(),
+            core::ptr::null_mut(),
+            BPF_SK_STORAGE_GET_F_CREATE.into(),
+        )
+        .cast::<Note>()
     };
     if place.is_null() {
         return false;

@@ -20,11 +20,17 @@ fn pretend_another_version(pins: &Path) {
 }
 
 fn programs(pins: &Path) -> Vec<Object> {
-    all_pinned(pins).into_iter().filter(|object| matches!(object, Object::Program(_))).collect()
+    all_pinned(pins)
+        .into_iter()
+        .filter(|object| matches!(object, Object::Program(_)))
+        .collect()
 }
 
 fn others(pins: &Path) -> Vec<Object> {
-    all_pinned(pins).into_iter().filter(|object| !matches!(object, Object::Program(_))).collect()
+    all_pinned(pins)
+        .into_iter()
+        .filter(|object| !matches!(object, Object::Program(_)))
+        .collect()
 }
 
 #[test]
@@ -75,7 +81,9 @@ fn an_agent_of_another_version_replaces_the_programs_and_nothing_else() {
     let capture = site.start();
     assert_eq!(others(pins), old_others);
     assert!(programs(pins).iter().all(|program| !old_programs.contains(program)));
-    crate::wait::eventually("the old programs are gone", || old_programs.iter().all(|program| !program.exists()));
+    crate::wait::eventually("the old programs are gone", || {
+        old_programs.iter().all(|program| !program.exists())
+    });
     let settled = pinned(pins);
     drop(capture);
     site.start();
@@ -84,7 +92,7 @@ fn an_agent_of_another_version_replaces_the_programs_and_nothing_else() {
 
 /// Runs `change` while the pod connects, and is connected to, again and again; each connection must reach the proxy.
 fn without_a_gap(site: &Site, pod: &Pod, change: impl FnOnce()) {
-    let stop = Arc::new(AtomicBool::new(false));
+    let [stop, drained] = std::array::from_fn(|_| Arc::new(AtomicBool::new(false)));
     let node = site.node.place(Some(&site.cgroup("pods")));
     let inbound = pod.v4(80);
     let hammer = |place: &crate::site::Place, to| {
@@ -94,17 +102,19 @@ fn without_a_gap(site: &Site, pod: &Pod, change: impl FnOnce()) {
             while !stop.load(Ordering::Relaxed) {
                 // Nobody is there but the proxy: a connection past it fails.
                 let stream = std::net::TcpStream::connect(to).unwrap_or_else(|e| panic!("connection {count}: {e}"));
-                socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+                socket2::SockRef::from(&stream)
+                    .set_linger(Some(std::time::Duration::ZERO))
+                    .unwrap();
                 count += 1;
             }
             count
         })
     };
     let drains = [&pod.outbound_v4, &pod.inbound_v4].map(|listener| {
-        let (listener, stop) = (listener.try_clone().unwrap(), stop.clone());
+        let (listener, drained) = (listener.try_clone().unwrap(), drained.clone());
         std::thread::spawn(move || {
             listener.set_nonblocking(true).unwrap();
-            while !stop.load(Ordering::Relaxed) {
+            while !drained.load(Ordering::Relaxed) {
                 let _ = listener.accept();
             }
         })
@@ -115,6 +125,7 @@ fn without_a_gap(site: &Site, pod: &Pod, change: impl FnOnce()) {
     for hammer in hammers {
         assert!(hammer.end() > 0);
     }
+    drained.store(true, Ordering::Relaxed);
     for drain in drains {
         drain.join().unwrap();
     }
@@ -146,7 +157,8 @@ fn a_pod_enrolled_again_has_its_new_listeners() {
     let pod = Pod::new(&site, 1);
     capture.enrol(&pod.spec()).unwrap();
     let agent = pod.namespace.place(Some(&site.cgroup("agent")));
-    let [outbound, inbound] = agent.run(|| ["10.9.1.2:0", "127.0.0.1:0"].map(|at| std::net::TcpListener::bind(at).unwrap()));
+    let [outbound, inbound] =
+        agent.run(|| ["10.9.1.2:0", "127.0.0.1:0"].map(|at| std::net::TcpListener::bind(at).unwrap()));
     let mut spec = pod.spec();
     spec.v4 = Some((crate::pod::address_v4(1), outbound.local_addr().unwrap().port()));
     spec.inbound_v4 = Some(inbound.as_fd());
@@ -167,14 +179,20 @@ fn addresses_that_a_pod_no_longer_has_are_forgotten() {
     let pod = Pod::new(&site, 1);
     let mut spec = pod.spec();
     let service = at("10.96.0.10", 80);
-    spec.addresses.push(service.ip());
+    // As many as it takes to be read in several goes.
+    spec.addresses
+        .extend((0..3000u16).map(|n| std::net::IpAddr::from([10, 96, n.to_be_bytes()[0], n.to_be_bytes()[1]])));
+    assert!(spec.addresses.contains(&service.ip()));
     capture.enrol(&spec).unwrap();
     // It counts as the pod's own, so it is not captured; and nobody is there.
-    pod.namespace.ip("route add unreachable 10.96.0.10");
+    pod.namespace.ip("route add unreachable 10.96.0.0/16");
     assert!(connect(&pod.app, service).is_err());
     capture.enrol(&pod.spec()).unwrap();
-    connect(&pod.app, service).unwrap();
-    pod.accept_outbound(false);
+    for n in 0..3000u16 {
+        let [high, low] = n.to_be_bytes();
+        connect(&pod.app, at(&format!("10.96.{high}.{low}"), 80)).unwrap();
+        pod.accept_outbound(false);
+    }
 }
 
 #[test]
@@ -207,7 +225,9 @@ fn an_agent_told_to_attach_elsewhere_moves_the_programs() {
     let old_links: Vec<_> = all_pinned(&site.layout.pin_dir.join("links"));
     site.layout.cgroup = inner;
     let capture = site.start();
-    crate::wait::eventually("the old links are gone", || old_links.iter().all(|object| !object.exists()));
+    crate::wait::eventually("the old links are gone", || {
+        old_links.iter().all(|object| !object.exists())
+    });
     // A process that is not under the new cgroup is not captured any more; one that is, is.
     assert!(connect_by_nowhere(&pod).is_err());
     let app = pod.namespace.place(Some(&site.cgroup("pods")));

@@ -27,7 +27,10 @@ fn original(capture: &Capture, pod: &Pod) -> SocketAddr {
 /// What doctor says of the rewriter: whether it is attached to the asked cgroup itself, and whether it runs before ours.
 fn doctor_says(site: &Site, cgroup: &std::path::Path, rewriter: &Rewriter) -> (bool, Option<bool>) {
     let foreign = doctor::foreign_programs(cgroup, &site.layout.pin_dir).unwrap();
-    let found: Vec<_> = foreign.iter().filter(|program| program.id == rewriter.program).collect();
+    let found: Vec<_> = foreign
+        .iter()
+        .filter(|program| program.id == rewriter.program)
+        .collect();
     assert_eq!(found.len(), 1, "{foreign:?}");
     assert_eq!((found[0].hook, found[0].name.as_str()), ("connect4", REWRITER_NAME));
     (found[0].direct, found[0].before_ours)
@@ -98,7 +101,12 @@ fn doctor_finds_nothing_foreign_where_there_is_nothing() {
     capture.enrol(&pod.spec()).unwrap();
     let foreign = doctor::foreign_programs(&site.cgroup("pods"), &site.layout.pin_dir).unwrap();
     // Whatever this machine has at its root is above us.
-    assert!(foreign.iter().all(|program| !program.direct && program.before_ours == Some(false)), "{foreign:?}");
+    assert!(
+        foreign
+            .iter()
+            .all(|program| !program.direct && program.before_ours == Some(false)),
+        "{foreign:?}"
+    );
     let lookups = doctor::foreign_lookups(pod.namespace.handle.as_fd(), pod.cookie, &site.layout.pin_dir).unwrap();
     assert_eq!(lookups, []);
     let elsewhere = doctor::foreign_lookups(pod.namespace.handle.as_fd(), 1, &site.layout.pin_dir).unwrap();

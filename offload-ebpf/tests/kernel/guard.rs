@@ -31,7 +31,10 @@ struct Ground {
 fn ground() -> Ground {
     let site = Site::new();
     let capture = site.start();
-    assert!(capture.is_guarding(), "this kernel has no tcx; the guard needs Linux 6.6");
+    assert!(
+        capture.is_guarding(),
+        "this kernel has no tcx; the guard needs Linux 6.6"
+    );
     let pod = Pod::new(&site, 1);
     capture.enrol(&pod.spec()).unwrap();
     let wire = site.node.place(None).run(|| Wire::open("veth1"));
@@ -80,8 +83,14 @@ fn no_tcp_from_a_packet_socket_leaves_the_pod() {
     let ground = ground();
     for (number, flags) in [SYN, SYN_ACK, ACK, RST, FIN_ACK].into_iter().enumerate() {
         let segment = tcp(flags, 1000 + number as u16, b"");
-        assert!(!ground.frame_arrives(IPV4, ethernet(IPV4, &ipv4(TCP, 0, 0, &segment))), "{flags:#x}");
-        assert!(!ground.frame_arrives(IPV6, ethernet(IPV6, &ipv6(TCP, &segment))), "{flags:#x}");
+        assert!(
+            !ground.frame_arrives(IPV4, ethernet(IPV4, &ipv4(TCP, 0, 0, &segment))),
+            "{flags:#x}"
+        );
+        assert!(
+            !ground.frame_arrives(IPV6, ethernet(IPV6, &ipv6(TCP, &segment))),
+            "{flags:#x}"
+        );
     }
     assert_eq!(ground.dropped(Counter::GuardedForged), 10);
 }
@@ -94,16 +103,48 @@ fn tcp_does_not_hide_from_the_guard() {
     let frames = [
         ("said to be something else", ARP, ethernet(IPV4, &ipv4(TCP, 0, 0, &syn))),
         ("after options", IPV4, ethernet(IPV4, &ipv4(TCP, 10, 0, &syn))),
-        ("in a VLAN", VLAN, ethernet(VLAN, &[&[0, 5, 8, 0][..], &ipv4(TCP, 0, 0, &syn)].concat())),
-        ("in a first fragment", IPV4, ethernet(IPV4, &ipv4(TCP, 0, 0x2000, &syn[..8]))),
+        (
+            "in a VLAN",
+            VLAN,
+            ethernet(VLAN, &[&[0, 5, 8, 0][..], &ipv4(TCP, 0, 0, &syn)].concat()),
+        ),
+        (
+            "in a first fragment",
+            IPV4,
+            ethernet(IPV4, &ipv4(TCP, 0, 0x2000, &syn[..8])),
+        ),
         ("in a later fragment", IPV4, ethernet(IPV4, &ipv4(TCP, 0, 1, &syn[8..]))),
         ("cut off", IPV4, ethernet(IPV4, &ipv4(TCP, 0, 0, &syn[..12]))),
-        ("after options of IPv6", IPV6, ethernet(IPV6, &ipv6(60, &extension(TCP, &syn)))),
-        ("after hop-by-hop options", IPV6, ethernet(IPV6, &ipv6(0, &extension(60, &extension(TCP, &syn))))),
-        ("in an IPv6 fragment", IPV6, ethernet(IPV6, &ipv6(44, &fragment(TCP, 0, true, &syn)))),
-        ("in a later IPv6 fragment", IPV6, ethernet(IPV6, &ipv6(44, &fragment(60, 1, false, &syn)))),
-        ("in an atomic fragment", IPV6, ethernet(IPV6, &ipv6(44, &fragment(TCP, 0, false, &syn)))),
-        ("after many headers", IPV6, ethernet(IPV6, &ipv6(60, &many_extensions(&syn)))),
+        (
+            "after options of IPv6",
+            IPV6,
+            ethernet(IPV6, &ipv6(60, &extension(TCP, &syn))),
+        ),
+        (
+            "after hop-by-hop options",
+            IPV6,
+            ethernet(IPV6, &ipv6(0, &extension(60, &extension(TCP, &syn)))),
+        ),
+        (
+            "in an IPv6 fragment",
+            IPV6,
+            ethernet(IPV6, &ipv6(44, &fragment(TCP, 0, true, &syn))),
+        ),
+        (
+            "in a later IPv6 fragment",
+            IPV6,
+            ethernet(IPV6, &ipv6(44, &fragment(60, 1, false, &syn))),
+        ),
+        (
+            "in an atomic fragment",
+            IPV6,
+            ethernet(IPV6, &ipv6(44, &fragment(TCP, 0, false, &syn))),
+        ),
+        (
+            "after many headers",
+            IPV6,
+            ethernet(IPV6, &ipv6(60, &many_extensions(&syn))),
+        ),
     ];
     for (how, protocol, frame) in frames {
         assert!(!ground.frame_arrives(protocol, frame), "{how}");
@@ -121,9 +162,21 @@ fn what_is_not_tcp_passes_the_guard() {
     let frames = [
         ("UDP", IPV4, ethernet(IPV4, &ipv4(UDP, 0, 0, &udp(1000)))),
         ("UDP of IPv6", IPV6, ethernet(IPV6, &ipv6(UDP, &udp(1000)))),
-        ("UDP after options", IPV6, ethernet(IPV6, &ipv6(60, &extension(UDP, &udp(1001))))),
-        ("a fragment of UDP", IPV4, ethernet(IPV4, &ipv4(UDP, 0, 3, b"the rest of it"))),
-        ("a fragment of UDP of IPv6", IPV6, ethernet(IPV6, &ipv6(44, &fragment(UDP, 3, false, b"rest")))),
+        (
+            "UDP after options",
+            IPV6,
+            ethernet(IPV6, &ipv6(60, &extension(UDP, &udp(1001)))),
+        ),
+        (
+            "a fragment of UDP",
+            IPV4,
+            ethernet(IPV4, &ipv4(UDP, 0, 3, b"the rest of it")),
+        ),
+        (
+            "a fragment of UDP of IPv6",
+            IPV6,
+            ethernet(IPV6, &ipv6(44, &fragment(UDP, 3, false, b"rest"))),
+        ),
         ("ICMP", IPV4, ethernet(IPV4, &ipv4(1, 0, 0, &[8, 0, 0, 0, 1, 2, 3, 4]))),
         ("ARP", ARP, ethernet(ARP, &[0, 1, 8, 0, 6, 4, 0, 1])),
     ];
@@ -161,7 +214,10 @@ fn an_mptcp_connection_does_not_get_past_the_proxy() {
     let node = ground.site.node.place(Some(&ground.site.cgroup("pods")));
     let server = serve(&node, "0.0.0.0:0");
     let gateway = at("10.9.1.1", server.port);
-    let mptcp = ground.pod.app.run(|| Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)));
+    let mptcp = ground
+        .pod
+        .app
+        .run(|| Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)));
     let Ok(socket) = mptcp else {
         return eprintln!("SKIP: this kernel has no MPTCP");
     };
@@ -172,7 +228,10 @@ fn an_mptcp_connection_does_not_get_past_the_proxy() {
     });
     if ground.dropped(Counter::Captured) > 0 {
         let (accepted, _) = ground.pod.accept_outbound(false);
-        assert_eq!(handshakes(&ground.capture).original(accepted.as_fd()).unwrap(), Some(gateway));
+        assert_eq!(
+            handshakes(&ground.capture).original(accepted.as_fd()).unwrap(),
+            Some(gateway)
+        );
     }
     server.listener.set_nonblocking(true).unwrap();
     assert!(server.listener.accept().is_err());
@@ -213,9 +272,15 @@ fn a_connection_forwarded_by_the_pod_does_not_leave_it() {
 }
 
 fn guard_pins(ground: &Ground) -> Vec<PathBuf> {
-    let directory = ground.site.layout.pin_dir.join("pods").join(ground.pod.cookie.to_string());
+    let directory = ground
+        .site
+        .layout
+        .pin_dir
+        .join("pods")
+        .join(ground.pod.cookie.to_string());
     let pins = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    pins.filter(|pin| pin.file_name().unwrap().to_string_lossy().starts_with("guard")).collect()
+    pins.filter(|pin| pin.file_name().unwrap().to_string_lossy().starts_with("guard"))
+        .collect()
 }
 
 #[test]

@@ -91,7 +91,10 @@ fn nothing_is_left_of_handshakes_that_were_given_up() {
     capture.enrol(&pod.spec()).unwrap();
     let listener = crowded(&capture, &pod, 1024);
     let clients: Vec<_> = (1..=50).map(|port| begin(&pod, service(port)).unwrap()).collect();
-    assert!(capture.pending_handshakes(pod.cookie).unwrap() > 0, "the queue should be full");
+    assert!(
+        capture.pending_handshakes(pod.cookie).unwrap() > 0,
+        "the queue should be full"
+    );
     drop(clients);
     // What the listener has not taken when it closes never was a connection.
     drop(listener);
@@ -125,7 +128,10 @@ fn a_pod_with_too_many_handshakes_is_refused_until_some_end_and_others_are_not()
     let client = begin(&pod, service(80)).unwrap();
     drop((clients, client));
     assert_eq!(capture.pending_handshakes(pod.cookie).unwrap(), 0);
-    assert_eq!(capture.counters().unwrap().get(underpass_ebpf::Counter::RefusedLimit), 1);
+    assert_eq!(
+        capture.counters().unwrap().get(underpass_ebpf::Counter::RefusedLimit),
+        1
+    );
 }
 
 #[test]
@@ -186,14 +192,12 @@ fn a_flood_of_short_connections_leaves_nothing_behind() {
     let capture = site.start();
     let pod = Pod::new(&site, 1);
     capture.enrol(&pod.spec()).unwrap();
-    let places: Vec<_> = (0..4).map(|_| pod.namespace.place(Some(&site.cgroup("pods")))).collect();
+    let places: Vec<_> = (0..4)
+        .map(|_| pod.namespace.place(Some(&site.cgroup("pods"))))
+        .collect();
     let floods: Vec<_> = places
         .iter()
-        .map(|place| {
-            place.begin(|| {
-                (0..500).filter(|_| TcpStream::connect(at(SERVICE, 80)).is_ok()).count()
-            })
-        })
+        .map(|place| place.begin(|| (0..500).filter(|_| TcpStream::connect(at(SERVICE, 80)).is_ok()).count()))
         .collect();
     let listener = pod.outbound_v4.try_clone().unwrap();
     let drain = std::thread::spawn(move || for _ in listener.incoming().take(2000) {});

@@ -1,15 +1,16 @@
 //! Connections that an enrolled pod receives.
 
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use underpass_ebpf::{Capture, HandshakeKey, Note};
 
 use crate::needs_root;
-use crate::pod::{Pod, at, connect, converse, handshakes, peer_name};
+use crate::pod::{Pod, Server, at, connect, converse, handshakes, peer_name};
 use crate::site::{Place, Site};
-use crate::wait::SOON;
+use crate::wait::{SOON, eventually};
 
 fn enrolled() -> (Site, Capture, Pod) {
     let site = Site::new();
@@ -66,7 +67,13 @@ fn connections_to_a_pod_that_is_not_enrolled_are_left_alone() {
 }
 
 /// The proxy's connection to an application, from a namespace of its choice, announced as from `client`.
-fn announced(capture: &Capture, from: &Place, pod: &Pod, to: SocketAddr, client: SocketAddr) -> (TcpStream, HandshakeKey) {
+fn announced(
+    capture: &Capture,
+    from: &Place,
+    pod: &Pod,
+    to: SocketAddr,
+    client: SocketAddr,
+) -> (TcpStream, HandshakeKey) {
     let (handshakes, netns) = (handshakes(capture), pod.cookie);
     let source = from.run(move || {
         // The source that a connection to the pod would have.
@@ -114,6 +121,68 @@ fn an_application_sees_the_true_client_of_a_connection_that_the_proxy_makes() {
 }
 
 #[test]
+fn a_note_on_the_proxys_socket_announces_its_connection() {
+    needs_root!();
+    let (site, capture, pod) = enrolled();
+    let other = Pod::new(&site, 2);
+    capture.enrol(&other.spec()).unwrap();
+    let server = pod.serve("[::]:0");
+    let clients = [at("203.0.113.7", 4711), at("2001:db8::7", 4711)];
+    for (to, client) in [pod.v4(server.port), pod.v6(server.port)].into_iter().zip(clients) {
+        let mut stream = noted(&capture, &other.proxy, to, client).unwrap();
+        let (mut accepted, accept_says, peer_name_says) = server.accept(&pod.app);
+        assert_eq!(accept_says.ip().to_canonical(), client.ip());
+        assert_eq!((accept_says.port(), peer_name_says), (client.port(), accept_says));
+        assert_eq!(peer_name(&other.proxy, &stream), to, "the proxy is told the truth");
+        assert!(capture.handshakes().unwrap().is_empty());
+        converse(&mut stream, &mut accepted);
+        // Nobody listens there: what was announced ends with the attempt.
+        let error = noted(&capture, &other.proxy, SocketAddr::new(to.ip(), 7), client).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNREFUSED));
+        assert!(capture.handshakes().unwrap().is_empty());
+    }
+    assert!(!pod.proxy_has_work());
+    assert_eq!(capture.pending_handshakes(other.cookie).unwrap(), 0);
+}
+
+/// The proxy's connection to an application, announced by a note on its socket.
+fn noted(capture: &Capture, from: &Place, to: SocketAddr, client: SocketAddr) -> std::io::Result<TcpStream> {
+    let handshakes = handshakes(capture);
+    from.run(move || {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        handshakes.announce(socket.as_fd(), Note::peer(client))?;
+        socket.connect(&to.into())?;
+        socket.set_read_timeout(Some(SOON))?;
+        Ok(socket.into())
+    })
+}
+
+#[test]
+fn an_application_that_listens_for_mptcp_sees_the_true_client_too() {
+    needs_root!();
+    let (site, capture, pod) = enrolled();
+    let other = Pod::new(&site, 2);
+    // As programs in Go do.
+    let listener = pod.app.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).ok()?;
+        socket.bind(&at("0.0.0.0", 0).into()).unwrap();
+        socket.listen(16).unwrap();
+        Some(TcpListener::from(socket))
+    });
+    let Some(listener) = listener else {
+        return eprintln!("SKIP: this kernel has no MPTCP");
+    };
+    let port = listener.local_addr().unwrap().port();
+    let server = Server { listener, port };
+    let client = at("203.0.113.7", 4711);
+    let (mut stream, _) = announced(&capture, &other.proxy, &pod, pod.v4(port), client);
+    let (mut accepted, accept_says, peer_name_says) = server.accept(&pod.app);
+    assert_eq!((accept_says, peer_name_says), (client, client));
+    converse(&mut stream, &mut accepted);
+    assert_steered(&other.app, &pod, pod.v4(port));
+}
+
+#[test]
 fn only_the_announced_tuple_is_let_through() {
     needs_root!();
     let (site, capture, pod) = enrolled();
@@ -134,7 +203,9 @@ fn only_the_announced_tuple_is_let_through() {
     // A note that only the kernel's programs make lets nobody in either.
     let mut captured = Note::peer(client);
     captured.kind = 1;
-    handshakes.expect(HandshakeKey::new(pod.cookie, source, server.port), captured).unwrap();
+    handshakes
+        .expect(HandshakeKey::new(pod.cookie, source, server.port), captured)
+        .unwrap();
     let to = pod.v4(server.port);
     let stream = other.proxy.run(move || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -156,7 +227,9 @@ fn an_announcement_that_was_used_does_not_let_the_next_one_in() {
     let (accepted, ..) = server.accept(&pod.app);
     // A reset leaves no TIME_WAIT behind: the same source can be used at once.
     for socket in [stream, accepted] {
-        socket2::SockRef::from(&socket).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&socket)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .unwrap();
     }
     let (source, to) = (key.remote(), pod.v4(server.port));
     let again = other.app.run(move || {
@@ -175,11 +248,14 @@ fn datagrams_to_a_pod_are_left_alone() {
     let node = on_node(&site, "pods");
     for (any, to) in [("0.0.0.0", pod.v4(0)), ("::", pod.v6(0))] {
         let server = pod.app.run(move || UdpSocket::bind(at(any, 0)).unwrap());
-        server.set_read_timeout(Some(SOON)).unwrap();
+        server.set_nonblocking(true).unwrap();
         let to = SocketAddr::new(to.ip(), server.local_addr().unwrap().port());
-        node.run(move || UdpSocket::bind(at(any, 0)).unwrap().send_to(b"ping", to).unwrap());
-        let mut bytes = [0; 8];
-        assert_eq!(server.recv_from(&mut bytes).unwrap().0, 4);
+        let client = node.run(move || UdpSocket::bind(at(any, 0)).unwrap());
+        // The first ones may be lost while the link comes up.
+        eventually("a datagram arrives", || {
+            client.send_to(b"ping", to).unwrap();
+            server.recv_from(&mut [0; 8]).is_ok_and(|(len, _)| len == 4)
+        });
     }
 }
 
@@ -197,14 +273,21 @@ fn the_kubelets_probes_go_straight_to_the_application() {
     for (server, to) in cases {
         let mut client = connect(&kubelet, to).unwrap();
         let (mut accepted, peer, _) = server.accept(&pod.app);
+        assert_eq!(peer_name(&kubelet, &client), to);
         let own = client.local_addr().unwrap();
-        assert_eq!((peer.ip().to_canonical(), peer.port()), (own.ip().to_canonical(), own.port()));
+        assert_eq!(
+            (peer.ip().to_canonical(), peer.port()),
+            (own.ip().to_canonical(), own.port())
+        );
         converse(&mut client, &mut accepted);
         assert!(capture.handshakes().unwrap().is_empty());
     }
     // To ports where nobody listens, a probe fails as it should, and leaves nothing.
     for to in [pod.v4(7), pod.v6(7)] {
-        assert_eq!(connect(&kubelet, to).unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
+        assert_eq!(
+            connect(&kubelet, to).unwrap_err().raw_os_error(),
+            Some(libc::ECONNREFUSED)
+        );
     }
     assert!(capture.handshakes().unwrap().is_empty());
     // The same node, by the same addresses: not the kubelet.

@@ -3,6 +3,11 @@
 //! Everything is private to a test (see `site`), so that they run side by side. The tests need root; without it they are skipped
 //! aloud, and fail where `CI` is set.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "tests; clippy knows only the functions marked so, not what they call"
+)]
+
 mod adoption;
 mod foreign;
 mod guard;

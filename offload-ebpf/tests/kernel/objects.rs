@@ -19,7 +19,11 @@ const LINK_GET_FD_BY_ID: i32 = 30;
 fn bpf<T>(command: i32, attribute: &mut T) -> io::Result<i32> {
     // SAFETY: the callers below pass the struct of the command, with pointers to what is alive.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 fn bpf_fd<T>(command: i32, attribute: &mut T) -> io::Result<OwnedFd> {
@@ -62,7 +66,10 @@ impl Object {
 /// The pins under `directory` with the link and its program, or the map, that is pinned there; ordered by path.
 pub fn pinned(directory: &Path) -> Vec<(String, Vec<Object>)> {
     let mut objects = Vec::new();
-    let mut entries: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap()).collect();
+    let mut entries: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .collect();
     entries.sort_by_key(std::fs::DirEntry::path);
     for entry in entries {
         let path = entry.path();

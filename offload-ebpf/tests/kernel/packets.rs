@@ -114,7 +114,11 @@ impl Wire {
                 size_of::<libc::sockaddr_ll>() as u32,
             )
         };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// Receives frames until one ends with `mark`; those before it.
@@ -123,7 +127,10 @@ impl Wire {
         let mut frames = Vec::new();
         loop {
             let mut buffer = Vec::with_capacity(4096);
-            let len = self.socket.recv(buffer.spare_capacity_mut()).expect("the mark has not come");
+            let len = self
+                .socket
+                .recv(buffer.spare_capacity_mut())
+                .expect("the mark has not come");
             // SAFETY: so many bytes were received.
             unsafe { buffer.set_len(len) };
             if buffer.ends_with(mark) {

@@ -33,9 +33,11 @@ impl Pod {
         let namespace = Namespace::new();
         let pid = std::process::id();
         let peer = format!("/proc/{pid}/fd/{}", namespace.handle.as_raw_fd());
-        site.node.ip(&format!("link add veth{number} type veth peer name eth0 netns {peer}"));
+        site.node
+            .ip(&format!("link add veth{number} type veth peer name eth0 netns {peer}"));
         site.node.ip(&format!("addr add 10.9.{number}.1/24 dev veth{number}"));
-        site.node.ip(&format!("addr add fd09:{number}::1/64 dev veth{number} nodad"));
+        site.node
+            .ip(&format!("addr add fd09:{number}::1/64 dev veth{number} nodad"));
         site.node.ip(&format!("link set veth{number} up"));
         namespace.ip(&format!("addr add 10.9.{number}.2/24 dev eth0"));
         namespace.ip(&format!("addr add fd09:{number}::2/64 dev eth0 nodad"));
@@ -104,12 +106,14 @@ impl Pod {
 
     /// Whether a connection waits for the proxy at any of the pod's listeners.
     pub fn proxy_has_work(&self) -> bool {
-        [&self.outbound_v4, &self.outbound_v6, &self.inbound_v4, &self.inbound_v6].iter().any(|listener| {
-            listener.set_nonblocking(true).unwrap();
-            let accepted = listener.accept();
-            listener.set_nonblocking(false).unwrap();
-            accepted.is_ok()
-        })
+        [&self.outbound_v4, &self.outbound_v6, &self.inbound_v4, &self.inbound_v6]
+            .iter()
+            .any(|listener| {
+                listener.set_nonblocking(true).unwrap();
+                let accepted = listener.accept();
+                listener.set_nonblocking(false).unwrap();
+                accepted.is_ok()
+            })
     }
 
     /// An application's server, that answers each connection with the address that accept(2) gave, then that of getpeername(2), and

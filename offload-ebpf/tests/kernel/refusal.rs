@@ -32,7 +32,11 @@ fn a_pod_set_to_refuse_is_refused_until_it_is_served_again() {
     let node = site.node.place(Some(&site.cgroup("pods")));
     let server = pod.serve("[::]:0");
     capture.set_refusing(pod.cookie, true).unwrap();
-    for to in [at(SERVICE, 80), at(SERVICE_V6, 80), at(&format!("::ffff:{SERVICE}"), 80)] {
+    for to in [
+        at(SERVICE, 80),
+        at(SERVICE_V6, 80),
+        at(&format!("::ffff:{SERVICE}"), 80),
+    ] {
         assert_fails(&pod.app, to, libc::ECONNREFUSED);
     }
     for to in [pod.v4(server.port), pod.v6(server.port)] {

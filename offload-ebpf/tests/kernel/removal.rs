@@ -71,7 +71,10 @@ fn a_pod_that_is_withdrawn_is_free_and_others_are_not() {
     capture.enrol(&other.spec()).unwrap();
 
     capture.withdraw(pod.cookie).unwrap();
-    let links: Vec<_> = of_pod.into_iter().filter(|object| matches!(object, Object::Link(_))).collect();
+    let links: Vec<_> = of_pod
+        .into_iter()
+        .filter(|object| matches!(object, Object::Link(_)))
+        .collect();
     assert_gone(&links);
     let node = site.node.place(Some(&site.cgroup("pods")));
     let server = serve(&node, "0.0.0.0:0");
@@ -100,16 +103,27 @@ fn nothing_is_left_of_a_pod_whose_namespace_is_gone() {
     let pod = Pod::new(&site, 1);
     capture.enrol(&pod.spec()).unwrap();
     connect(&pod.app, at("10.96.0.10", 80)).unwrap();
-    let of_pod: Vec<_> = all_pinned(&site.layout.pin_dir).into_iter().filter(|it| !before.contains(it)).collect();
+    let of_pod: Vec<_> = all_pinned(&site.layout.pin_dir)
+        .into_iter()
+        .filter(|it| !before.contains(it))
+        .collect();
     let cookie = pod.cookie;
     drop(pod);
     // The namespace is gone when its end of the veth is: that takes the other one with it.
     eventually("the namespace is gone", || {
-        let shown = site.node.place(None).run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let shown = site
+            .node
+            .place(None)
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
         !shown.contains("veth1")
     });
     capture.withdraw(cookie).unwrap();
-    assert_gone(&of_pod.into_iter().filter(|it| matches!(it, Object::Link(_))).collect::<Vec<_>>());
+    assert_gone(
+        &of_pod
+            .into_iter()
+            .filter(|it| matches!(it, Object::Link(_)))
+            .collect::<Vec<_>>(),
+    );
     assert_eq!(all_pinned(&site.layout.pin_dir), before);
     assert!(capture.pods().unwrap().is_empty() && capture.handshakes().unwrap().is_empty());
 }
@@ -123,7 +137,10 @@ fn a_namespace_is_not_kept_by_being_enrolled() {
     capture.enrol(&pod.spec()).unwrap();
     drop(pod);
     eventually("the namespace is gone", || {
-        let shown = site.node.place(None).run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        let shown = site
+            .node
+            .place(None)
+            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
         !shown.contains("veth1")
     });
     assert!(capture.handshakes_fd().as_fd().try_clone_to_owned().is_ok());

@@ -23,7 +23,11 @@ pub fn is_root() -> bool {
         return true;
     }
     assert!(std::env::var_os("CI").is_none(), "this test needs root");
-    let _ = writeln!(std::io::stderr(), "SKIP {}: needs root", thread::current().name().unwrap_or("a test"));
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIP {}: needs root",
+        thread::current().name().unwrap_or("a test")
+    );
     false
 }
 
@@ -61,7 +65,11 @@ impl Place {
         let job: Job = Box::new(move || {
             let _ = answer.send(work());
         });
-        self.jobs.as_ref().unwrap().send(job).expect("the place's thread is gone");
+        self.jobs
+            .as_ref()
+            .unwrap()
+            .send(job)
+            .expect("the place's thread is gone");
         Underway(result)
     }
 }
@@ -82,7 +90,9 @@ impl<T> Underway<T> {
     /// Waits for the result.
     #[track_caller]
     pub fn end(self) -> T {
-        self.0.recv_timeout(crate::wait::SOON).expect("the work panicked or hangs")
+        self.0
+            .recv_timeout(crate::wait::SOON)
+            .expect("the work panicked or hangs")
     }
 }
 
@@ -112,14 +122,21 @@ impl Namespace {
     #[track_caller]
     pub fn ip(&self, arguments: &str) {
         let list: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
-        let output = self.place(None).run(move || Command::new("ip").args(list).output().expect("ip (iproute2)"));
-        assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = self
+            .place(None)
+            .run(move || Command::new("ip").args(list).output().expect("ip (iproute2)"));
+        assert!(
+            output.status.success(),
+            "ip {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// Sets `/proc/sys/net/NAME`.
     pub fn sysctl(&self, name: &'static str, value: &'static str) {
         let path = Path::new("/proc/sys/net").join(name);
-        self.place(None).run(move || fs::write(&path, value).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
+        self.place(None)
+            .run(move || fs::write(&path, value).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
     }
 
     /// A thread in the namespace, and in `cgroup` if given.
@@ -151,7 +168,11 @@ pub struct Site {
 impl Site {
     pub fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let name = format!("underpass-test-{}-{}", process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "underpass-test-{}-{}",
+            process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         let site = Self {
             layout: Layout {
                 pin_dir: Path::new("/sys/fs/bpf").join(&name),
@@ -188,14 +209,18 @@ impl Site {
         for role in ["proxy", "agent"] {
             capture.exempt(cgroup_id(&self.cgroup(role)).unwrap()).unwrap();
         }
-        capture.add_kubelet(cgroup_id(&self.cgroup("kubelet")).unwrap()).unwrap();
+        capture
+            .add_kubelet(cgroup_id(&self.cgroup("kubelet")).unwrap())
+            .unwrap();
         capture
     }
 
     /// Starts a capture from the agent's cgroup.
     pub fn try_start(&self, layout: &Layout) -> Result<Capture, underpass_ebpf::Error> {
         let layout = layout.clone();
-        self.node.place(Some(&self.cgroup("agent"))).run(move || Capture::start(&layout))
+        self.node
+            .place(Some(&self.cgroup("agent")))
+            .run(move || Capture::start(&layout))
     }
 }
 
@@ -222,6 +247,10 @@ impl Drop for Site {
 
 fn own_cgroup() -> PathBuf {
     let membership = fs::read_to_string("/proc/self/cgroup").unwrap();
-    let own = membership.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("").to_owned();
+    let own = membership
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or("")
+        .to_owned();
     cgroup2_mount().unwrap().join(own)
 }

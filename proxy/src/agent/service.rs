@@ -82,6 +82,9 @@ impl Agent {
         if let Some(proxy) = self.proxies.get_mut(&id) {
             proxy.admit(admitted);
         }
+        if let Some(supervisor) = &mut self.supervisor {
+            supervisor.greeted = true;
+        }
         Ok(())
     }
 
@@ -127,6 +130,10 @@ impl Agent {
         for cookie in cookies {
             self.reopen(cookie);
             self.introduce_to(id, cookie);
+        }
+        // What an earlier agent told it of, and this one did not, is gone.
+        if let Some(Err(error)) = self.proxies.get(&id).map(|proxy| proxy.say(&FromAgent::Synced, &[])) {
+            return self.lose_proxy(id, &error.to_string());
         }
         self.drain_predecessors();
     }

@@ -25,7 +25,7 @@ use super::state::StateFile;
 use super::supervisor::Supervisor;
 use super::takeover::{Claim, Estate};
 use super::worker::Worker;
-use super::{Agent, AgentError, End, Event, Settings, control};
+use super::{Agent, AgentError, End, Event, Settings, control, order};
 
 /// Runs an agent until it is told to stop, or another takes over.
 ///
@@ -246,6 +246,7 @@ impl Process {
             pin_dir: options.pin_dir.clone(),
             cgroup: self.attach.clone(),
         })?;
+        order::check(&kernel, &self.attach, &options.pin_dir)?;
         kubelets
             .into_iter()
             .try_for_each(|cgroup| kernel.trust_probes_of(cgroup))?;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, setgid, setgroups, setuid};
 use rustix::event::PollFlags;
 use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
@@ -223,6 +223,8 @@ pub fn become_proxy(duties: &ProxyDuties) -> Result<(), AgentError> {
         }
     }
     if let Some(parent) = duties.parent {
+        // The agent's mask is inherited through fork and exec.
+        SigSet::all().thread_unblock().map_err(std::io::Error::from)?;
         // After the change of user, which would undo it (prctl(2)).
         let signal = Some(rustix::process::Signal::TERM);
         rustix::process::set_parent_process_death_signal(signal).map_err(std::io::Error::from)?;

@@ -147,11 +147,17 @@ impl CaptureNode {
         path
     }
 
+    /// Kills everything that runs in a pod.
+    pub fn kill_processes_of(&self, pod: &Pod) {
+        let cgroup = pod.cgroup().parent().expect("a cgroup of the pod");
+        fs::write(cgroup.join("cgroup.kill"), "1").expect("kill what runs in the pod");
+    }
+
     /// Deletes a pod: its programs, its path, its namespace.
     pub fn delete(&self, pod: Pod) {
         let path = pod.path().to_owned();
         let cgroup = pod.cgroup().parent().expect("a cgroup of the pod").to_owned();
-        fs::write(cgroup.join("cgroup.kill"), "1").expect("kill what runs in the pod");
+        self.kill_processes_of(&pod);
         drop(pod);
         self.host().namespace().run(move || {
             umount2(&path, MntFlags::MNT_DETACH).expect("unbind a namespace");
@@ -258,14 +264,26 @@ impl CaptureNode {
         assert!(outcome.status.success(), "remove {}: {outcome:?}", pod.name());
     }
 
-    /// What `underpass pods --json` lists.
+    /// The pods that `underpass pods --json` lists.
     #[track_caller]
     pub fn pods(&self) -> Vec<Value> {
+        self.listed("pods")
+    }
+
+    /// The proxies that `underpass pods --json` lists.
+    #[track_caller]
+    pub fn proxies(&self) -> Vec<Value> {
+        self.listed("proxies")
+    }
+
+    #[track_caller]
+    fn listed(&self, what: &str) -> Vec<Value> {
         let outcome = self.underpass(&["pods", "--json"]);
         assert!(outcome.status.success(), "{outcome:?}");
-        match serde_json::from_str(&outcome.stdout) {
-            Ok(Value::Array(list)) => list,
-            other => panic!("underpass pods --json: {other:?}: {outcome:?}"),
+        let mut answer: Value = serde_json::from_str(&outcome.stdout).unwrap_or_else(|e| panic!("{e}: {outcome:?}"));
+        match answer[what].take() {
+            Value::Array(list) => list,
+            other => panic!("{what}: {other}: {outcome:?}"),
         }
     }
 

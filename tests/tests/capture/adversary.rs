@@ -209,6 +209,7 @@ fn every_way_to_connect_is_policed_or_refused() {
             let at = |end: &str| address(echoed[end].as_str().expect("an address"));
             let canonical = |at: SocketAddr| SocketAddr::new(at.ip().to_canonical(), at.port());
             let (local, server) = (canonical(at("local")), at("server"));
+            eprintln!("{way}: {echoed}");
             let line = battle.place.proxy.access_line(local);
             assert_eq!(line.field("src.workload"), "client", "{way}: {}", line.text);
             let target = way.rsplit(' ').next().expect("a target");

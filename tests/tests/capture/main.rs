@@ -2,7 +2,12 @@
 //! adversaries see.
 
 mod adversary;
+mod churn;
+mod fail_closed;
+mod load;
+mod network;
 mod node;
 mod place;
 mod policy;
 mod truth;
+mod upgrade;

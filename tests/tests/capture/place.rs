@@ -41,7 +41,7 @@ pub(crate) struct Hosts {
 
 /// A running place.
 pub(crate) struct Place {
-    hosts: Hosts,
+    pub(crate) hosts: Hosts,
     pub(crate) proxy: Proxy,
     pub(crate) agent: Agent,
     pub(crate) node: CaptureNode,

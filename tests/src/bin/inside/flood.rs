@@ -1,13 +1,15 @@
-//! Many connections at once: as fast as they can be begun, or as many as can be held.
+//! Many connections: one after another, as fast as they can be begun, or as many as can be held.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use underpass_tests::wait;
+
+use crate::outcome::Outcome;
 
 /// After so many it says how many there were.
 const REPORT: u64 = 1000;
@@ -37,6 +39,18 @@ pub(crate) fn run(target: SocketAddr, threads: usize) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Connects to `target` and has a message echoed, one connection after another, until it is killed; prints how many there were.
+pub(crate) fn load(target: SocketAddr) -> io::Result<()> {
+    let mut answered = 0;
+    loop {
+        let outcome = Outcome::of(TcpStream::connect_timeout(&target, wait::SOON));
+        if matches!(outcome, Outcome::Echoed { .. }) {
+            answered += 1;
+            println!("answered {answered}");
+        }
+    }
 }
 
 /// Opens so many connections, prints how many it got, and holds them until it is killed.

@@ -29,6 +29,7 @@ fn main() {
         ["on-stdin", target] => print(&connects::run_on_stdin(address(target))),
         ["packet", how, target, ref more @ ..] => packets::run(how, address(target), more),
         ["flood", target, threads] => flood::run(address(target), number(threads)),
+        ["load", target] => flood::load(address(target)),
         ["hold", target, connections] => flood::hold(address(target), number(connections)),
         ["rewrite", cgroup, from, to] => foreign::run(cgroup.as_ref(), address(from), address(to)),
         _ => panic!("not a command: {words:?}"),
