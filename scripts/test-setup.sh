@@ -1,25 +1,32 @@
 #!/usr/bin/env bash
-# Installs what the end-to-end tests run against: unmodified programs from Debian, and the tools that build network
-# namespaces. Instant when everything is there. Nothing is left running: services are kept from starting while apt
-# configures them, because the tests start their own, with their own configuration, on their own addresses.
+# Installs what the end-to-end tests run against: unmodified programs from Debian, the tools that build network namespaces, and
+# those that look at what is captured in them, or interfere with it. Instant when everything is there. Nothing is left running:
+# services are kept from starting while apt configures them, because the tests start their own, with their own configuration, on
+# their own addresses.
 set -euo pipefail
 
 # program => the Debian package it comes in
 declare -A PACKAGE_OF=(
+  [bpftool]=bpftool
   [curl]=curl
   [ip]=iproute2
   [iperf3]=iperf3
   [memcached]=memcached
   [memccapable]=libmemcached-tools
   [memcslap]=libmemcached-tools
+  [nft]=nftables
   [nginx]=nginx-light
+  [nsenter]=util-linux
   [redis-benchmark]=redis-tools
   [redis-server]=redis-server
   [scp]=openssh-client
   [setpriv]=util-linux
+  [setsid]=util-linux
+  [ss]=iproute2
   [ssh]=openssh-client
   [ssh-keygen]=openssh-client
   [sshd]=openssh-server
+  [unshare]=util-linux
   [wrk]=wrk
 )
 # Debian keeps PostgreSQL's server programs (and pgbench) out of PATH, one folder for each version.

@@ -3,13 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
-
-use crate::settings::as_written;
 use crate::{Text, WorkloadUid};
 
 /// How connections of this node's pods are captured. Read when the agent starts; a change needs a restart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaptureSettings {
     /// The cgroup (v2) whose processes may be captured, at best the parent of all pods. Default: the root of the hierarchy.
     pub cgroup: Option<PathBuf>,
@@ -24,7 +21,6 @@ pub struct CaptureSettings {
     /// Where the kernel's programs and maps are pinned (in a bpf file system). Default `/sys/fs/bpf/underpass`.
     pub pin_dir: PathBuf,
     /// How long connections wait for a proxy when there is none, before they are refused. Default 10 s.
-    #[serde(serialize_with = "as_written")]
     pub refuse_after: Duration,
     /// Whether pods stay enrolled (and without network, until it starts again) when `underpass run` ends. Default false.
     pub keep: bool,
@@ -57,18 +53,16 @@ impl Default for CaptureSettings {
 }
 
 /// One pod that is captured from the start.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CapturedPod {
     /// Its network namespace.
-    #[serde(flatten)]
     pub place: PodPlace,
     /// Which workload of the mesh it is.
     pub workload: WorkloadUid,
 }
 
 /// How a network namespace is named.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodPlace {
     /// A file that stands for it, such as `/run/netns/NAME`.
     Netns(PathBuf),

@@ -45,6 +45,7 @@ pub struct NodeSettings {
     /// Filter of the proxy's own log, in `tracing`'s syntax (`info`, `underpass=debug`). Default `info`.
     pub log: Text,
     /// Capture of this node's pods (the file's section `capture`); `None`: there is none.
+    #[serde(skip)]
     pub capture: Option<CaptureSettings>,
 }
 
@@ -220,7 +221,7 @@ impl Default for Timeouts {
 }
 
 /// A duration as the configuration file has it: `1h 30m`.
-pub(crate) fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 

@@ -38,6 +38,7 @@ pub(crate) enum AttachType {
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,
+    SetSockOpt = 22,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
     SkLookup = 36,

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
+/// The cgroup namespace that the machine starts with (`PROC_CGROUP_INIT_INO` in linux/proc_ns.h).
+const INITIAL_NAMESPACE: &str = "cgroup:[4026531835]";
+
 /// Where the cgroup2 file system is mounted: `/sys/fs/cgroup` on most systems, `/sys/fs/cgroup/unified` beside the old hierarchies.
 ///
 /// # Errors
@@ -42,6 +45,10 @@ pub(crate) fn open(path: &Path) -> Result<File, Error> {
 /// Cgroup programs see the sockets of the cgroup's members. The agent's listeners must be among them: by the note on an accepted
 /// socket the proxy learns where a connection was going.
 pub(crate) fn contains_this_process(attach: &Path) -> Result<(), Error> {
+    // Elsewhere paths begin at the namespace's own root, while the mount may show the whole hierarchy.
+    if fs::read_link("/proc/thread-self/ns/cgroup").is_ok_and(|namespace| namespace != Path::new(INITIAL_NAMESPACE)) {
+        return Ok(());
+    }
     let cgroup_error = |source| Error::Cgroup {
         path: attach.to_owned(),
         source,
@@ -53,7 +60,7 @@ pub(crate) fn contains_this_process(attach: &Path) -> Result<(), Error> {
         .unwrap_or("");
     let own = cgroup2_mount()?.join(own);
     let attach = attach.canonicalize().map_err(cgroup_error)?;
-    // In a cgroup namespace the path may lead out of what is mounted; then there is nothing to compare.
+    // Where only a part of the hierarchy is mounted there may be nothing to compare.
     match own.canonicalize() {
         Ok(own) if !own.starts_with(&attach) => Err(Error::OutsideCgroup { own, attach }),
         _ => Ok(()),

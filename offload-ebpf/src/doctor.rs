@@ -133,6 +133,7 @@ fn hook(attach_type: AttachType) -> &'static str {
         AttachType::SockOps => "sock_ops",
         AttachType::Connect4 => "connect4",
         AttachType::Connect6 => "connect6",
+        AttachType::SetSockOpt => "setsockopt",
         AttachType::GetPeerName4 => "getpeername4",
         AttachType::GetPeerName6 => "getpeername6",
         AttachType::SkLookup => "sk_lookup",

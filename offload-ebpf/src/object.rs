@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, SkLookup, SockOps};
+use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SchedClassifier, SkLookup, SockOps};
 use aya::{Ebpf, EbpfLoader};
 use underpass_ebpf_abi::{Counter, MAX_ADDRESSES, MAX_CGROUPS, MAX_HANDSHAKES, MAX_PODS};
 
@@ -54,10 +54,11 @@ pub(crate) const MAPS: [Shape; 9] = [
 ];
 
 /// The programs attached to the cgroup, in the order in which they are: what remembers before what rewrites.
-pub(crate) const CGROUP_PROGRAMS: [(&str, AttachType); 5] = [
+pub(crate) const CGROUP_PROGRAMS: [(&str, AttachType); 6] = [
     ("follow", AttachType::SockOps),
     ("getpeername4", AttachType::GetPeerName4),
     ("getpeername6", AttachType::GetPeerName6),
+    ("setsockopt", AttachType::SetSockOpt),
     ("connect4", AttachType::Connect4),
     ("connect6", AttachType::Connect6),
 ];
@@ -192,6 +193,7 @@ impl Loaded {
         let program = self.0.program_mut(name).ok_or(ProgramError::NotLoaded)?;
         match program {
             Program::CgroupSockAddr(_) => <&mut CgroupSockAddr>::try_from(&mut *program)?.load()?,
+            Program::CgroupSockopt(_) => <&mut CgroupSockopt>::try_from(&mut *program)?.load()?,
             Program::SockOps(_) => <&mut SockOps>::try_from(&mut *program)?.load()?,
             Program::SkLookup(_) => <&mut SkLookup>::try_from(&mut *program)?.load()?,
             _ => <&mut SchedClassifier>::try_from(&mut *program)?.load()?,

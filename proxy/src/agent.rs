@@ -132,7 +132,9 @@ pub enum AgentError {
     #[error("there is no user {0}; give a name from /etc/passwd or a number")]
     NoSuchUser(String),
     /// The proxy of `underpass run` did not start.
-    #[error("the proxy, as user {user}, did not start ({how}): its own message is above")]
+    #[error(
+        "the proxy, as user {user}, did not start ({how}): its own message is above; what it reads must be readable for that user (capture.proxy_user)"
+    )]
     Proxy {
         /// As whom it ran.
         user: String,

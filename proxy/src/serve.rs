@@ -67,7 +67,11 @@ pub async fn serve(accepted: Accepted, core: usize) {
         return;
     };
     if !is_known {
-        session.refuse_unconnected(&downstream, Ending::UnknownSource);
+        let ending = match session.entrance {
+            Entrance::Inbound(_) => Ending::UnknownDestination,
+            _ => Ending::UnknownSource,
+        };
+        session.refuse_unconnected(&downstream, ending);
         return;
     }
     let Some(ready) = Box::pin(session.connect(downstream)).await else {
@@ -96,12 +100,13 @@ pub async fn serve(accepted: Accepted, core: usize) {
     session.log_flow(&flow, ending, quality);
 }
 
-/// Who the client is, and whether that is known well enough to serve it. A captured client that the mesh does not know (its pod is newer than
+/// Who the client is, and whether enough is known to serve it. A captured client that the mesh does not know (its pod is newer than
 /// the configuration, or gone from it) must not be judged as anyone.
 fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, bool) {
     match entrance {
         Entrance::Plain(_) => (Source::by_address(&config.mesh, &config.node, peer), true),
-        Entrance::Inbound(_) => (Source::unidentified(peer), true),
+        // Nor can it be said who may connect to a pod that the mesh does not know.
+        Entrance::Inbound(pod) => (Source::unidentified(peer), config.mesh.workload(&pod.uid).is_some()),
         Entrance::Outbound(pod) => match Source::captured(&config.mesh, &pod.uid, peer) {
             Some(source) => (source, true),
             None => (Source::unidentified(peer), false),

@@ -157,6 +157,7 @@ impl Request<'_> {
                 return Err(last.unwrap_or_else(|| Ending::NoHealthyEndpoint.into()));
             };
             let address = target.address;
+            let target = self.of_enrolled_pod(config, target)?;
             match self.attempt(&snapshot, source, target, tried.is_empty()).await {
                 Attempt::Connected(connected) => return Ok(*connected),
                 Attempt::Stale => continue,
@@ -248,6 +249,19 @@ impl Request<'_> {
 }
 
 impl Request<'_> {
+    /// The same target, with the workload as which the pod there is enrolled, if one is. It has the last word: the mesh may not know each
+    /// address of a pod, and an address without a workload is guarded by no policy.
+    fn of_enrolled_pod(&self, config: &Config, target: Target) -> Result<Target, Ending> {
+        let Some(pod) = self.node.pods.at(target.address.ip()) else {
+            return Ok(target);
+        };
+        let workload = config.mesh.workload(&pod.uid).ok_or(Ending::UnknownDestination)?;
+        Ok(Target {
+            workload: Some(workload.clone()),
+            ..target
+        })
+    }
+
     /// Why nothing may begin any more, although it was allowed.
     fn too_late(&self) -> Option<Ending> {
         if self.node.is_closed() {

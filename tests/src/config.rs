@@ -25,6 +25,7 @@ impl Listen {
 #[derive(Clone, Default)]
 pub struct Config {
     node: String,
+    capture: String,
     access_log_format: Option<&'static str>,
     listeners: String,
     workloads: String,
@@ -41,6 +42,12 @@ impl Config {
     /// A setting of the node: `timeouts: {idle: 1s}`.
     pub fn node(mut self, setting: impl Display) -> Self {
         writeln!(self.node, "  {setting}").expect("a String");
+        self
+    }
+
+    /// The `capture` section's fields in YAML.
+    pub fn capture(mut self, fields: impl Display) -> Self {
+        self.capture = format!("capture: {{{fields}}}\n");
         self
     }
 
@@ -102,6 +109,8 @@ impl Config {
             access_log.display().to_string(),
             self.node
         );
+        // Behind the listeners, which belong to the node.
+        let capture = &self.capture;
         for (key, list) in [
             ("  listeners", &self.listeners),
             ("workloads", &self.workloads),
@@ -112,7 +121,7 @@ impl Config {
                 write!(yaml, "{key}:\n{list}").expect("a String");
             }
         }
-        yaml
+        yaml + capture
     }
 }
 

@@ -43,34 +43,34 @@ const PIDS: RangeInclusive<u32> = 1..=4_194_304;
 impl CaptureShape<'_> {
     pub(super) fn compile(&self, workloads: &Workloads<'_>, reading: &mut Reading) -> CaptureSettings {
         let section = Path::Section("capture");
-        let mut kubelet_cgroups = Vec::with_capacity(self.kubelet_cgroups.len());
-        let field = section.field("kubelet_cgroups");
-        for (index, value) in self.kubelet_cgroups.iter().enumerate() {
-            kubelet_cgroups.extend(absolute(field.item(index), value, reading));
-        }
-        let mut folder = |field, value: &Option<Scalar<'_>>, default: &str| {
-            let value = value.as_ref();
-            let given = value.and_then(|value| absolute(section.field(field), value, reading));
-            given.unwrap_or_else(|| default.into())
-        };
-        let run_dir = folder("run_dir", &self.run_dir, CaptureSettings::DEFAULT_RUN_DIR);
-        let pin_dir = folder("pin_dir", &self.pin_dir, CaptureSettings::DEFAULT_PIN_DIR);
+        let path = |field| Path::Field(&section, field);
         CaptureSettings {
-            cgroup: (self.cgroup.as_ref()).and_then(|value| absolute(section.field("cgroup"), value, reading)),
-            kubelet_cgroups,
-            pods: self.pods(section.field("pods"), workloads, reading),
-            proxy_user: (self.proxy_user.as_ref()).map(|user| reading.name(section.field("proxy_user"), user)),
-            run_dir,
-            pin_dir,
+            cgroup: (self.cgroup.as_ref()).and_then(|value| absolute(path("cgroup"), value, reading)),
+            kubelet_cgroups: self.kubelet_cgroups(path("kubelet_cgroups"), reading),
+            pods: self.pods(path("pods"), workloads, reading),
+            proxy_user: (self.proxy_user.as_ref()).map(|user| reading.name(path("proxy_user"), user)),
+            run_dir: (self.run_dir.as_ref())
+                .and_then(|value| absolute(path("run_dir"), value, reading))
+                .unwrap_or_else(|| CaptureSettings::DEFAULT_RUN_DIR.into()),
+            pin_dir: (self.pin_dir.as_ref())
+                .and_then(|value| absolute(path("pin_dir"), value, reading))
+                .unwrap_or_else(|| CaptureSettings::DEFAULT_PIN_DIR.into()),
             refuse_after: reading.duration(
-                section.field("refuse_after"),
+                path("refuse_after"),
                 self.refuse_after.as_ref(),
                 CaptureSettings::DEFAULT_REFUSE_AFTER,
             ),
             keep: reading
-                .choice(section.field("keep"), self.keep.as_ref(), &YES_OR_NO)
+                .choice(path("keep"), self.keep.as_ref(), &YES_OR_NO)
                 .unwrap_or_default(),
         }
+    }
+
+    fn kubelet_cgroups(&self, path: Path<'_>, reading: &mut Reading) -> Vec<PathBuf> {
+        let values = self.kubelet_cgroups.iter().enumerate();
+        values
+            .filter_map(|(index, value)| absolute(path.item(index), value, reading))
+            .collect()
     }
 
     fn pods(&self, path: Path<'_>, workloads: &Workloads<'_>, reading: &mut Reading) -> Vec<CapturedPod> {
@@ -84,7 +84,8 @@ impl CaptureShape<'_> {
                 && let Some(first) = places.insert(format!("{place:?}"), index)
             {
                 let problem = format!("pods[{first}] already has this namespace");
-                reading.report(path, written, problem, "a namespace is one pod: remove one");
+                let field = if shape.netns.is_some() { "netns" } else { "pid" };
+                reading.report(path.field(field), written, problem, "a namespace is one pod: remove one");
             }
             let workload = workloads.find(path.field("workload"), &shape.workload, reading);
             let workload = workload.map(|index| workloads.uid(index).clone());

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use underpass_config::{
-    AccessLog, Action, AppProtocol, BalanceMode, Config, ConnectionFacts, Destination, Group, Health, HealthPolicy,
-    Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, PolicyKey,
+    AccessLog, Action, AppProtocol, BalanceMode, CaptureSettings, CapturedPod, Config, ConnectionFacts, Destination, Group, Health, HealthPolicy,
+    Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, PodPlace, PolicyKey,
     PolicyScope, PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol,
     UnknownDestination, Vip, WorkloadType, WorkloadUid,
 };
@@ -74,6 +74,25 @@ fn every_node_setting_is_read() {
             path: "/var/log/access.json".into(),
         },
         log: "underpass=debug".into(),
+        capture: Some(CaptureSettings {
+            cgroup: Some("/sys/fs/cgroup/kubepods.slice".into()),
+            kubelet_cgroups: vec!["/sys/fs/cgroup/system.slice/kubelet.service".into()],
+            pods: vec![
+                CapturedPod {
+                    place: PodPlace::Netns("/run/netns/client".into()),
+                    workload: uid("east//Pod/shop/client"),
+                },
+                CapturedPod {
+                    place: PodPlace::Pid(4711),
+                    workload: uid("east//Pod/shop/web-one"),
+                },
+            ],
+            proxy_user: Some("underpass".into()),
+            run_dir: "/run/mesh".into(),
+            pin_dir: "/sys/fs/bpf/mesh".into(),
+            refuse_after: Duration::from_secs(2),
+            keep: true,
+        }),
     };
     assert_eq!(*node, expected);
 }
@@ -331,7 +350,13 @@ fn settings_are_shown_as_they_are_written() {
     let again = Config::from_yaml(&serde_json::json!({"node": shown}).to_string())
         .unwrap()
         .node;
-    assert_eq!(again, complete);
+    // Which is a section of its own in the file.
+    let capture = None;
+    let complete = NodeSettings {
+        capture,
+        ..NodeSettings::clone(&complete)
+    };
+    assert_eq!(*again, complete);
 }
 
 #[test]
@@ -388,4 +413,11 @@ fn a_large_document_is_no_bomb() {
         yaml += &format!("- {{name: w{index}, namespace: shop, node: n, health: healthy, locality: *here}}\n");
     }
     assert_eq!(Config::from_yaml(&yaml).unwrap().mesh.workloads().count(), 20_001);
+}
+
+#[test]
+fn capture_is_off_unless_it_is_asked_for_and_has_defaults_then() {
+    let node = |yaml: &str| Config::from_yaml(yaml).unwrap().node;
+    assert_eq!(node("node: {}").capture, None);
+    assert_eq!(node("capture: {}").capture, Some(CaptureSettings::default()));
 }

@@ -451,3 +451,43 @@ fn matchers_that_match_nothing_or_something_else() {
         );
     }
 }
+
+#[test]
+fn captured_pods_that_make_no_sense() {
+    refused(
+        "capture: {pods: [{nets: /run/netns/a, workload: shop/b}]}",
+        "capture.pods[0].nets | nets | no such field | did you mean `netns`?",
+    );
+    refused(
+        "workloads: [{name: a, namespace: shop}, {name: b, namespace: shop}]
+capture:
+  cgroup: kubepods
+  kubelet_cgroups: ['']
+  run_dir: run
+  refuse_after: 0s
+  keep: maybe
+  proxy_user: 'a b'
+  pods:
+  - {netns: netns/a, workload: shop/a}
+  - {netns: /run/netns/a, pid: 7, workload: shop/b}
+  - {workload: shop/c}
+  - {pid: 0, workload: shop/bb}
+  - {netns: /run/netns/a, workload: shop/a}
+  - {netns: /run/netns/a, workload: shop/b}",
+        "capture.cgroup | kubepods | not an absolute path | from `/` on
+        capture.kubelet_cgroups[0] |  | not an absolute path | from `/` on
+        capture.pods[0].netns | netns/a | not an absolute path | from `/` on
+        capture.pods[1].pid | 7 | `netns` is given too | remove one
+        capture.pods[2] |  | needs its network namespace | add for example
+        capture.pods[2].workload | shop/c | no such workload | namespace/name
+        capture.pods[3].pid | 0 | not a valid number | 1 to 4194304
+        capture.pods[3].workload | shop/bb | no such workload | namespace/name
+        capture.pods[4].workload | shop/a | pods[0] is already this workload | of its own
+        capture.pods[5].netns | /run/netns/a | pods[4] already has this namespace | remove one
+        capture.pods[5].workload | shop/b | pods[1] is already this workload | of its own
+        capture.proxy_user | a b | is not a name | use no slashes
+        capture.run_dir | run | not an absolute path | from `/` on
+        capture.refuse_after | 0s | no time at all | above zero
+        capture.keep | maybe | not a known value | true, false",
+    );
+}

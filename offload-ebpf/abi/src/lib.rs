@@ -170,11 +170,15 @@ pub enum Counter {
     GuardedForged,
     /// Packets dropped by `guard`: headers that could hide TCP.
     GuardedHidden,
+    /// Packets dropped by `guard`: a connection of the mesh's whose addresses the pod's own rules have changed.
+    GuardedTranslated,
+    /// setsockopt(2) refused: it would have sent packets past `guard`.
+    RefusedBypass,
 }
 
 impl Counter {
     /// All counters with their names, in the order of their index.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::Captured, "captured"),
         (Self::RefusedRefusing, "refused_no_proxy"),
         (Self::RefusedFamily, "refused_family"),
@@ -189,6 +193,8 @@ impl Counter {
         (Self::GuardedSyn, "guarded_syn"),
         (Self::GuardedForged, "guarded_forged"),
         (Self::GuardedHidden, "guarded_hidden"),
+        (Self::GuardedTranslated, "guarded_translated"),
+        (Self::RefusedBypass, "refused_bypass"),
     ];
 }
 

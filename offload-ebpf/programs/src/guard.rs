@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_l
 use aya_ebpf::programs::TcContext;
 use underpass_ebpf_abi::Counter;
 
-use crate::address::{AF_INET, AF_INET6, word};
+use crate::address::{AF_INET, AF_INET6, from_v6, word, words};
 use crate::maps::{self, count};
 
 /// Length of the device's link-layer header: 14 (Ethernet) or 0.
@@ -237,5 +237,48 @@ fn tcp(ctx: &TcContext, sender: Sender, offset: u32) -> Option<Counter> {
     }
     // SAFETY: a helper of this kind of program, on its own context; 0, which no cgroup has, if the packet has no socket.
     let cgroup = unsafe { bpf_skb_cgroup_id(ctx.skb.skb) };
-    (!maps::is_exempt(cgroup)).then_some(Counter::GuardedSyn)
+    if !maps::is_exempt(cgroup) {
+        return Some(Counter::GuardedSyn);
+    }
+    (!is_as_sent(ctx, offset)).then_some(Counter::GuardedTranslated)
+}
+
+/// Whether the packet goes where its socket was connected to. The pod's own address translation (nftables in its namespace) would
+/// have led it elsewhere than policy was asked about.
+#[inline(always)]
+fn is_as_sent(ctx: &TcContext, offset: u32) -> bool {
+    let skb = ctx.skb.skb;
+    // SAFETY: a member of the context; null if the packet has no socket.
+    let sk: *mut bpf_sock = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return false;
+    }
+    // SAFETY: not null.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return false;
+    }
+    let start = LINK_HEADER.load();
+    let (Some([first]), Some([source_high, source_low, port_high, port_low])) =
+        (load::<1>(ctx, start), load::<4>(ctx, offset))
+    else {
+        return false;
+    };
+    let source_port = u32::from(u16::from_be_bytes([source_high, source_low]));
+    let port = u16::from_be_bytes([port_high, port_low]);
+    if word!(sk => bpf_sock, src_port) != source_port || u16::from_be(word!(sk => bpf_sock, dst_port) as u16) != port {
+        return false;
+    }
+    if first >> 4 == 4 {
+        let Some(addresses) = load::<8>(ctx, start + 12) else {
+            return false;
+        };
+        let word =
+            |at: usize| u32::from_ne_bytes([addresses[at], addresses[at + 1], addresses[at + 2], addresses[at + 3]]);
+        return word!(sk => bpf_sock, src_ip4) == word(0) && word!(sk => bpf_sock, dst_ip4) == word(4);
+    }
+    let (Some(source), Some(destination)) = (load::<16>(ctx, start + 8), load::<16>(ctx, start + 24)) else {
+        return false;
+    };
+    from_v6(words!(sk => bpf_sock, src_ip6)) == source && from_v6(words!(sk => bpf_sock, dst_ip6)) == destination
 }

@@ -7,6 +7,7 @@
 //!                                 the original destination
 //! getpeername(2), accept(2) ─ getpeername4/6: the original destination, or the true client
 //! SYN to the pod ─ inbound: to the application if announced, else to the proxy's listener
+//! setsockopt(2) ─ setsockopt: refused where it would hide packets from guard
 //! packet from the pod ─ guard: dropped if it begins a connection that none of the above has seen
 //! ```
 //!
@@ -27,10 +28,11 @@ mod guard;
 mod handshake;
 mod inbound;
 mod maps;
+mod options;
 mod peer_name;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
+use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext};
 
 /// connect(2) on an `AF_INET` socket.
 #[cgroup_sock_addr(connect4)]
@@ -70,6 +72,12 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 #[sk_lookup]
 pub fn inbound(ctx: SkLookupContext) -> u32 {
     inbound::choose(&ctx)
+}
+
+/// Keeps a pod from sending packets past `guard`.
+#[cgroup_sockopt(setsockopt)]
+pub fn setsockopt(ctx: SockoptContext) -> i32 {
+    options::judge(&ctx)
 }
 
 /// Looks at the packets that leave a pod.

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use underpass_ebpf::{Capture, Error};
+use rustix::thread::UnshareFlags;
+use underpass_ebpf::{Capture, Error, Layout};
 
 use crate::needs_root;
 use crate::objects::{Object, all_pinned, pin_strange_map, pinned};
@@ -238,4 +239,29 @@ fn an_agent_told_to_attach_elsewhere_moves_the_programs() {
 fn connect_by_nowhere(pod: &Pod) -> std::io::Result<std::net::TcpStream> {
     pod.namespace.ip("route add unreachable 10.96.0.10");
     connect(&pod.app, at("10.96.0.10", 80))
+}
+
+#[test]
+fn an_agent_mounts_bpffs_where_it_is_missing() {
+    needs_root!();
+    let site = Site::new();
+    let layout = site.layout.clone();
+    let agent = site.node.place(Some(&site.cgroup("agent")));
+    agent.run(move || {
+        use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+        // SAFETY: the thread gets its own view of the mounts, and of its working directory.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        while unmount("/sys/fs/bpf", UnmountFlags::DETACH).is_ok() {}
+        let capture = Capture::start(&layout).unwrap();
+        assert!(capture.pods().unwrap().is_empty());
+        assert_eq!(Capture::detach(&layout).unwrap().maps, 9);
+
+        let elsewhere = Layout {
+            pin_dir: std::env::temp_dir().join("underpass-pins"),
+            ..layout
+        };
+        let error = Capture::start(&elsewhere).unwrap_err();
+        assert!(matches!(error, Error::NoBpffs { .. }), "{error}");
+    });
 }

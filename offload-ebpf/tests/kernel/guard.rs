@@ -39,6 +39,13 @@ fn ground() -> Ground {
     capture.enrol(&pod.spec()).unwrap();
     let wire = site.node.place(None).run(|| Wire::open("veth1"));
     let own = Arc::new(pod.app.run(|| Wire::open("eth0")));
+    // Until the device is active the kernel throws away what is sent.
+    eventually("the link is up", || {
+        own.send(MARK_TYPE, &ethernet(MARK_TYPE, b"is anybody there?")).unwrap();
+        wire.has_received()
+    });
+    own.send(MARK_TYPE, &ethernet(MARK_TYPE, MARK)).unwrap();
+    wire.receive_until(MARK);
     Ground {
         capture,
         pod,
@@ -62,7 +69,8 @@ impl Ground {
 
     /// Whether a frame written to a packet socket, said to be of `protocol`, arrives.
     fn frame_arrives(&self, protocol: u16, frame: Vec<u8>) -> bool {
-        let (end, own) = (frame.clone(), self.own.clone());
+        // Without the link-layer header, from which the other end may take a tag.
+        let (end, own) = (frame[18..].to_vec(), self.own.clone());
         // A dropped packet may be told to the sender (ENOBUFS).
         self.arrives(&end, move || drop(own.send(protocol, &frame)))
     }
@@ -264,11 +272,33 @@ fn a_connection_forwarded_by_the_pod_does_not_leave_it() {
     ground.site.node.ip("route add 10.8.1.0/24 via 10.9.1.2");
     let place = inner.place(Some(&ground.site.cgroup("pods")));
     let server = serve(&ground.site.node.place(None), "0.0.0.0:0");
-    let socket = place.run(|| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap());
-    let _socket = begin(&place, socket, at("10.9.1.1", server.port));
-    eventually("the SYN is dropped", || ground.dropped(Counter::GuardedSyn) > 0);
+    // With and without IP options, which move the TCP header.
+    for options in [&[][..], &[1; 16]] {
+        let before = ground.dropped(Counter::GuardedSyn);
+        let socket = place.run(move || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            set_ip_options(&socket, options);
+            socket
+        });
+        let _socket = begin(&place, socket, at("10.9.1.1", server.port));
+        eventually("the SYN is dropped", || ground.dropped(Counter::GuardedSyn) > before);
+    }
     server.listener.set_nonblocking(true).unwrap();
     assert!(server.listener.accept().is_err());
+}
+
+fn set_ip_options(socket: &Socket, options: &[u8]) {
+    // SAFETY: the options and their length.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_OPTIONS,
+            options.as_ptr().cast(),
+            options.len() as u32,
+        )
+    };
+    assert_eq!(result, 0);
 }
 
 fn guard_pins(ground: &Ground) -> Vec<PathBuf> {

@@ -121,6 +121,15 @@ fn a_pod_with_too_many_handshakes_is_refused_until_some_end_and_others_are_not()
     };
     assert_eq!(refused.raw_os_error(), Some(libc::ECONNREFUSED));
     assert_eq!(capture.pending_handshakes(pod.cookie).unwrap(), 10);
+    let mut spec = pod.spec();
+    spec.v4 = Some((address_v4(1), 16001));
+    spec.handshake_limit = 10;
+    capture.enrol(&spec).unwrap();
+    assert_eq!(
+        capture.pending_handshakes(pod.cookie).unwrap(),
+        10,
+        "enrolling again forgets none"
+    );
     connect(&other.app, service(80)).unwrap();
     other.accept_outbound(false);
     // The first ones are in the queue; the last one is not.

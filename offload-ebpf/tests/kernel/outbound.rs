@@ -215,6 +215,25 @@ fn a_pod_that_talks_to_itself_is_left_alone() {
 }
 
 #[test]
+fn a_pod_that_talks_from_one_of_its_addresses_to_another_is_left_alone() {
+    needs_root!();
+    let (_site, capture, pod) = enrolled();
+    pod.namespace.ip("addr add 10.9.1.3/24 dev eth0");
+    let (from, to) = (pod.v4(0), at("10.9.1.3", 0));
+    let mut spec = pod.spec();
+    spec.addresses.push(to.ip());
+    capture.enrol(&spec).unwrap();
+    let server = pod.serve("0.0.0.0:0");
+    let to = SocketAddr::new(to.ip(), server.port);
+    let client = connected_by(&pod.app, Domain::IPV4, move |socket| {
+        socket.bind(&from.into())?;
+        socket.connect(&to.into())
+    })
+    .unwrap();
+    assert_eq!(server.accept(&pod.app).1, client.local_addr().unwrap());
+}
+
+#[test]
 fn the_listeners_own_address_is_never_captured() {
     needs_root!();
     let (_site, capture, pod) = enrolled();

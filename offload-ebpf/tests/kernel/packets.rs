@@ -121,6 +121,14 @@ impl Wire {
         }
     }
 
+    /// Whether a frame has been received; takes it.
+    pub fn has_received(&self) -> bool {
+        self.socket.set_nonblocking(true).unwrap();
+        let received = self.socket.recv(&mut [std::mem::MaybeUninit::uninit(); 2048]);
+        self.socket.set_nonblocking(false).unwrap();
+        received.is_ok()
+    }
+
     /// Receives frames until one ends with `mark`; those before it.
     pub fn receive_until(&self, mark: &[u8]) -> Vec<Vec<u8>> {
         self.socket.set_read_timeout(Some(crate::wait::SOON)).unwrap();

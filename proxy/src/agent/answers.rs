@@ -1,7 +1,7 @@
 //! Answers to commands.
 
 use super::control::{Answer, Line, ProxyView, Request, TAKEOVER_VERSION};
-use super::{Agent, End};
+use super::{Agent, End, kernel};
 
 impl Agent {
     /// Does what a command asks. `Some` if the agent ends with it.
@@ -64,8 +64,10 @@ impl Agent {
         for cookie in cookies {
             self.remove(cookie, "capture ends")?;
         }
-        let removed = self.kernel.detach()?;
-        tracing::info!(pods, removed, "capture has ended");
+        let mut detached = self.kernel.detach()?;
+        detached.pods += pods;
+        let removed = kernel::describe(detached);
+        tracing::info!(removed, "capture has ended");
         Ok(removed)
     }
 }

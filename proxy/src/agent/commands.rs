@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use underpass_ebpf::{Layout, cgroup2_mount};
+use underpass_ebpf::{Capture, Layout, cgroup2_mount};
 
 use super::control::{Answer, ControlError, Line, PodView, ProxyView, Request, Which};
 use super::{AgentError, cgroups, doors, kernel, start};
@@ -146,7 +146,7 @@ fn detach_alone(run_dir: &Path, pin_dir: &Path) -> Result<String, AgentError> {
         pin_dir: pin_dir.into(),
         cgroup,
     };
-    let removed = kernel::detach(&layout)?;
+    let removed = kernel::describe(Capture::detach(&layout)?);
     start::remove_traces(run_dir);
     drop(lock);
     Ok(removed)

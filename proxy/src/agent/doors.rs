@@ -48,7 +48,11 @@ pub fn lock(run_dir: &Path) -> Result<Option<OwnedFd>, AgentError> {
         path: run_dir.into(),
         source,
     };
-    fs::create_dir_all(run_dir).map_err(failed)?;
+    if !run_dir.exists() {
+        fs::create_dir_all(run_dir).map_err(failed)?;
+        // The proxy's user must get through to its socket, whatever the umask.
+        fs::set_permissions(run_dir, Permissions::from_mode(0o755)).map_err(failed)?;
+    }
     let path = run_dir.join("agent.lock");
     let file = File::options().create(true).append(true).open(path).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

@@ -268,6 +268,8 @@ impl Agent {
             return Ok(());
         };
         let fresh = pod.starting.take().is_some_and(|starting| starting.fresh);
+        // Until now nobody has waited.
+        pod.unserved_since = (!served).then(Instant::now);
         let uid = pod.record.uid.clone();
         let enrolled = self.kernel.enrol(&pod.spec()).and_then(|()| {
             // The kernel remembers that an earlier agent had it refused.

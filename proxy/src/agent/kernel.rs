@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use underpass_ebpf::{Capture, Error, Layout, PodSpec};
+use underpass_ebpf::{Capture, Detached, Error, Layout, PodSpec};
 
 /// The programs and maps of one node, as far as the agent handles them. Everything in it outlives the agent.
 pub trait Kernel: Send {
@@ -57,7 +57,7 @@ pub trait Kernel: Send {
     ///
     /// # Errors
     /// When something cannot be removed.
-    fn detach(&self) -> Result<String, Error>;
+    fn detach(&self) -> Result<Detached, Error>;
 }
 
 /// The real one.
@@ -119,22 +119,18 @@ impl Kernel for RealKernel {
         self.capture.sweep_handshakes(None)
     }
 
-    fn detach(&self) -> Result<String, Error> {
-        detach(&self.layout)
+    fn detach(&self) -> Result<Detached, Error> {
+        Capture::detach(&self.layout)
     }
 }
 
-/// Ends capture where no agent runs; says what was removed.
-///
-/// # Errors
-/// When something cannot be removed.
-pub fn detach(layout: &Layout) -> Result<String, Error> {
-    let detached = Capture::detach(layout)?;
-    Ok(match detached.is_empty() {
+/// What a detach removed, for people.
+pub fn describe(detached: Detached) -> String {
+    match detached.is_empty() {
         true => "nothing was attached".to_owned(),
         false => format!(
             "{} pods freed, {} programs and {} maps removed",
             detached.pods, detached.programs, detached.maps
         ),
-    })
+    }
 }

@@ -66,6 +66,12 @@ impl Supervisor {
         }
     }
 
+    /// For tests of what needs no proxy.
+    #[cfg(test)]
+    pub fn never_start(&mut self) {
+        self.restart_at = None;
+    }
+
     /// When the proxy is to be started again.
     pub fn restart_at(&self) -> Option<Instant> {
         self.restart_at

@@ -45,6 +45,10 @@ impl Inside {
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.keeper.id()
+    }
+
     pub(crate) fn cgroup(&self) -> &Path {
         &self.cgroup
     }

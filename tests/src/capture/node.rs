@@ -25,9 +25,9 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// A command of the node's command line that takes longer hangs.
 const COMMAND_SECONDS: &str = "30";
 /// The user as which proxies run: nobody.
-const PROXY_USER: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+const PROXY_USER: u32 = 65_534;
 /// The first proxy's admin port; each has its own.
-const FIRST_ADMIN_PORT: u16 = 15000;
+const FIRST_ADMIN_PORT: u16 = 15100;
 
 /// See the head of the module `capture`.
 pub struct CaptureNode {
@@ -221,27 +221,42 @@ impl CaptureNode {
 
     /// As [`CaptureNode::start_proxy`], without waiting.
     pub fn launch_proxy(&self, config: &Config) -> Proxy {
-        let number = self.next_proxy.fetch_add(1, Ordering::Relaxed);
-        let label = format!("proxy-{number}");
+        let cgroup = format!("proxy-{}", self.next_proxy.load(Ordering::Relaxed));
+        self.launch_proxy_as(PROXY_USER, &cgroup, config)
+    }
+
+    /// As [`CaptureNode::launch_proxy`], as any user in any cgroup.
+    pub fn launch_proxy_as(&self, user: u32, cgroup: &str, config: &Config) -> Proxy {
         let socket = self.run_directory().join("agent.sock");
-        let cgroup = self.cgroup(&label);
-        Proxy::launch(
-            &self.world,
-            &self.host(),
-            config,
-            &label,
-            FIRST_ADMIN_PORT + number,
-            |binary, file| {
-                let mut command = Process::command_as(&binary.display().to_string(), &PROXY_USER);
-                command
-                    .arg("proxy")
-                    .arg("--config")
-                    .arg(file)
-                    .arg("--agent")
-                    .arg(socket);
-                enter(&cgroup, &command)
-            },
-        )
+        self.launch(config, cgroup, |binary, file| {
+            let mut command = as_user(user, binary);
+            command
+                .arg("proxy")
+                .arg("--config")
+                .arg(file)
+                .arg("--agent")
+                .arg(socket);
+            command
+        })
+    }
+
+    /// `underpass run`, agent and proxy in one, when it is ready.
+    pub fn start_both(&self, config: &Config) -> Proxy {
+        let both = self.launch(config, "both", |binary, file| {
+            let mut command = Process::command(&binary.display().to_string());
+            command.arg("run").arg("--config").arg(file);
+            command
+        });
+        both.ready()
+    }
+
+    fn launch(&self, config: &Config, cgroup: &str, command: impl FnOnce(&Path, &Path) -> Command) -> Proxy {
+        let number = self.next_proxy.fetch_add(1, Ordering::Relaxed);
+        let (label, cgroup) = (format!("proxy-{number}"), self.cgroup(cgroup));
+        let admin = FIRST_ADMIN_PORT + number;
+        Proxy::launch(&self.world, &self.host(), config, &label, admin, |binary, file| {
+            enter(&cgroup, &command(binary, file))
+        })
     }
 
     /// Enrols a pod. Panics when that fails.
@@ -294,12 +309,24 @@ impl CaptureNode {
 
     /// Runs `underpass ARGUMENTS` on the node, about this node's agent.
     pub fn underpass(&self, arguments: &[&str]) -> Outcome {
-        let mut command = Command::new("timeout");
+        self.underpass_as(0, arguments)
+    }
+
+    /// As [`CaptureNode::underpass`], as another user.
+    pub fn underpass_as(&self, user: u32, arguments: &[&str]) -> Outcome {
+        let directories = self.directories(arguments[0] == "detach");
+        let more = directories.iter().map(String::as_str);
+        let arguments: Vec<&str> = arguments.iter().copied().chain(more).collect();
+        self.program(user, &arguments)
+    }
+
+    /// Runs `underpass ARGUMENTS` on the node as a user, with nothing added.
+    pub fn program(&self, user: u32, arguments: &[&str]) -> Outcome {
+        let mut command = as_user(user, Path::new("timeout"));
         command
             .args(["--signal=KILL", COMMAND_SECONDS])
             .arg(proxy::binary())
-            .args(arguments)
-            .args(self.directories(arguments[0] == "detach"));
+            .args(arguments);
         self.run(command)
     }
 
@@ -335,6 +362,12 @@ impl CaptureNode {
         }
         arguments
     }
+}
+
+/// A command that runs `program` as a user without further groups.
+fn as_user(user: u32, program: &Path) -> Command {
+    let (user, group) = (format!("--reuid={user}"), format!("--regid={user}"));
+    Process::command_as(&program.display().to_string(), &[&user, &group, "--clear-groups"])
 }
 
 impl Default for CaptureNode {

@@ -41,6 +41,11 @@ impl Pod {
         &self.path
     }
 
+    /// A process that runs in it.
+    pub fn pid(&self) -> u32 {
+        self.inside.pid()
+    }
+
     /// The cgroup of its first container.
     pub fn cgroup(&self) -> &Path {
         self.inside.cgroup()

@@ -1,22 +1,28 @@
 //! Streams as fast as they go: iperf3, towards the server and back.
 
 use serde_json::Value;
-use underpass_tests::{Need, available};
+use underpass_tests::Need;
 
 use crate::place::{Place, command};
 
 /// Every test connection of iperf3 begins with a cookie of this length (`COOKIE_SIZE`), which it doesn't count.
 const COOKIE: u64 = 37;
+const PROGRAM: Need = Need::Program("iperf3");
 const STREAMS: u64 = 2;
 /// The control connection moves less than this, a stream more.
 const A_STREAM: u64 = 100_000;
 
 #[test]
 fn iperf3_measures_in_both_directions() {
-    if !available(&[Need::Program("iperf3")]) {
-        return;
-    }
-    let place = Place::start(5201);
+    Place::relayed(5201, &[PROGRAM]).iter().for_each(measure);
+}
+
+#[test]
+fn iperf3_measures_in_both_directions_between_captured_pods() {
+    Place::captured(5201, &[PROGRAM]).iter().for_each(measure);
+}
+
+fn measure(place: &Place) {
     let _iperf = place.serve(command(&format!(
         "iperf3 -s -B {} -p {}",
         place.server.ip(),

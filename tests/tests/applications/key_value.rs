@@ -3,17 +3,29 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 
-use underpass_tests::{Need, available};
+use underpass_tests::Need;
 
 use crate::place::{Place, command, number_after};
 
+const REDIS: [Need; 2] = [Need::Program("redis-server"), Need::Program("redis-benchmark")];
+const MEMCACHED: [Need; 3] = [
+    Need::Program("memcached"),
+    Need::Program("memccapable"),
+    Need::Program("memcslap"),
+];
+
 #[test]
 fn redis_serves_its_benchmark() {
-    if !available(&["redis-server", "redis-benchmark"].map(Need::Program)) {
-        return;
-    }
-    let place = Place::start(6379);
-    let (address, port, directory) = (place.server.ip(), place.port, place.world.directory().display());
+    Place::relayed(6379, &REDIS).iter().for_each(serve_redis);
+}
+
+#[test]
+fn redis_serves_its_benchmark_between_captured_pods() {
+    Place::captured(6379, &REDIS).iter().for_each(serve_redis);
+}
+
+fn serve_redis(place: &Place) {
+    let (address, port, directory) = (place.server.ip(), place.port, place.directory().display());
     let config = format!("bind {address}\nport {port}\ndir {directory}\nsave \"\"\nprotected-mode no\n");
     fs::write(place.path("redis.conf"), config).expect("write");
     let _redis = place.serve(command(&format!("redis-server {directory}/redis.conf")));
@@ -25,7 +37,7 @@ fn redis_serves_its_benchmark() {
     let (sent, received) = place.settled(1);
     // Asked directly: the question is counted, the answer not yet.
     let question = "INFO stats\r\n";
-    let info = ask(&place, question, |answer| {
+    let info = ask(place, question, |answer| {
         answer.contains("total_net_output_bytes") && answer.ends_with('\n')
     });
     assert_eq!(
@@ -42,10 +54,15 @@ fn redis_serves_its_benchmark() {
 
 #[test]
 fn memcached_serves_its_conformance_test_and_load() {
-    if !available(&["memcached", "memccapable", "memcslap"].map(Need::Program)) {
-        return;
-    }
-    let place = Place::start(11211);
+    Place::relayed(11211, &MEMCACHED).iter().for_each(serve_memcached);
+}
+
+#[test]
+fn memcached_serves_its_conformance_test_and_load_between_captured_pods() {
+    Place::captured(11211, &MEMCACHED).iter().for_each(serve_memcached);
+}
+
+fn serve_memcached(place: &Place) {
     let user = if nix::unistd::geteuid().is_root() {
         "-u root"
     } else {
@@ -54,7 +71,7 @@ fn memcached_serves_its_conformance_test_and_load() {
     let (address, port) = (place.server.ip(), place.port);
     let _memcached = place.serve(command(&format!("memcached -l {address} -p {port} -U 0 {user}")));
     let stats = || {
-        let stats = ask(&place, "stats\r\n", |answer| answer.ends_with("END\r\n"));
+        let stats = ask(place, "stats\r\n", |answer| answer.ends_with("END\r\n"));
         (
             number_after(&stats, "STAT bytes_read "),
             number_after(&stats, "STAT bytes_written "),
@@ -81,7 +98,7 @@ fn memcached_serves_its_conformance_test_and_load() {
 
 /// Asks the store directly; reads until `complete`.
 fn ask(place: &Place, question: &str, complete: impl Fn(&str) -> bool) -> String {
-    let mut stream = BufReader::new(place.client.connect(place.server.at(place.port)).expect("connect"));
+    let mut stream = BufReader::new(place.direct.connect(place.server.at(place.port)).expect("connect"));
     stream.get_mut().write_all(question.as_bytes()).expect("write");
     let mut answer = String::new();
     while !complete(&answer) {

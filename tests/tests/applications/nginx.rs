@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use underpass_tests::{Need, Process, available, wait};
+use underpass_tests::{Need, Process, wait};
 
 use crate::place::{Place, command, number_after};
 
+const PROGRAMS: [Need; 3] = [Need::Program("nginx"), Need::Program("curl"), Need::Program("wrk")];
 const LARGE_FILE: usize = 100 * 1024 * 1024;
 const WRK_CONNECTIONS: usize = 32;
 /// curl asks for this answer before an upload; nginx doesn't count it.
@@ -22,12 +23,17 @@ end
 
 #[test]
 fn nginx_serves_curl_and_wrk() {
-    if !available(&["nginx", "curl", "wrk"].map(Need::Program)) {
-        return;
-    }
-    let place = Place::start(8080);
-    let _nginx = start_nginx(&place);
-    let directory = place.world.directory().display();
+    Place::relayed(8080, &PROGRAMS).iter().for_each(serve);
+}
+
+#[test]
+fn nginx_serves_curl_and_wrk_between_captured_pods() {
+    Place::captured(8080, &PROGRAMS).iter().for_each(serve);
+}
+
+fn serve(place: &Place) {
+    let _nginx = start_nginx(place);
+    let directory = place.directory().display();
     let large: Vec<u8> = (0..LARGE_FILE).map(|_| fastrand::u8(..)).collect();
     fs::write(place.path("www/large"), &large).expect("write");
     let url = format!("http://{}", place.relay());
@@ -42,7 +48,7 @@ fn nginx_serves_curl_and_wrk() {
         fs::read(place.path("www/uploaded")).expect("read") == large,
         "the upload is the file"
     );
-    let ((sent, received), (requests, answers)) = (place.settled(2), nginx_counts(&place, 2));
+    let ((sent, received), (requests, answers)) = (place.settled(2), nginx_counts(place, 2));
     assert_eq!(sent, requests, "bytes of requests, by nginx's count");
     assert!(
         [answers, answers + CONTINUE].contains(&received),
@@ -57,7 +63,7 @@ fn nginx_serves_curl_and_wrk() {
     assert!(count("requests") > 1000 && count("errors") == 0, "{report}");
     let lines = place.lines(2 + WRK_CONNECTIONS);
     let by_relay: u64 = lines.iter().map(|line| line.number("received_bytes")).sum::<u64>() - received;
-    let by_nginx = nginx_counts(&place, 2 + count("requests") as usize).1 - answers;
+    let by_nginx = nginx_counts(place, 2 + count("requests") as usize).1 - answers;
     // wrk leaves in the middle of answers.
     let possible = count("bytes")..=by_nginx;
     assert!(
@@ -67,7 +73,7 @@ fn nginx_serves_curl_and_wrk() {
 }
 
 fn start_nginx(place: &Place) -> Process {
-    let directory = place.world.directory().display();
+    let directory = place.directory().display();
     fs::create_dir_all(place.path("www")).expect("a folder");
     fs::write(place.path("www/small"), vec![b'x'; 1024]).expect("write");
     let modules = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];

@@ -1,55 +1,107 @@
-//! A program's server behind a relay, and what the relay and the log count.
+//! A program's server behind a relay or captured, and what the proxy's metrics and its log count.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use underpass_tests::{AccessLine, Config, Host, Listen, Process, Proxy, World, wait};
+use underpass_tests::capture::{Agent, CaptureNode};
+use underpass_tests::{AccessLine, Config, Host, Listen, Need, Process, Proxy, World, available, wait};
 
 /// A program that takes longer hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A program's server behind a fixed listener.
+/// A program's server, and a client whose every connection goes through the proxy.
 pub(crate) struct Place {
     proxy: Proxy,
-    proxy_host: Host,
     pub(crate) client: Host,
     pub(crate) server: Host,
+    /// From here the proxy has no part in what goes to the server.
+    pub(crate) direct: Host,
     pub(crate) port: u16,
-    pub(crate) world: World,
+    /// What the client connects to.
+    relay: SocketAddr,
+    stage: Stage,
+}
+
+enum Stage {
+    Relayed(World),
+    Captured { node: CaptureNode, _agent: Agent },
 }
 
 impl Place {
-    pub(crate) fn start(port: u16) -> Self {
+    /// The server is behind a fixed listener, and the client told so. None if there is not what this `needs`.
+    pub(crate) fn relayed(port: u16, needs: &[Need]) -> Option<Self> {
+        if !available(needs) {
+            return None;
+        }
         let world = World::loopback();
         let [proxy_host, client, server] = [(); 3].map(|()| world.host());
         let config = Config::new()
             .listener("relay", proxy_host.at(15001), Listen::fixed(server.at(port)))
             .workload("shop/server", server.ip(), "");
-        let proxy = Proxy::start(&world, &proxy_host, &config);
-        Self {
-            proxy,
-            proxy_host,
+        Some(Self {
+            proxy: Proxy::start(&world, &proxy_host, &config),
+            direct: client.clone(),
             client,
             server,
             port,
-            world,
+            relay: proxy_host.at(15001),
+            stage: Stage::Relayed(world),
+        })
+    }
+
+    /// Client and server are captured pods, and know nothing of it.
+    pub(crate) fn captured(port: u16, needs: &[Need]) -> Option<Self> {
+        if !available(&[Need::Capture]) || !available(needs) {
+            return None;
+        }
+        let node = CaptureNode::new();
+        let [client, server] = ["shop/client", "shop/server"].map(|name| node.pod(name));
+        let config = [&client, &server].into_iter().fold(Config::new(), |config, pod| {
+            config.workload_at(pod.name(), &pod.addresses(), "")
+        });
+        let agent = node.start_agent();
+        let proxy = node.start_proxy(&config);
+        for pod in [&client, &server] {
+            node.enrol(pod);
+        }
+        Some(Self {
+            proxy,
+            client: client.clone(),
+            // A pod's talk with itself is not captured.
+            direct: server.clone(),
+            server: server.clone(),
+            port,
+            relay: server.at(port),
+            stage: Stage::Captured { node, _agent: agent },
+        })
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        match &self.stage {
+            Stage::Relayed(world) => world,
+            Stage::Captured { node, .. } => node.world(),
         }
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        self.world().directory()
+    }
+
+    /// Where the client finds the server.
     pub(crate) fn relay(&self) -> SocketAddr {
-        self.proxy_host.at(15001)
+        self.relay
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.world.directory().join(name)
+        self.directory().join(name)
     }
 
     /// Starts a server and waits until it listens.
     pub(crate) fn serve(&self, command: Command) -> Process {
-        let mut process = Process::start(&self.world, &self.server, "server", command);
-        process.wait_for_port(&self.client, self.server.at(self.port));
+        let mut process = Process::start(self.world(), &self.server, "server", command);
+        process.wait_for_port(&self.direct, self.server.at(self.port));
         process
     }
 
@@ -59,7 +111,12 @@ impl Place {
     }
 
     pub(crate) fn run_command(&self, name: &str, command: Command) -> String {
-        Process::run(&self.world, &self.client, name, command, DEADLINE)
+        Process::run(self.world(), &self.client, name, command, DEADLINE)
+    }
+
+    /// Runs the command line of a client that reaches the server without the proxy.
+    pub(crate) fn run_direct(&self, line: &str) -> String {
+        Process::run(self.world(), &self.direct, "direct", command(line), DEADLINE)
     }
 
     /// The log lines, once at least so many connections have been made and all have ended.

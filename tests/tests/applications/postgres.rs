@@ -3,20 +3,32 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use underpass_tests::{Need, Process, available, wait};
+use underpass_tests::{Need, Process, wait};
 
 use crate::place::{Place, command, number_after};
 
+const NEEDS: [Need; 5] = [
+    Need::Root,
+    Need::Program("initdb"),
+    Need::Program("postgres"),
+    Need::Program("pgbench"),
+    Need::Program("psql"),
+];
 /// PostgreSQL refuses to run as root.
 const USER: [&str; 3] = ["--reuid=postgres", "--regid=postgres", "--init-groups"];
 
 #[test]
 fn postgres_serves_pgbench() {
-    if !available(&["initdb", "postgres", "pgbench", "psql"].map(Need::Program)) || !available(&[Need::Root]) {
-        return;
-    }
-    let place = Place::start(5432);
-    let _postgres = start_postgres(&place);
+    Place::relayed(5432, &NEEDS).iter().for_each(serve);
+}
+
+#[test]
+fn postgres_serves_pgbench_between_captured_pods() {
+    Place::captured(5432, &NEEDS).iter().for_each(serve);
+}
+
+fn serve(place: &Place) {
+    let _postgres = start_postgres(place);
     let relay = place.relay();
     let relayed = format!("-h {} -p {} -U postgres", relay.ip(), relay.port());
     let direct = format!("-h {} -p {} -U postgres", place.server.ip(), place.port);
@@ -38,11 +50,11 @@ fn postgres_serves_pgbench() {
         "select string_agg(md5(n::text), '') from generate_series(1, 200000) n",
     )
     .expect("write");
-    let ask = |way: &str| place.run(&format!("psql {way} -At -f {} postgres", query.display()));
+    let ask = |way: &str| format!("psql {way} -At -f {} postgres", query.display());
     let before = place.settled(1).1;
-    let answer = ask(&relayed);
+    let answer = place.run(&ask(&relayed));
     assert!(
-        answer == ask(&direct) && answer.len() > 200_000 * 32,
+        answer == place.run_direct(&ask(&direct)) && answer.len() > 200_000 * 32,
         "the same answer of 6.4 MB"
     );
     wait::eventually(wait::SOON, "its bytes are counted", || {
@@ -57,13 +69,15 @@ fn start_postgres(place: &Place) -> Process {
         .expect("the package's user");
     let data = place.path("cluster");
     fs::create_dir(&data).expect("a folder");
-    fs::set_permissions(place.world.directory(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    fs::set_permissions(place.directory(), fs::Permissions::from_mode(0o755)).expect("chmod");
     chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown");
     let mut initdb = Process::command_as("initdb", &USER);
     initdb
         .args(["-A", "trust", "-U", "postgres", "-N", "-D", "."])
         .current_dir(&data);
     place.run_command("initdb", initdb);
+    // Without this it trusts clients on loopback only.
+    fs::write(data.join("pg_hba.conf"), "host all all all trust\n").expect("write");
 
     let mut postgres = Process::command_as("postgres", &USER);
     let (address, port) = (place.server.ip().to_string(), place.port.to_string());
@@ -74,7 +88,8 @@ fn start_postgres(place: &Place) -> Process {
     // It listens before it takes clients.
     let ready = format!("pg_isready -q -h {address} -p {port}");
     wait::eventually(wait::SOON, "postgres takes clients", || {
-        command(&ready).status().is_ok_and(|s| s.success())
+        let mut asking = Process::start(place.world(), &place.direct, "pg_isready", command(&ready));
+        asking.wait(wait::SOON).success()
     });
     postgres
 }

@@ -2,24 +2,37 @@
 
 use std::fs;
 
-use underpass_tests::{Need, Process, available};
+use underpass_tests::{Need, Process};
 
 use crate::place::{DEADLINE, Place, command};
 
+const NEEDS: [Need; 5] = [
+    Need::Root,
+    Need::Program("sshd"),
+    Need::Program("ssh"),
+    Need::Program("scp"),
+    Need::Program("ssh-keygen"),
+];
+
 #[test]
 fn sshd_serves_ssh_and_scp() {
-    if !available(&["sshd", "ssh", "scp", "ssh-keygen"].map(Need::Program)) || !available(&[Need::Root]) {
-        return;
-    }
-    let place = Place::start(2222);
-    let (_sshd, options) = start_sshd(&place);
+    Place::relayed(2222, &NEEDS).iter().for_each(serve);
+}
+
+#[test]
+fn sshd_serves_ssh_and_scp_between_captured_pods() {
+    Place::captured(2222, &NEEDS).iter().for_each(serve);
+}
+
+fn serve(place: &Place) {
+    let (_sshd, options) = start_sshd(place);
     let relay = place.relay();
     let (login, port) = (format!("root@{}", relay.ip()), relay.port());
 
     let said = place.run(&format!("ssh {options} -p {port} {login} echo hello"));
     assert_eq!(said.trim(), "hello");
     let fails = command(&format!("ssh {options} -p {port} {login} exit 7"));
-    let mut fails = Process::start(&place.world, &place.client, "ssh", fails);
+    let mut fails = Process::start(place.world(), &place.client, "ssh", fails);
     assert_eq!(fails.wait(DEADLINE).code(), Some(7), "the remote exit status arrives");
 
     let content: Vec<u8> = (0..20 * 1024 * 1024).map(|_| fastrand::u8(..)).collect();
@@ -45,7 +58,7 @@ fn sshd_serves_ssh_and_scp() {
 fn start_sshd(place: &Place) -> (Process, String) {
     // sshd insists on this folder of the package's, which is gone after a restart of the machine.
     fs::create_dir_all("/run/sshd").expect("sshd's privilege separation folder");
-    let directory = place.world.directory().display();
+    let directory = place.directory().display();
     for key in ["host_key", "user_key"] {
         let mut keygen = command(&format!("ssh-keygen -q -t ed25519 -f {directory}/{key}"));
         keygen.args(["-N", ""]);

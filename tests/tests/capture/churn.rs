@@ -7,7 +7,7 @@ use underpass_tests::capture::Pod;
 use underpass_tests::{Process, Server, wait};
 
 use crate::load::under_load;
-use crate::place::{ONLY_CLIENT, PORT, Place, ask};
+use crate::place::{ONLY_CLIENT, PORT, Place, ask, inside};
 
 /// Issue 4: so many pods, enrolled and removed in a loop.
 const PODS: usize = 200;
@@ -48,8 +48,11 @@ fn server_in(place: &Place, number: usize) -> Server {
     server
 }
 
+/// Sockets that may have been made ahead of need, or not yet. Far fewer than what is made for a pod.
+const POOLED: usize = 2;
+
 /// What a node with so many pods costs, at rest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Footprint {
     kernel_objects: usize,
     pins: usize,
@@ -83,15 +86,24 @@ impl Place {
         }
     }
 
-    /// Waits until the node costs what it did.
+    /// Waits until the node costs no more than it did. The pools of sockets may hold one more or less.
     #[track_caller]
-    fn assert_costs(&self, expected: &Footprint, pods: usize) {
-        let mut last = self.rest(pods);
+    fn assert_costs(&self, before: &Footprint, pods: usize) {
+        let mut now = self.rest(pods);
         let end = Instant::now() + wait::SOON;
-        while last != *expected && Instant::now() < end {
-            last = self.footprint();
+        while !now.is_at_most(before) && Instant::now() < end {
+            now = self.footprint();
         }
-        assert_eq!(last, *expected, "what is there now, and what was before");
+        assert!(now.is_at_most(before), "before: {before:?}, now: {now:?}");
+    }
+}
+
+impl Footprint {
+    fn is_at_most(&self, before: &Self) -> bool {
+        let kernel = |one: &Self| (one.kernel_objects, one.pins, one.addresses, one.veths);
+        kernel(self) == kernel(before)
+            && self.descriptors_of_agent <= before.descriptors_of_agent + POOLED
+            && self.descriptors_of_proxy <= before.descriptors_of_proxy + POOLED
     }
 }
 
@@ -118,7 +130,7 @@ fn deleted_under_traffic(place: &Place, server: &Server, round: usize) {
     place.proxy.apply(&config);
     place.node.enrol(&pod);
     let inside = Server::start(&pod, PORT);
-    let mut command = Process::command(env!("CARGO_BIN_EXE_inside"));
+    let mut command = inside();
     command.args(["load", &server.address().to_string()]);
     let out = Process::start(place.node.world(), &pod, "load", command);
     let into = inside.address();

@@ -3,6 +3,8 @@
 
 mod adversary;
 mod churn;
+mod doctor;
+mod enrolment;
 mod fail_closed;
 mod load;
 mod network;

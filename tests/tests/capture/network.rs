@@ -5,7 +5,7 @@ use std::time::Instant;
 use underpass_tests::capture::CaptureNode;
 use underpass_tests::{Need, Process, Server, available, wait};
 
-use crate::place::{DENY_ALL, Hosts, ONLY_CLIENT, PORT, Place, VIP, address, ask, is_refusal};
+use crate::place::{DENY_ALL, Hosts, ONLY_CLIENT, PORT, Place, VIP, address, ask, inside, is_refusal};
 
 /// A network policy as network plugins write it: of the forward hook of the node.
 fn forward(node: &CaptureNode, rule: &str) {
@@ -73,8 +73,8 @@ fn a_drop_on_the_way_between_two_pods_is_honoured() {
 }
 
 /// A service load balancer on the cgroup, as Cilium's: it rewrites a virtual address to a backend, here the server.
-fn rewriter(node: &CaptureNode, cgroup: &str, from: &str, to: &str) -> Process {
-    let mut command = Process::command(env!("CARGO_BIN_EXE_inside"));
+pub(crate) fn rewriter(node: &CaptureNode, cgroup: &str, from: &str, to: &str) -> Process {
+    let mut command = inside();
     command.args(["rewrite", cgroup, from, to]);
     let process = Process::start(node.world(), &node.host(), "rewriter", command);
     wait::eventually(wait::SOON, "the foreign program is attached", || {

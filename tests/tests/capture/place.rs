@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -155,9 +156,14 @@ pub(crate) fn ask(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// The program that runs inside pods.
+pub(crate) fn inside() -> Command {
+    Process::command(env!("CARGO_BIN_EXE_inside"))
+}
+
 /// A program on `host` connects in the way that `how` names (see the binary `inside`); answers what it says has come of it.
 pub(crate) fn connect_by_program(node: &CaptureNode, host: &Host, how: &[&str], to: SocketAddr) -> Value {
-    let mut command = Process::command(env!("CARGO_BIN_EXE_inside"));
+    let mut command = inside();
     command.arg("connect").arg(how[0]).arg(to.to_string()).args(&how[1..]);
     let said = Process::run(node.world(), host, how[0], command, PROGRAM_DEADLINE);
     let line = said.lines().last().unwrap_or_default();

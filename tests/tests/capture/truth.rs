@@ -316,6 +316,25 @@ fn a_client_that_is_not_enrolled_is_let_in_as_nobody() {
 }
 
 #[test]
+fn a_pod_that_the_mesh_does_not_know_is_refused_both_ways() {
+    let Some(place) = open_place() else { return };
+    let (inside, outside) = (Server::start(&place.stranger, PORT), Server::start(&place.remote, PORT));
+    place.node.enrol(&place.stranger);
+    place.assert_refused(&place.stranger, outside.address());
+    for host in [&*place.client, &place.remote] {
+        place.assert_refused(host, inside.address());
+    }
+    assert_eq!((inside.accepted(), outside.accepted()), (0, 0));
+    // The mesh learns of it later: nothing has to be enrolled again.
+    let known = place
+        .config("")
+        .workload_at("nowhere/stranger", &place.stranger.addresses(), "");
+    place.proxy.apply(&known);
+    ask(&place.stranger, outside.address()).expect("known by now");
+    ask(&place.client, inside.address()).expect("known by now");
+}
+
+#[test]
 fn an_unknown_destination_is_passed_or_denied_as_configured() {
     let config = |hosts: &Hosts, rule: &str| hosts.config("").node(format!("unknown_destination: {rule}"));
     let Some(place) = Place::start(|hosts| config(hosts, "allow")) else {

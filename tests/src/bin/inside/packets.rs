@@ -35,6 +35,11 @@ pub(crate) fn run(how: &str, target: SocketAddr, more: &[&str]) -> io::Result<()
         "hdrincl" => through_header_socket(target, &packet(source, target, &segment))?,
         "link" => link.send(target, &packet(source, target, &segment))?,
         "frame" => link.send_frame(target, None, &packet(source, target, &segment))?,
+        "bypass" => link.send_past_queues(target, &packet(source, target, &segment))?,
+        "xdp" => refused_or(raw::send_by_xdp(
+            link.index,
+            &link.frame(target, None, &packet(source, target, &segment)),
+        ))?,
         "vlan" => link.send_frame(target, Some(7), &packet(source, target, &segment))?,
         "fragments" => {
             for fragment in fragments(source, target, &segment) {
@@ -59,8 +64,28 @@ impl Link {
         refused_or(raw::send_link(&socket, self.index, ethertype(target), self.mac, packet))
     }
 
+    fn send_past_queues(&self, target: SocketAddr, packet: &[u8]) -> io::Result<()> {
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+        refused_or(
+            raw::set_queue_bypass(&socket)
+                .and_then(|()| raw::send_link(&socket, self.index, ethertype(target), self.mac, packet)),
+        )
+    }
+
     fn send_frame(&self, target: SocketAddr, vlan: Option<u16>, packet: &[u8]) -> io::Result<()> {
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        let protocol = vlan.map_or(ethertype(target), |_| ETHERTYPE_VLAN);
+        refused_or(raw::send_link(
+            &socket,
+            self.index,
+            protocol,
+            self.mac,
+            &self.frame(target, vlan, packet),
+        ))
+    }
+
+    /// The packet with an Ethernet header, and a VLAN tag.
+    fn frame(&self, target: SocketAddr, vlan: Option<u16>, packet: &[u8]) -> Vec<u8> {
         let mut frame = self.mac.to_vec();
         frame.extend([2, 0, 0, 0, 0, 1]);
         if let Some(tag) = vlan {
@@ -69,8 +94,7 @@ impl Link {
         }
         frame.extend(ethertype(target).to_be_bytes());
         frame.extend(packet);
-        let protocol = vlan.map_or(ethertype(target), |_| ETHERTYPE_VLAN);
-        refused_or(raw::send_link(&socket, self.index, protocol, self.mac, &frame))
+        frame
     }
 }
 

@@ -21,18 +21,19 @@ pub(crate) fn set_repair(socket: impl AsFd, on: bool) -> io::Result<()> {
     set(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, on.into())
 }
 
+/// What a packet socket sends goes to the driver without any queueing discipline, and so without what is attached there.
+pub(crate) fn set_queue_bypass(socket: impl AsFd) -> io::Result<()> {
+    set(socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)
+}
+
 fn set(socket: impl AsFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
-    let length = size_of::<c_int>() as socklen_t;
-    // SAFETY: the pointer is to a live c_int of this length, and the descriptor is borrowed.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast::<c_void>(),
-            length,
-        )
-    };
+    set_value(socket, level, name, &value)
+}
+
+fn set_value<V>(socket: impl AsFd, level: c_int, name: c_int, value: &V) -> io::Result<()> {
+    let (value, length) = (value as *const V, size_of::<V>() as socklen_t);
+    // SAFETY: the pointer is to a live value of this length, and the descriptor is borrowed.
+    let result = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.cast::<c_void>(), length) };
     check(result).map(|_| ())
 }
 
@@ -61,6 +62,135 @@ pub(crate) fn send_link(socket: impl AsFd, index: u32, ethertype: u16, mac: [u8;
         )
     };
     check(c_int::try_from(sent).unwrap_or(-1)).map(|_| ())
+}
+
+/// Memory shared with the kernel, until dropped.
+struct Shared {
+    start: *mut u8,
+    length: usize,
+}
+
+impl Shared {
+    fn map(socket: Option<&OwnedFd>, length: usize, offset: i64) -> io::Result<Self> {
+        let (flags, descriptor) = match socket {
+            Some(socket) => (libc::MAP_SHARED | libc::MAP_POPULATE, socket.as_raw_fd()),
+            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+        };
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                descriptor,
+                offset,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            start: start.cast(),
+            length,
+        })
+    }
+
+    fn write<T>(&self, offset: u64, value: T) {
+        let offset = usize::try_from(offset).expect("small");
+        assert!(offset + size_of::<T>() <= self.length, "inside the mapping");
+        // SAFETY: inside the mapping, as just asserted; the kernel looks at it only when it is told to, by sendto().
+        unsafe { self.start.add(offset).cast::<T>().write_unaligned(value) }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: a whole mapping of our own, which nobody uses any more.
+        unsafe { libc::munmap(self.start.cast(), self.length) };
+    }
+}
+
+/// Size of a frame of an AF_XDP socket's memory, and of a mapping that holds a short ring.
+const XDP_FRAME: u32 = 4096;
+const XDP_RING: u32 = 2;
+
+/// Sends one frame by an AF_XDP socket on queue 0 of the device `index`, without any program (net/xdp/xsk.c).
+pub(crate) fn send_by_xdp(index: u32, frame: &[u8]) -> io::Result<()> {
+    let socket = OwnedFd::from(socket2::Socket::new(libc::AF_XDP.into(), socket2::Type::RAW, None)?);
+    let memory = Shared::map(None, (XDP_FRAME * XDP_RING) as usize, 0)?;
+    for (at, byte) in (0u64..).zip(frame) {
+        memory.write(at, *byte);
+    }
+    let umem = libc::xdp_umem_reg {
+        addr: memory.start as u64,
+        len: u64::from(XDP_FRAME * XDP_RING),
+        chunk_size: XDP_FRAME,
+        headroom: 0,
+        flags: 0,
+        tx_metadata_len: 0,
+    };
+    set_value(&socket, libc::SOL_XDP, libc::XDP_UMEM_REG, &umem)?;
+    for ring in [
+        libc::XDP_UMEM_FILL_RING,
+        libc::XDP_UMEM_COMPLETION_RING,
+        libc::XDP_TX_RING,
+    ] {
+        set_value(&socket, libc::SOL_XDP, ring, &XDP_RING)?;
+    }
+    let offsets = ring_offsets(&socket)?.tx;
+    let ring = Shared::map(Some(&socket), XDP_FRAME as usize, libc::XDP_PGOFF_TX_RING)?;
+    bind_to_queue(&socket, index)?;
+    let descriptor = libc::xdp_desc {
+        addr: 0,
+        len: u32::try_from(frame.len()).expect("short"),
+        options: 0,
+    };
+    ring.write(offsets.desc, descriptor);
+    ring.write(offsets.producer, 1u32);
+    // SAFETY: a call without memory.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            std::ptr::null(),
+            0,
+            libc::MSG_DONTWAIT,
+            std::ptr::null(),
+            0,
+        )
+    };
+    check(c_int::try_from(sent).unwrap_or(-1)).map(|_| ())
+}
+
+fn bind_to_queue(socket: &OwnedFd, index: u32) -> io::Result<()> {
+    let address = libc::sockaddr_xdp {
+        sxdp_family: u16::try_from(libc::AF_XDP).expect("small"),
+        sxdp_flags: libc::XDP_COPY,
+        sxdp_ifindex: index,
+        sxdp_queue_id: 0,
+        sxdp_shared_umem_fd: 0,
+    };
+    let length = size_of::<libc::sockaddr_xdp>() as socklen_t;
+    // SAFETY: the pointer is to a live address of this length.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(|_| ())
+}
+
+fn ring_offsets(socket: impl AsFd) -> io::Result<libc::xdp_mmap_offsets> {
+    let mut length = size_of::<libc::xdp_mmap_offsets>() as socklen_t;
+    // SAFETY: plain numbers, for which zeros are a value.
+    let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointers are to live memory of the length given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_XDP,
+            libc::XDP_MMAP_OFFSETS,
+            (&raw mut offsets).cast(),
+            &raw mut length,
+        )
+    };
+    check(result)?;
+    Ok(offsets)
 }
 
 /// The part of `union bpf_attr` that loads a program (include/uapi/linux/bpf.h).
