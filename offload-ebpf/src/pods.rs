@@ -138,6 +138,19 @@ impl Capture {
         Ok(())
     }
 
+    /// The captured pod that an address belongs to.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn owner(&self, address: IpAddr) -> Result<Option<u64>, Error> {
+        let owner = self.maps.addresses.get(&to_bytes(address));
+        owner.map_err(|source| Error::Map {
+            action: "read",
+            map: "ADDRESSES",
+            source,
+        })
+    }
+
     fn set_addresses(&self, pod: &PodSpec<'_>) -> Result<(), Error> {
         let addresses: Vec<[u8; 16]> = pod.addresses.iter().copied().map(to_bytes).collect();
         for address in &addresses {

@@ -157,7 +157,7 @@ enum Event {
     ProxySaid(ProxyId, FromProxy),
     /// A proxy's connection ended.
     ProxyGone(ProxyId, HandoverError),
-    /// SIGTERM or SIGINT.
+    /// SIGTERM, SIGINT or SIGHUP.
     Signalled(Signal),
     /// The proxy of `underpass run` ended.
     ChildEnded,

@@ -85,7 +85,12 @@ impl CaptureShape<'_> {
             {
                 let problem = format!("pods[{first}] already has this namespace");
                 let field = if shape.netns.is_some() { "netns" } else { "pid" };
-                reading.report(path.field(field), written, problem, "a namespace is one pod: remove one");
+                reading.report(
+                    path.field(field),
+                    written,
+                    problem,
+                    "a namespace is one pod: remove one",
+                );
             }
             let workload = workloads.find(path.field("workload"), &shape.workload, reading);
             let workload = workload.map(|index| workloads.uid(index).clone());
@@ -131,7 +136,12 @@ impl CapturedPodShape<'_> {
 /// The agent's and the proxy's working directories may differ, so that a relative path would name two files.
 fn absolute(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<PathBuf> {
     if !value.starts_with('/') {
-        reading.report(path, value, "is not an absolute path", "write the whole path, from `/` on");
+        reading.report(
+            path,
+            value,
+            "is not an absolute path",
+            "write the whole path, from `/` on",
+        );
         return None;
     }
     Some(value.into())

@@ -4,10 +4,10 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use underpass_config::{
-    AccessLog, Action, AppProtocol, BalanceMode, CaptureSettings, CapturedPod, Config, ConnectionFacts, Destination, Group, Health, HealthPolicy,
-    Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, PodPlace, PolicyKey,
-    PolicyScope, PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol,
-    UnknownDestination, Vip, WorkloadType, WorkloadUid,
+    AccessLog, Action, AppProtocol, BalanceMode, CaptureSettings, CapturedPod, Config, ConnectionFacts, Destination,
+    Group, Health, HealthPolicy, Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat,
+    Match, NodeSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey,
+    StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip, WorkloadType, WorkloadUid,
 };
 
 use super::COMPLETE;

@@ -126,7 +126,8 @@ impl Agent {
             return Err(EnrolError::Uid(uid.into()));
         }
         let namespace = Namespace::open(&place)?;
-        let inside = look_inside(&namespace, &place)?;
+        let mut inside = look_inside(&namespace, &place)?;
+        self.leave_to_others(&mut inside)?;
         if let Some(pod) = self.pods.get_mut(&inside.cookie) {
             if pod.record.uid != uid {
                 let uid = pod.record.uid.clone();
@@ -145,6 +146,29 @@ impl Agent {
         self.insert(uid, place, namespace, inside)?;
         self.introduce(cookie);
         Ok(Begun::Starting(cookie))
+    }
+
+    /// Takes out the addresses that another captured pod had before. A pod may give itself any address; what is sent to another's must
+    /// not be taken for its own.
+    fn leave_to_others(&mut self, inside: &mut Inside) -> Result<(), underpass_ebpf::Error> {
+        let mut own = Vec::new();
+        for address in std::mem::take(&mut inside.addresses) {
+            let owner = self.kernel.owner(address)?.filter(|owner| *owner != inside.cookie);
+            let lives = |pod: &&Pod| pod.namespace.is_at(&pod.record.place);
+            match owner {
+                None => own.push(address),
+                Some(owner) if self.pods.get(&owner).filter(|pod| !lives(pod)).is_some() => {
+                    self.remove(owner, "its network namespace is gone")?;
+                    own.push(address);
+                }
+                Some(owner) => {
+                    let cookie = inside.cookie;
+                    tracing::warn!(%address, cookie, owner, "an address of this pod belongs to another pod, and is left to that one");
+                }
+            }
+        }
+        inside.addresses = own;
+        Ok(())
     }
 
     /// Whether no other pod has this uid. One whose namespace is gone has it no more.
@@ -397,6 +421,10 @@ impl Agent {
         let (uid, cookie) = (record.uid.clone(), record.cookie);
         let opened = Namespace::open(&record.place).and_then(|namespace| {
             let inside = look_inside(&namespace, &record.place)?;
+            Ok((namespace, inside))
+        });
+        let opened = opened.map_err(EnrolError::from).and_then(|(namespace, mut inside)| {
+            self.leave_to_others(&mut inside)?;
             Ok((namespace, inside))
         });
         let outcome = match opened {

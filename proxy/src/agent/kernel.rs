@@ -1,5 +1,6 @@
 //! What the agent asks of the kernel side, as a trait: unit tests put a recorder in its place.
 
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use underpass_ebpf::{Capture, Detached, Error, Layout, PodSpec};
@@ -46,6 +47,11 @@ pub trait Kernel: Send {
     /// # Errors
     /// When the map may not be read.
     fn pods(&self) -> Result<Vec<(u64, u32)>, Error>;
+    /// The cookie of the captured pod that an address belongs to.
+    ///
+    /// # Errors
+    /// When the map may not be read.
+    fn owner(&self, address: IpAddr) -> Result<Option<u64>, Error>;
     /// The map of handshakes, and that of notes, which proxies are given.
     fn maps(&self) -> [BorrowedFd<'_>; 2];
     /// Forgets what proxies announced and did not use, in all namespaces.
@@ -109,6 +115,10 @@ impl Kernel for RealKernel {
     fn pods(&self) -> Result<Vec<(u64, u32)>, Error> {
         let pods = self.capture.pods()?;
         Ok(pods.into_iter().map(|(cookie, entry)| (cookie, entry.slot)).collect())
+    }
+
+    fn owner(&self, address: IpAddr) -> Result<Option<u64>, Error> {
+        self.capture.owner(address)
     }
 
     fn maps(&self) -> [BorrowedFd<'_>; 2] {

@@ -10,7 +10,7 @@ use underpass_ebpf::PodSpec;
 
 use super::control::{Line, PodState, PodView};
 use super::interfaces::is_bindable;
-use super::listeners::{Listener, Listeners};
+use super::listeners::Listeners;
 use super::namespace::Namespace;
 use super::state::Record;
 use crate::handover;
@@ -55,32 +55,32 @@ pub struct Starting {
 impl Pod {
     /// What the kernel is told.
     pub fn spec(&self) -> PodSpec<'_> {
-        let none = (&[][..], &[][..]);
-        let (outbound, inbound) =
-            (self.listeners.as_ref()).map_or(none, |open| (&open.outbound[..], &open.inbound[..]));
-        let of = |listeners: &'_ [Listener], v4: bool| {
-            let index = listeners.iter().position(|listener| listener.address.is_ipv4() == v4);
-            index
-        };
-        let outbound_at = |v4| of(outbound, v4).map(|index| outbound[index].address);
-        let inbound_of = |v4| of(inbound, v4).map(|index| inbound[index].socket.as_fd());
-        PodSpec {
+        let mut spec = PodSpec {
             cookie: self.record.cookie,
             slot: self.record.slot,
             netns: self.namespace.as_fd(),
-            v4: outbound_at(true).and_then(|address| match address {
-                SocketAddr::V4(address) => Some((*address.ip(), address.port())),
-                SocketAddr::V6(_) => None,
-            }),
-            v6: outbound_at(false).and_then(|address| match address {
-                SocketAddr::V6(address) => Some((*address.ip(), address.port())),
-                SocketAddr::V4(_) => None,
-            }),
+            v4: None,
+            v6: None,
             addresses: self.addresses.clone(),
-            inbound_v4: inbound_of(true),
-            inbound_v6: inbound_of(false),
+            inbound_v4: None,
+            inbound_v6: None,
             handshake_limit: HANDSHAKE_LIMIT,
+        };
+        let Some(listeners) = &self.listeners else { return spec };
+        for listener in &listeners.outbound {
+            match listener.address {
+                SocketAddr::V4(address) => spec.v4 = Some((*address.ip(), address.port())),
+                SocketAddr::V6(address) => spec.v6 = Some((*address.ip(), address.port())),
+            }
         }
+        for listener in &listeners.inbound {
+            let socket = Some(listener.socket.as_fd());
+            match listener.address {
+                SocketAddr::V4(_) => spec.inbound_v4 = socket,
+                SocketAddr::V6(_) => spec.inbound_v6 = socket,
+            }
+        }
+        spec
     }
 
     /// What proxies are told, if there are listeners to hand them.

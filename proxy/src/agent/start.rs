@@ -191,7 +191,7 @@ struct Process {
 impl Process {
     fn prepare(options: &AgentOptions) -> Result<Self, AgentError> {
         // Before the first thread: threads inherit the mask, and a signal must find none without it.
-        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
         signals.thread_block().map_err(io::Error::from)?;
         raise_descriptor_limit();
         let hierarchy = Hierarchy::at(cgroup2_mount()?);

@@ -167,8 +167,13 @@ impl Agent {
         Ok(None)
     }
 
-    /// Stops the agent, after its proxy if it has one; the proxy drains first, unless it is told twice.
+    /// Does what a signal asks: stops the agent, after its proxy if it has one; the proxy drains first, unless it is told twice.
     pub(super) fn stop(&mut self, signal: Signal) -> Option<End> {
+        if signal == Signal::SIGHUP {
+            // The proxy reads its configuration again; an agent reads it at its start.
+            self.supervisor.iter().for_each(|supervisor| supervisor.signal(signal));
+            return None;
+        }
         tracing::info!(%signal, "stopping");
         let Some(supervisor) = &mut self.supervisor else {
             return Some(End::Stopped);

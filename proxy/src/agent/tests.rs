@@ -1,6 +1,7 @@
 //! The agent with a recorder in the kernel's place. Namespaces are real, and need root.
 
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,6 +97,10 @@ impl Kernel for Recorder {
 
     fn pods(&self) -> Result<Vec<(u64, u32)>, Error> {
         Ok(self.record.lock().unwrap().pods.clone())
+    }
+
+    fn owner(&self, _: IpAddr) -> Result<Option<u64>, Error> {
+        Ok(None)
     }
 
     fn maps(&self) -> [BorrowedFd<'_>; 2] {
@@ -267,7 +272,7 @@ fn enrolling_listing_and_removing_can_be_repeated() {
     let (agent, pod) = (running(), Pod::new("10.9.0.1/24"));
     let (view, already) = agent.enrol("shop/web", pod.place()).unwrap();
     assert!(!already);
-    assert_eq!(view.addresses[0], "10.9.0.1".parse::<std::net::IpAddr>().unwrap());
+    assert_eq!(view.addresses[0], "10.9.0.1".parse::<IpAddr>().unwrap());
     assert_eq!(view.outbound, ["10.9.0.1:15001".parse().unwrap()]);
     let (again, already) = agent.enrol("shop/web", pod.place()).unwrap();
     assert!(already);

@@ -3,6 +3,11 @@
 //! Each test has a run directory, a pin directory and a cgroup of its own. The proxy is a toy in this process that speaks the
 //! handover protocol and says one word to whoever is led to it.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy takes the helpers of an integration test for something else"
+)]
+
 mod harness;
 mod toy;
 

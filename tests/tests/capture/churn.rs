@@ -129,11 +129,11 @@ fn deleted_under_traffic(place: &Place, server: &Server, round: usize) {
     let config = place.config("").workload_at(pod.name(), &pod.addresses(), "");
     place.proxy.apply(&config);
     place.node.enrol(&pod);
-    let inside = Server::start(&pod, PORT);
+    let serving = Server::start(&pod, PORT);
     let mut command = inside();
     command.args(["load", &server.address().to_string()]);
     let out = Process::start(place.node.world(), &pod, "load", command);
-    let into = inside.address();
+    let into = serving.address();
     under_load(&[(&place.client, into), (&place.stranger, into)], |tallies| {
         for tally in tallies {
             tally.wait_for(20);
@@ -142,7 +142,7 @@ fn deleted_under_traffic(place: &Place, server: &Server, round: usize) {
             out.output().contains("answered 20")
         });
         place.node.kill_processes_of(&pod);
-        drop(inside);
+        drop(serving);
     });
     drop(out);
     place.node.delete(pod);

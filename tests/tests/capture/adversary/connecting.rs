@@ -79,7 +79,7 @@ impl Battle {
     }
 
     /// `inside connect WAY`, in the pod of `client`.
-    fn connect(&self, way: &str, target: SocketAddr) -> Vec<Value> {
+    pub(super) fn connect(&self, way: &str, target: SocketAddr) -> Vec<Value> {
         let mut words = way.split(' ');
         let how = words.next().expect("a way");
         let mut command = inside();
