@@ -36,14 +36,14 @@ pub struct Pod {
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// Fresh sockets of its namespace.
-    pub sockets: SocketPool,
+    pub sockets: Arc<SocketPool>,
     kernel: Arc<Handshakes>,
     removed: AtomicBool,
 }
 
 impl Pod {
     /// A pod as the agent tells of it.
-    pub fn new(told: crate::handover::Pod, kernel: Arc<Handshakes>, sockets: SocketPool) -> Self {
+    pub fn new(told: crate::handover::Pod, kernel: Arc<Handshakes>, sockets: Arc<SocketPool>) -> Self {
         Self {
             cookie: told.cookie,
             uid: WorkloadUid::new(told.uid),

@@ -29,12 +29,12 @@ fn detaching_leaves_no_pin_link_program_or_map() {
     capture.enrol(&pod.spec()).unwrap();
     connect(&pod.app, at("10.96.0.10", 80)).unwrap();
     let objects = all_pinned(&site.layout.pin_dir);
-    // 9 maps; links and programs: 5 at the cgroup, 2 at the pod.
-    assert_eq!(objects.len(), 9 + 2 * 7);
+    // 9 maps; links and programs: 6 at the cgroup, 2 at the pod.
+    assert_eq!(objects.len(), 9 + 2 * 8);
     assert!(objects.iter().all(|object| object.exists()));
     drop(capture);
     let detached = Capture::detach(&site.layout).unwrap();
-    assert_eq!((detached.programs, detached.pods, detached.maps), (5, 1, 9));
+    assert_eq!((detached.programs, detached.pods, detached.maps), (6, 1, 9));
     assert!(!site.layout.pin_dir.exists());
     assert_gone(&objects);
     assert!(Capture::detach(&site.layout).unwrap().is_empty());

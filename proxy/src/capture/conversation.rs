@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use underpass_ebpf::Handshakes;
 
 use super::Pod;
@@ -52,15 +52,17 @@ enum Ended {
 
 /// Serves the pods that the agent at `path` tells of, for as long as the node lives.
 pub async fn converse(path: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
+    let (orders, mut ordered) = unbounded_channel();
     let mut served = Served {
         node,
         cores,
         pods: HashMap::new(),
+        orders,
     };
     let mut pause = RETRY.0;
     let mut last_problem = String::new();
     loop {
-        let Err(ended) = Conversation::hold(&path, &mut served, &mut pause).await;
+        let Err(ended) = Conversation::hold(&path, &mut served, &mut ordered, &mut pause).await;
         let problem = ended.to_string();
         if problem != last_problem {
             tracing::warn!(%problem, pods = served.pods.len(), "no conversation with the agent; trying again");
@@ -74,14 +76,18 @@ pub async fn converse(path: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
 struct Conversation {
     socket: AsyncFd<OwnedFd>,
     kernel: Arc<Handshakes>,
-    orders: UnboundedSender<Order>,
     /// Pods that were told of in this conversation.
     told: Vec<u64>,
 }
 
 impl Conversation {
     /// Talks until it breaks off.
-    async fn hold(path: &Path, served: &mut Served, pause: &mut Duration) -> Result<Infallible, Ended> {
+    async fn hold(
+        path: &Path,
+        served: &mut Served,
+        ordered: &mut UnboundedReceiver<Order>,
+        pause: &mut Duration,
+    ) -> Result<Infallible, Ended> {
         let socket = connect(path).await?;
         let build = env!("CARGO_PKG_VERSION").to_owned();
         let hello = FromProxy::Hello {
@@ -98,11 +104,11 @@ impl Conversation {
             _ => return Err(Ended::Misunderstood("something else than Welcome to begin with")),
         };
         *pause = RETRY.0;
-        let (orders, mut ordered) = unbounded_channel();
+        // Orders from before are placed anew when their pod is told of.
+        while ordered.try_recv().is_ok() {}
         let mut conversation = Self {
             socket,
             kernel,
-            orders,
             told: Vec::new(),
         };
         loop {
@@ -126,8 +132,7 @@ impl Conversation {
                 if descriptors.len() != pod.outbound.len() + pod.inbound.len() {
                     return Err(Ended::Misunderstood("a pod with more or fewer sockets than listeners"));
                 }
-                let sockets = SocketPool::new(cookie, self.orders.clone());
-                served.add(pod, descriptors, self.kernel.clone(), sockets);
+                served.add(pod, descriptors, self.kernel.clone());
                 self.told.push(cookie);
                 say(&self.socket, &FromProxy::Ready { cookie }).await?;
             }
@@ -197,6 +202,7 @@ struct Served {
     node: Arc<Node>,
     cores: Arc<Cores>,
     pods: HashMap<u64, ServedPod>,
+    orders: UnboundedSender<Order>,
 }
 
 struct ServedPod {
@@ -206,9 +212,12 @@ struct ServedPod {
 }
 
 impl Served {
-    fn add(&mut self, told: handover::Pod, sockets: Vec<OwnedFd>, kernel: Arc<Handshakes>, fresh: SocketPool) {
+    fn add(&mut self, told: handover::Pod, sockets: Vec<OwnedFd>, kernel: Arc<Handshakes>) {
         let (cookie, outbound) = (told.cookie, told.outbound.len());
         tracing::info!(uid = told.uid, cookie, addresses = ?told.addresses, "serving a pod");
+        let known = self.pods.get(&cookie).map(|served| served.pod.sockets.clone());
+        let fresh = known.unwrap_or_else(|| Arc::new(SocketPool::new(cookie, self.orders.clone())));
+        fresh.renew();
         let pod = Arc::new(Pod::new(told, kernel, fresh));
         self.node.pods.add(&pod);
         let listen = |(place, socket)| {

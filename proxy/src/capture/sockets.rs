@@ -1,7 +1,8 @@
 //! Fresh sockets of a pod's network namespace, kept in small stock.
 //!
 //! A socket belongs to the namespace of the task that made it, and only the agent may enter a pod's. So the proxy orders them ahead of
-//! need: a pod that connects seldom has few, one that connects much has its orders doubled whenever the stock ran out.
+//! need: a pod that connects seldom has few, one that connects much has its orders doubled whenever the stock ran out. The stock outlives
+//! the agent: while there is none, connections wait for the next one as long as a connect may take.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -79,7 +80,7 @@ impl SocketPool {
     /// A socket; waits for the agent when none is in stock.
     ///
     /// # Errors
-    /// When the agent is gone or could make none.
+    /// When the agent could make none, or the proxy asks for none any more.
     pub async fn take(&self, family: Family) -> io::Result<OwnedFd> {
         let shelf = self.shelf(family);
         let failures = shelf.stock().failures;
@@ -95,6 +96,19 @@ impl SocketPool {
                 return Err(io::Error::other(
                     "the agent could not make a socket in the pod's network namespace",
                 ));
+            }
+        }
+    }
+
+    /// Orders again what an agent that is gone will not deliver.
+    pub fn renew(&self) {
+        for family in [Family::V4, Family::V6] {
+            let shelf = self.shelf(family);
+            let mut stock = shelf.stock();
+            let was_waited_for = stock.ordered > 0;
+            stock.ordered = 0;
+            if was_waited_for {
+                self.order(&mut stock, family);
             }
         }
     }
@@ -119,21 +133,24 @@ impl SocketPool {
         let socket = stock.sockets.pop();
         stock.ran_out |= socket.is_none();
         if stock.ordered == 0 && stock.sockets.len() < stock.batch as usize / 2 + 1 {
-            let count = if stock.ran_out {
-                (2 * stock.batch).min(MAX_DESCRIPTORS as u32)
-            } else {
-                stock.batch
-            };
-            let cookie = self.cookie;
-            if self.orders.send(Order { cookie, family, count }).is_ok() {
-                (stock.ordered, stock.batch, stock.ran_out) = (count, count, false);
-            } else if socket.is_none() {
-                return Err(io::Error::other(
-                    "the agent, which makes sockets in the pod's network namespace, is gone",
-                ));
+            self.order(&mut stock, family);
+            if stock.ordered == 0 && socket.is_none() {
+                return Err(io::Error::other("no more sockets are asked of the agent"));
             }
         }
         Ok(socket)
+    }
+
+    fn order(&self, stock: &mut Stock, family: Family) {
+        let count = if stock.ran_out {
+            (2 * stock.batch).min(MAX_DESCRIPTORS as u32)
+        } else {
+            stock.batch
+        };
+        let cookie = self.cookie;
+        if self.orders.send(Order { cookie, family, count }).is_ok() {
+            (stock.ordered, stock.batch, stock.ran_out) = (count, count, false);
+        }
     }
 
     fn shelf(&self, family: Family) -> &Shelf {
@@ -203,7 +220,5 @@ mod tests {
             pool.deliver(Family::V6, Vec::new());
         });
         assert!(taken.unwrap_err().to_string().contains("could not make a socket"));
-        drop(ordered);
-        assert!(pool.take(Family::V6).await.unwrap_err().to_string().contains("is gone"));
     }
 }

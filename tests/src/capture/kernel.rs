@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::node::CaptureNode;
 use crate::process::Process;
+use crate::wait;
 
 /// A program, map or link.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,8 +83,14 @@ impl CaptureNode {
     }
 
     fn list(&self, arguments: &[&str]) -> Vec<Value> {
-        let all = ["-j"].iter().chain(arguments);
-        let text = self.tool("bpftool", all);
+        let look = || {
+            let mut command = Process::command("bpftool");
+            command.arg("-j").args(arguments);
+            let outcome = self.run(command);
+            // It stumbles over objects of others that go while it looks.
+            outcome.status.success().then_some(outcome.stdout)
+        };
+        let text = wait::some(wait::SOON, &format!("bpftool {arguments:?} works"), look);
         match serde_json::from_str(&text) {
             Ok(Value::Array(list)) => list,
             // bpftool prints nothing, or an empty object, when there is nothing.

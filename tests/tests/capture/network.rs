@@ -62,8 +62,7 @@ fn a_drop_on_the_way_between_two_pods_is_honoured() {
         assert!(start.elapsed() < wait::SOON, "within the configured time-out");
         assert_eq!(listening.accepted(), before);
         assert!(seen(node), "{device}");
-        let lines = place.proxy.access_lines();
-        lines.last().expect("a line").assert_reason("connect_timeout", "UF");
+        place.wait_for_refusal("connect_timeout", "UF");
         ask(&place.other, listening.address()).expect("another pod is not meant");
     }
     forward(node, &format!("{way} reject with tcp reset"));

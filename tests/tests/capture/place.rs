@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use underpass_tests::capture::{Agent, CaptureNode, Pod};
-use underpass_tests::{Config, Host, Metrics, Need, Process, Proxy, Server, available, is_reset, wait};
+use underpass_tests::{AccessLine, Config, Host, Metrics, Need, Process, Proxy, Server, available, is_reset, wait};
 
 /// Where every server listens.
 pub(crate) const PORT: u16 = 8080;
@@ -127,6 +127,17 @@ impl Place {
     /// How many connections the proxy has opened for a client.
     pub(crate) fn opened(&self) -> u64 {
         opened(&self.proxy.metrics())
+    }
+
+    /// The log line of the last refused connection, once it says `reason`.
+    #[track_caller]
+    pub(crate) fn wait_for_refusal(&self, reason: &str, flags: &str) -> AccessLine {
+        let says = |line: &AccessLine| (line.field("reason"), line.field("response_flags")) == (reason, flags);
+        wait::some(wait::SOON, &format!("a refusal is logged: {reason} {flags}"), || {
+            let lines = self.proxy.access_lines();
+            let refused = lines.into_iter().rfind(|line| line.field("reason") != "completed");
+            refused.filter(says)
+        })
     }
 
     /// What `host` asks of `to` is answered by nobody, with an error that an application understands.

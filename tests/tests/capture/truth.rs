@@ -347,8 +347,7 @@ fn an_unknown_destination_is_passed_or_denied_as_configured() {
     place.proxy.apply(&config(&place, "deny"));
     place.assert_refused(&place.client, unknown.address());
     assert_eq!(unknown.accepted(), 1);
-    let lines = place.proxy.access_lines();
-    lines.last().expect("a line").assert_reason("unknown_destination", "NR");
+    place.wait_for_refusal("unknown_destination", "NR");
 }
 
 #[test]
