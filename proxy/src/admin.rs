@@ -127,6 +127,8 @@ impl Admin {
     fn ready(&self) -> Answer {
         if self.node.is_draining() {
             text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+        } else if self.node.awaits_agent() {
+            text(StatusCode::SERVICE_UNAVAILABLE, "waiting for the agent\n")
         } else {
             text(StatusCode::OK, "ready\n")
         }

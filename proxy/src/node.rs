@@ -40,6 +40,7 @@ pub struct Node {
     pub pods: Pods,
     /// Metrics and access log.
     pub telemetry: Telemetry,
+    awaits_agent: AtomicBool,
     draining: AtomicBool,
     closed: AtomicBool,
     drain: watch::Sender<bool>,
@@ -55,6 +56,7 @@ impl Node {
             flows,
             pods: Pods::default(),
             telemetry,
+            awaits_agent: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             drain: watch::Sender::new(false),
@@ -126,6 +128,16 @@ impl Node {
     /// Whether the drain has run out of time.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether an agent has yet to tell which pods there are. One that has, and is gone, is not waited for: its pods are served.
+    pub fn awaits_agent(&self) -> bool {
+        self.awaits_agent.load(Ordering::SeqCst)
+    }
+
+    /// Notes whether it does.
+    pub fn await_agent(&self, awaits: bool) {
+        self.awaits_agent.store(awaits, Ordering::SeqCst);
     }
 
     /// Whether the node drains.

@@ -31,7 +31,8 @@ fn bpf_fd<T>(command: i32, attribute: &mut T) -> io::Result<OwnedFd> {
     bpf(command, attribute).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+/// Opens what is pinned.
+pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
     bpf_fd(OBJ_GET, &mut [path.as_ptr() as u64, 0])
 }

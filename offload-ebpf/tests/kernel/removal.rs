@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use underpass_ebpf::Capture;
 
 use crate::needs_root;
-use crate::objects::{Object, all_pinned};
+use crate::objects::{Object, all_pinned, open_pin};
 use crate::pod::{Pod, at, connect, serve};
 use crate::site::Site;
 use crate::wait::eventually;
@@ -39,8 +39,10 @@ fn detaching_leaves_no_pin_link_program_or_map() {
     assert_gone(&objects);
     assert!(Capture::detach(&site.layout).unwrap().is_empty());
 
-    let server = serve(&site.node.place(Some(&site.cgroup("pods"))), "0.0.0.0:0");
+    let node = site.node.place(Some(&site.cgroup("pods")));
+    let server = serve(&node, "0.0.0.0:0");
     connect(&pod.app, at("10.9.1.1", server.port)).unwrap();
+    server.accept(&node);
 }
 
 #[test]
@@ -51,9 +53,22 @@ fn detaching_works_while_an_agent_is_running() {
     let pod = Pod::new(&site, 1);
     capture.enrol(&pod.spec()).unwrap();
     let objects = all_pinned(&site.layout.pin_dir);
+    // As an agent may that is just replacing programs.
+    let of_pod = site.layout.pin_dir.join("pods").join(pod.cookie.to_string());
+    let held: Vec<_> = [site.layout.pin_dir.join("links"), of_pod]
+        .iter()
+        .flat_map(|directory| std::fs::read_dir(directory).unwrap())
+        .map(|entry| open_pin(&entry.unwrap().path()).unwrap())
+        .collect();
+    assert_eq!(held.len(), 8);
     Capture::detach(&site.layout).unwrap();
-    let server = serve(&site.node.place(Some(&site.cgroup("pods"))), "0.0.0.0:0");
+    let node = site.node.place(Some(&site.cgroup("pods")));
+    let (server, app) = (serve(&node, "0.0.0.0:0"), pod.serve("0.0.0.0:0"));
     connect(&pod.app, at("10.9.1.1", server.port)).unwrap();
+    server.accept(&node);
+    connect(&node, pod.v4(app.port)).unwrap();
+    app.accept(&pod.app);
+    drop(held);
     drop(capture);
     assert_gone(&objects);
 }

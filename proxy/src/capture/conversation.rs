@@ -52,6 +52,7 @@ enum Ended {
 
 /// Serves the pods that the agent at `path` tells of, for as long as the node lives.
 pub async fn converse(path: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
+    node.await_agent(true);
     let (orders, mut ordered) = unbounded_channel();
     let mut served = Served {
         node,
@@ -136,7 +137,10 @@ impl Conversation {
                 self.told.push(cookie);
                 say(&self.socket, &FromProxy::Ready { cookie }).await?;
             }
-            FromAgent::Synced => served.keep_only(&self.told),
+            FromAgent::Synced => {
+                served.keep_only(&self.told);
+                served.node.await_agent(false);
+            }
             FromAgent::PodRemoved { cookie } => served.remove(cookie),
             FromAgent::Sockets { cookie, family } => {
                 if let Some(pod) = served.pods.get(&cookie) {

@@ -55,7 +55,12 @@ impl Pod {
     pub fn container(&self, name: &str) -> Host {
         let cgroup = self.cgroup().parent().expect("below the pods").join(name);
         std::fs::create_dir_all(&cgroup).expect("make the container's cgroup");
-        self.inside(Arc::new(Inside::start(self.namespace(), &cgroup)))
+        self.in_cgroup(&cgroup)
+    }
+
+    /// The pod, with what begins in it in another cgroup.
+    pub fn in_cgroup(&self, cgroup: &Path) -> Host {
+        self.inside(Arc::new(Inside::start(self.namespace(), cgroup)))
     }
 }
 

@@ -6,7 +6,7 @@ use underpass_tests::capture::{Agent, Objects};
 use underpass_tests::{Process, Proxy, Server, wait};
 
 use crate::load::{Tally, under_load};
-use crate::place::{ONLY_CLIENT, PORT, Place, ask};
+use crate::place::{ONLY_CLIENT, PORT, Place, ask, connect_by_program};
 
 /// Connections wait for a proxy that is gone so long before they are refused.
 const REFUSE_SOON: [&str; 2] = ["--refuse-after", "300ms"];
@@ -80,6 +80,28 @@ fn without_a_proxy_pods_are_closed_until_the_next_one_comes() {
         "what it relayed has ended"
     );
     place.assert_closed(&server);
+    place.restart_proxy();
+    place.assert_healed(&server);
+}
+
+#[test]
+fn the_cgroup_of_a_proxy_that_is_gone_exempts_nobody() {
+    let Some(mut place) = guarded() else { return };
+    let server = Server::start(&place.server, PORT);
+    place.proxy.process().kill();
+    wait::eventually(wait::SOON, "the agent has noticed", || place.node.proxies().is_empty());
+    // What a container would find if it got there, by a mistake or because numbers are used again.
+    let left = place.node.cgroup("proxy-0");
+    let squatter = place.other.in_cgroup(&left);
+    for to in [server.address(), place.remote.at(PORT)] {
+        let said = connect_by_program(&place.node, &squatter, &["plainly"], to);
+        let why = said["refused"].as_str().unwrap_or_else(|| panic!("{said}"));
+        assert!(
+            why.contains("refused"),
+            "captured, and refused for want of a proxy: {why}"
+        );
+    }
+    drop(squatter);
     place.restart_proxy();
     place.assert_healed(&server);
 }
@@ -178,6 +200,8 @@ fn kills_at_random_under_load_let_nothing_through_unchecked() {
         }
     });
     place.assert_healed(&server);
+    let what = "no announcement is left of those that are gone";
+    wait::eventually(wait::SOON, what, || place.node.map_entries("HANDSHAKES") == 0);
 }
 
 impl Place {
