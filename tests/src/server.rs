@@ -50,7 +50,11 @@ impl Server {
 
     /// As [`Server::start`], on any address of the host.
     pub fn start_at(host: &Host, address: SocketAddr) -> Self {
-        let listener = host.listen_with_backlog(address, 4096);
+        Self::serve_on(host.listen_with_backlog(address, 4096), address)
+    }
+
+    /// As [`Server::start_at`], on a socket that listens already.
+    pub fn serve_on(listener: Socket, address: SocketAddr) -> Self {
         let state = Arc::new(State::default());
         let (accepting, shared) = (listener.try_clone().expect("dup"), state.clone());
         let acceptor = thread::spawn(move || {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
 use crate::capture::Inside;
@@ -310,7 +310,10 @@ impl Host {
     }
 
     pub(crate) fn listen_with_backlog(&self, address: SocketAddr, backlog: i32) -> Socket {
-        let socket = self.socket(address);
+        Self::listen_on(self.socket(address), address, backlog)
+    }
+
+    fn listen_on(socket: Socket, address: SocketAddr, backlog: i32) -> Socket {
         socket.set_reuse_address(true).expect("SO_REUSEADDR");
         socket
             .bind(&address.into())
@@ -374,17 +377,22 @@ impl Host {
 
     /// As [`Host::socket`], of any kind.
     pub fn socket_of(&self, domain: Domain, kind: Type) -> Socket {
-        let make = move || Socket::new(domain, kind, None).expect("a socket");
+        self.try_socket(domain, kind, None).expect("a socket")
+    }
+
+    /// As [`Host::socket_of`], of a protocol that the kernel may not have.
+    pub fn try_socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
+        let make = move || Socket::new(domain, kind, protocol);
         let socket = match (&self.inside, &self.namespace) {
-            (Some(inside), _) => inside.socket(domain, kind),
+            (Some(inside), _) => inside.socket(domain, kind, protocol),
             (None, Some(namespace)) => namespace.run(make),
             (None, None) => make(),
-        };
+        }?;
         // Before it connects or listens: the window offered at first can't be taken back.
         if let Some(bytes) = self.receive_buffer {
             socket.set_recv_buffer_size(bytes).expect("SO_RCVBUF");
         }
-        socket
+        Ok(socket)
     }
 
     /// `command` as it is to be started here; its standard streams are set afterwards.

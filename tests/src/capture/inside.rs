@@ -54,13 +54,14 @@ impl Inside {
     }
 
     /// A socket of the pod.
-    pub(crate) fn socket(&self, domain: Domain, kind: Type) -> Socket {
+    pub(crate) fn socket(&self, domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Socket> {
         let conversation = self.conversation.lock().expect("no holder panics");
-        let numbers = [domain.into(), kind.into(), 0];
+        let numbers = [domain.into(), kind.into(), protocol.map_or(0, i32::from)];
         send_numbers(&*conversation, numbers, None).expect("ask the pod's keeper");
         match receive_numbers(&*conversation).expect("the pod's keeper answers") {
-            Some((_, Some(socket))) => Socket::from(socket),
-            answer => panic!("no socket from the pod's keeper: {answer:?}"),
+            Some((_, Some(socket))) => Ok(Socket::from(socket)),
+            Some(([errno, ..], None)) => Err(io::Error::from_raw_os_error(errno)),
+            None => panic!("the pod's keeper has gone"),
         }
     }
 

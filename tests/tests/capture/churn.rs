@@ -59,7 +59,6 @@ struct Footprint {
     addresses: usize,
     descriptors_of_agent: usize,
     descriptors_of_proxy: usize,
-    veths: usize,
 }
 
 impl Place {
@@ -71,6 +70,8 @@ impl Place {
         wait::eventually(wait::SOON, "nothing is open", || {
             self.proxy.connections().is_empty() && self.node.map_entries("HANDSHAKES") == 0
         });
+        // The enrolled ones, and the stranger.
+        wait::eventually(wait::SOON, "their namespaces are gone", || self.veths() == pods + 1);
         self.footprint()
     }
 
@@ -82,8 +83,11 @@ impl Place {
             addresses: self.node.map_entries("ADDRESSES"),
             descriptors_of_agent: self.agent.descriptors(),
             descriptors_of_proxy: self.proxy.descriptors(),
-            veths: self.node.tool("ip", ["-br", "link"]).matches("pod").count(),
         }
+    }
+
+    fn veths(&self) -> usize {
+        self.node.tool("ip", ["-br", "link"]).matches("pod").count()
     }
 
     /// Waits until the node costs no more than it did. The pools of sockets may hold one more or less.
@@ -100,7 +104,7 @@ impl Place {
 
 impl Footprint {
     fn is_at_most(&self, before: &Self) -> bool {
-        let kernel = |one: &Self| (one.kernel_objects, one.pins, one.addresses, one.veths);
+        let kernel = |one: &Self| (one.kernel_objects, one.pins, one.addresses);
         kernel(self) == kernel(before)
             && self.descriptors_of_agent <= before.descriptors_of_agent + POOLED
             && self.descriptors_of_proxy <= before.descriptors_of_proxy + POOLED

@@ -87,20 +87,16 @@ fn without_a_proxy_pods_are_closed_until_the_next_one_comes() {
 #[test]
 fn the_cgroup_of_a_proxy_that_is_gone_exempts_nobody() {
     let Some(mut place) = guarded() else { return };
-    let server = Server::start(&place.server, PORT);
+    let [server, remote] = [&*place.server, &place.remote].map(|host| Server::start(host, PORT));
     place.proxy.process().kill();
     wait::eventually(wait::SOON, "the agent has noticed", || place.node.proxies().is_empty());
     // What a container would find if it got there, by a mistake or because numbers are used again.
-    let left = place.node.cgroup("proxy-0");
-    let squatter = place.other.in_cgroup(&left);
-    for to in [server.address(), place.remote.at(PORT)] {
+    let squatter = place.other.in_cgroup(&place.node.cgroup("proxy-0"));
+    for to in [server.address(), remote.address()] {
         let said = connect_by_program(&place.node, &squatter, &["plainly"], to);
-        let why = said["refused"].as_str().unwrap_or_else(|| panic!("{said}"));
-        assert!(
-            why.contains("refused"),
-            "captured, and refused for want of a proxy: {why}"
-        );
+        assert!(said["refused"].is_string(), "{to}: {said}");
     }
+    assert_eq!((server.accepted(), remote.accepted()), (0, 0));
     drop(squatter);
     place.restart_proxy();
     place.assert_healed(&server);

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, Protocol, SockAddr, Type};
 use underpass_tests::{Families, Host, Server, wait};
 
 use crate::place::{
@@ -88,6 +88,31 @@ fn a_server_that_listens_on_everything_sees_its_clients_too() {
             (arrival.accepted_from, arrival.peer, arrival.local),
             (client, client, mapped(to))
         );
+    }
+}
+
+/// What Go's net/http listens on by default.
+#[test]
+fn a_server_that_listens_for_multipath_tcp_sees_its_clients_too() {
+    let Some(place) = open_place() else { return };
+    for to in [place.server.at(PORT), place.server.at6(PORT)] {
+        let domain = Domain::for_address(to);
+        let Ok(socket) = place.server.try_socket(domain, Type::STREAM, Some(Protocol::MPTCP)) else {
+            return;
+        };
+        socket.bind(&to.into()).expect("bind");
+        socket.listen(128).expect("listen");
+        let listening = Server::serve_on(socket, to);
+        for (client, is_captured) in [(&place.client, true), (&place.stranger, false)] {
+            let stream = ask(client, to).unwrap_or_else(|e| panic!("{to}: {e}"));
+            let own = stream.local_addr().expect("open");
+            let arrival = *listening.arrivals().last().expect("one");
+            assert_eq!(
+                (arrival.accepted_from, arrival.peer),
+                (own, own),
+                "captured: {is_captured}"
+            );
+        }
     }
 }
 
