@@ -22,7 +22,13 @@ fn every_example_loads() {
     for name in &names {
         load(name);
     }
-    for known in ["capture.yaml", "policy.yaml", "proxies.yaml", "relay.yaml", "services.yaml"] {
+    for known in [
+        "capture.yaml",
+        "policy.yaml",
+        "proxies.yaml",
+        "relay.yaml",
+        "services.yaml",
+    ] {
         assert!(names.iter().any(|name| name == known), "{known} is missing");
     }
 }
