@@ -4,10 +4,13 @@
 //! where something is wrong, what follows from it and what to do.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use underpass_ebpf::doctor::{Foreign, Trial};
+use underpass_ebpf::doctor::{Foreign, Trial, foreign_lookups};
+
+use crate::agent::commands::enrolled;
 
 /// Capabilities by their numbers in `capability.h`.
 const CAPABILITIES: [(&str, u32); 3] = [("CAP_BPF", 39), ("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21)];
@@ -45,8 +48,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Looks at this node. `cgroup` is where programs would be attached; the root of the hierarchy if it is not given.
-    pub fn make(cgroup: Option<&Path>, pin_dir: &Path) -> Self {
+    /// Looks at this node. `cgroup` is where programs would be attached (the root of the hierarchy if it is not given), `run_dir` where an
+    /// agent has its state.
+    pub fn make(cgroup: Option<&Path>, pin_dir: &Path, run_dir: &Path) -> Self {
         let mut report = Self {
             capture: true,
             findings: Vec::new(),
@@ -58,6 +62,7 @@ impl Report {
         if let Some(cgroup) = &hierarchy {
             report.look_for_others(cgroup, pin_dir);
         }
+        report.look_into_pods(pin_dir, run_dir);
         report.look_at_capture(pin_dir);
         report
     }
@@ -170,6 +175,37 @@ impl Report {
             self.add(subject, Grade::Warning, text);
         } else {
             self.add(subject, Grade::Good, format!("{who}; it does not run before ours"));
+        }
+    }
+
+    /// Who else chooses the sockets for connections to enrolled pods.
+    fn look_into_pods(&mut self, pin_dir: &Path, run_dir: &Path) {
+        let pods = match enrolled(run_dir) {
+            Ok(pods) => pods,
+            Err(error) => return self.add("enrolled pods", Grade::Warning, error.to_string()),
+        };
+        for pod in pods {
+            let subject = format!("pod {}", pod.uid);
+            match foreign_lookups(pod.namespace.as_fd(), pod.cookie, pin_dir) {
+                Ok(others) if others.is_empty() => self.add(
+                    subject,
+                    Grade::Good,
+                    "nobody else chooses sockets in its network namespace",
+                ),
+                Ok(others) => {
+                    let names: Vec<String> = others
+                        .iter()
+                        .map(|other| format!("{:?} (id {})", other.name, other.id))
+                        .collect();
+                    let text = format!(
+                        "{} also choose sockets in its network namespace (sk_lookup) and may lead connections past the proxy; detach them \
+                         (bpftool link detach), or do without capture for this pod",
+                        names.join(" and ")
+                    );
+                    self.add(subject, Grade::Warning, text);
+                }
+                Err(error) => self.add(subject, Grade::Warning, error.to_string()),
+            }
         }
     }
 

@@ -94,9 +94,8 @@ enum Command {
         /// Where programs and maps are pinned.
         #[arg(long, default_value = "/sys/fs/bpf/underpass")]
         pin_dir: PathBuf,
-        /// Print one JSON document.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        call: CallArguments,
     },
 }
 
@@ -231,9 +230,9 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
             commands::remove(&call.run_dir, which, call.json)?;
         }
         Command::Detach { pin_dir, call } => commands::detach(&call.run_dir, &pin_dir, call.json)?,
-        Command::Doctor { cgroup, pin_dir, json } => {
-            let report = Report::make(cgroup.as_deref(), &pin_dir);
-            if json {
+        Command::Doctor { cgroup, pin_dir, call } => {
+            let report = Report::make(cgroup.as_deref(), &pin_dir, &call.run_dir);
+            if call.json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
             } else {
                 println!("{report}");

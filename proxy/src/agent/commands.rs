@@ -8,7 +8,9 @@ use underpass_ebpf::{Capture, Layout, cgroup2_mount};
 use super::control::{Answer, ControlError, Line, PodView, ProxyView, Request, Which};
 use super::{AgentError, cgroups, doors, kernel, start};
 
-pub use super::namespace::Place;
+use super::state::{Record, StateError, StateFile};
+
+pub use super::namespace::{Namespace, Place};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +29,34 @@ pub enum CommandError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// A pod that an agent has enrolled, with its network namespace open.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// The workload.
+    pub uid: String,
+    /// The namespace's cookie.
+    pub cookie: u64,
+    /// The namespace.
+    pub namespace: Namespace,
+}
+
+/// The pods of an agent, running or not, whose namespaces are still there.
+///
+/// # Errors
+/// When its state cannot be read.
+pub fn enrolled(run_dir: &Path) -> Result<Vec<Enrolled>, StateError> {
+    let records = StateFile::of(run_dir).load()?;
+    let open = |record: Record| {
+        let namespace = Namespace::open(&record.place).ok()?;
+        (namespace.identity() == record.identity).then_some(Enrolled {
+            uid: record.uid,
+            cookie: record.cookie,
+            namespace,
+        })
+    };
+    Ok(records.into_iter().filter_map(open).collect())
 }
 
 impl Place {
