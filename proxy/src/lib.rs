@@ -20,6 +20,7 @@ mod ending;
 mod entrance;
 mod flow;
 mod flow_table;
+mod footprint;
 pub mod handover;
 mod limits;
 mod listener;

@@ -18,6 +18,7 @@ use crate::configuration::{Configuration, Reload, UpdateError};
 use crate::cores::Cores;
 use crate::ending::Ending;
 use crate::flow_table::FlowTable;
+use crate::footprint;
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
 use crate::telemetry::{AccessLogError, AccessLogWriter, Telemetry};
@@ -167,6 +168,7 @@ fn serve(path: &Path, admin: Option<SocketAddr>, agent: Option<&Path>) -> Result
         if let Some(agent) = agent {
             tokio::spawn(capture::converse(agent.into(), node.clone(), cores.clone()));
         }
+        footprint::forget_start();
         tracing::info!(admin = %admin_address, cores = count, "serving");
         wait_for_stop(&node, &configuration).await?;
         drop(watcher);
