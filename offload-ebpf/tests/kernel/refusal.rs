@@ -7,6 +7,7 @@ use underpass_ebpf::{Capture, Counter, Error, Layout};
 use crate::needs_root;
 use crate::pod::{Pod, at, connect, handshakes};
 use crate::site::{Place, Site};
+use crate::wait;
 
 const SERVICE: &str = "10.96.0.10";
 const SERVICE_V6: &str = "fd96::10";
@@ -100,6 +101,12 @@ fn a_pod_whose_listeners_are_gone_is_closed_both_ways() {
         ..
     } = pod;
     drop((outbound_v4, outbound_v6, inbound_v4, inbound_v6));
+    // A program that another test starts just now has them open too, until it is executed.
+    wait::eventually("the listeners are closed", || {
+        let outward = [at(SERVICE, 80), at(SERVICE_V6, 80)].map(|to| connect(&app, to).is_err());
+        let inward = [v4, v6].map(|to| connect(&node, to).is_err());
+        outward == [true; 2] && inward == [true; 2]
+    });
     for to in [at(SERVICE, 80), at(SERVICE_V6, 80)] {
         assert_fails(&app, to, libc::ECONNREFUSED);
     }
