@@ -104,9 +104,20 @@ impl Process {
 
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .expect("the process runs")
+        self.open_files().count()
+    }
+
+    /// How many of its descriptors are sockets.
+    pub fn sockets(&self) -> usize {
+        let links = self.open_files().filter_map(|entry| fs::read_link(entry.path()).ok());
+        links
+            .filter(|link| link.to_string_lossy().starts_with("socket:"))
             .count()
+    }
+
+    fn open_files(&self) -> impl Iterator<Item = fs::DirEntry> {
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        folder.expect("the process runs").flatten()
     }
 
     /// Kills it (SIGKILL) and waits for its end.

@@ -252,6 +252,11 @@ impl Proxy {
         self.process.descriptors()
     }
 
+    /// How many of its descriptors are sockets.
+    pub fn sockets(&self) -> usize {
+        self.process.sockets()
+    }
+
     /// Sends SIGTERM and waits for its end.
     pub fn terminate(&mut self, deadline: Duration) -> std::process::ExitStatus {
         self.process.signal(Signal::SIGTERM).expect("the proxy runs");

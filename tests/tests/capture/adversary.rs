@@ -76,7 +76,7 @@ impl Battle {
             "or read a byte"
         );
         for host in [&*self.place.server, &self.place.remote] {
-            assert_eq!(counter(&self.place, host, "syns"), 0, "a SYN has reached {}", host.ip());
+            assert_eq!(arrived(&self.place, host).syns, 0, "a SYN has reached {}", host.ip());
         }
     }
 }
@@ -87,13 +87,28 @@ fn nft(place: &Place, host: &Host, rules: &str) {
     Process::run(place.node.world(), host, "nft", command, PROGRAM_DEADLINE);
 }
 
-/// Packets counted on a host.
-fn counter(place: &Place, host: &Host, name: &str) -> u64 {
+/// Packets that have arrived at a host, by what they are.
+#[derive(Debug)]
+struct Arrived {
+    syns: u64,
+    segments: u64,
+    barrier: u64,
+}
+
+fn arrived(place: &Place, host: &Host) -> Arrived {
     let mut command = Process::command("nft");
-    command.args(["-j", "list", "counter", "inet", "watch", name]);
+    command.args(["-j", "list", "counters", "table", "inet", "watch"]);
     let said = Process::run(place.node.world(), host, "nft", command, PROGRAM_DEADLINE);
     let list: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
     let counters = list["nftables"].as_array().expect("a list");
-    let packets = counters.iter().find_map(|entry| entry["counter"]["packets"].as_u64());
-    packets.unwrap_or_else(|| panic!("no counter {name}: {said}"))
+    let packets = |name: &str| {
+        let mut named = counters.iter().filter(|entry| entry["counter"]["name"] == name);
+        let packets = named.next().and_then(|entry| entry["counter"]["packets"].as_u64());
+        packets.unwrap_or_else(|| panic!("no counter {name}: {said}"))
+    };
+    Arrived {
+        syns: packets("syns"),
+        segments: packets("segments"),
+        barrier: packets("barrier"),
+    }
 }

@@ -19,7 +19,7 @@ use crate::raw;
 /// A mark that other meshes and network plugins exempt their own proxies by.
 const MARKS: [u32; 4] = [1, 0x200, 0x539, u32::MAX];
 /// A connect that takes longer is taken for refused: the kernel drops what the guard doesn't let through, and says nothing.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(2);
 const MESSAGE_OF_FASTOPEN: &[u8] = b"early";
 
 /// Connects to `target` in the way that `how` names; `more` is what that way needs.
@@ -100,9 +100,11 @@ fn from_own_cgroup(target: SocketAddr) -> io::Result<TcpStream> {
 }
 
 fn from_cgroup(cgroup: &Path, target: SocketAddr) -> io::Result<TcpStream> {
+    // Made before it moved; what comes of it, a server tells.
     let made_before = socket(target);
     fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string())?;
-    let _ = connect(&made_before, target);
+    made_before.set_nonblocking(true)?;
+    let _ = made_before.connect(&target.into());
     connect(&socket(target), target)
 }
 

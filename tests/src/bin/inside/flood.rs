@@ -53,6 +53,24 @@ pub(crate) fn load(target: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// Begins so many connections without waiting for any, prints how many were refused at once, and keeps the others until it is killed.
+pub(crate) fn begin(target: SocketAddr, connections: usize) -> io::Result<()> {
+    let (mut begun, mut refused) = (Vec::new(), 0);
+    for _ in 0..connections {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&target.into()) {
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => begun.push(socket),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => refused += 1,
+            other => panic!("{other:?} after {} connections", begun.len()),
+        }
+    }
+    println!("refused {refused}");
+    loop {
+        thread::park();
+    }
+}
+
 /// Opens so many connections, prints how many it got, and holds them until it is killed.
 pub(crate) fn hold(target: SocketAddr, connections: usize) -> io::Result<()> {
     let mut held = Vec::new();

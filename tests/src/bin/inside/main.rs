@@ -30,6 +30,7 @@ fn main() {
         ["packet", how, target, ref more @ ..] => packets::run(how, address(target), more),
         ["flood", target, threads] => flood::run(address(target), number(threads)),
         ["load", target] => flood::load(address(target)),
+        ["begin", target, connections] => flood::begin(address(target), number(connections)),
         ["hold", target, connections] => flood::hold(address(target), number(connections)),
         ["rewrite", cgroup, from, to] => foreign::run(cgroup.as_ref(), address(from), address(to)),
         _ => panic!("not a command: {words:?}"),

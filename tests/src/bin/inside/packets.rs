@@ -1,4 +1,4 @@
-//! Handshakes past the socket layer: a SYN written by hand, through raw and packet sockets, and in shapes that are hard to recognise.
+//! Segments past the socket layer: a SYN written by hand (or data of no connection), through raw and packet sockets, and in shapes that are hard to recognise.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,41 +16,45 @@ const ETHERTYPE_V4: u16 = 0x0800;
 const ETHERTYPE_V6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 
-/// `packet raw|hdrincl|… TARGET SOURCE DEVICE MAC`: sends SYNs in the shape that `how` names from `SOURCE`, then the barrier. `MAC` is the
-/// gateway's.
+/// `packet raw|hdrincl|… TARGET DEVICE MAC SOURCE…`: sends segments in the shape that `how` names from each `SOURCE`, then the barrier. `MAC`
+/// is the gateway's.
 pub(crate) fn run(how: &str, target: SocketAddr, more: &[&str]) -> io::Result<()> {
-    let [source, device, mac] = more else {
-        panic!("usage: packet {how} TARGET SOURCE DEVICE MAC")
+    let [device, mac, sources @ ..] = more else {
+        panic!("usage: packet {how} TARGET DEVICE MAC SOURCE…")
     };
-    let source: IpAddr = source.parse().expect("an address");
     let link = Link {
         index: index_of(device)?,
         mac: parse_mac(mac),
     };
     // The neighbour is known before the packet that must not wait for it.
     barrier(target)?;
-    let segment = syn(source, target);
-    match how {
-        "raw" => through_raw_socket(target, &segment)?,
-        "hdrincl" => through_header_socket(target, &packet(source, target, &segment))?,
-        "link" => link.send(target, &packet(source, target, &segment))?,
-        "frame" => link.send_frame(target, None, &packet(source, target, &segment))?,
-        "bypass" => link.send_past_queues(target, &packet(source, target, &segment))?,
-        "xdp" => refused_or(raw::send_by_xdp(
-            link.index,
-            &link.frame(target, None, &packet(source, target, &segment)),
-        ))?,
-        "vlan" => link.send_frame(target, Some(7), &packet(source, target, &segment))?,
-        "fragments" => {
-            for fragment in fragments(source, target, &segment) {
-                link.send(target, &fragment)?;
-            }
-        }
-        "extended" => link.send(target, &extended(source, target, &segment))?,
-        "options" => link.send(target, &with_options(source, target, &segment))?,
-        _ => panic!("no such packet: {how}"),
+    for source in sources {
+        send(how, &link, source.parse().expect("an address"), target)?;
     }
     barrier(target)
+}
+
+fn send(how: &str, link: &Link, source: IpAddr, target: SocketAddr) -> io::Result<()> {
+    let syn = segment(source, target, SYN, b"");
+    let data = segment(source, target, PUSH | ACK, b"in the middle of nothing");
+    let whole = packet(source, target, &syn);
+    match how {
+        "raw" => through_raw_socket(target, &syn),
+        "raw-data" => through_raw_socket(target, &data),
+        "hdrincl" => through_header_socket(target, &whole),
+        "link" => link.send(target, &whole),
+        "link-data" => link.send(target, &packet(source, target, &data)),
+        "frame" => link.send_frame(target, None, &whole),
+        "bypass" => link.send_past_queues(target, &whole),
+        "xdp" => refused_or(raw::send_by_xdp(link.index, &link.frame(target, None, &whole))),
+        "vlan" => link.send_frame(target, Some(7), &whole),
+        "fragments" => fragments(source, target, &syn)
+            .iter()
+            .try_for_each(|piece| link.send(target, piece)),
+        "extended" => link.send(target, &extended(source, target, &syn)),
+        "options" => link.send(target, &with_options(source, target, &syn)),
+        _ => panic!("no such packet: {how}"),
+    }
 }
 
 struct Link {
@@ -152,16 +156,22 @@ fn ethertype(target: SocketAddr) -> u16 {
     if target.is_ipv4() { ETHERTYPE_V4 } else { ETHERTYPE_V6 }
 }
 
-/// A TCP header with nothing but SYN (RFC 9293, section 3.1).
-fn syn(source: IpAddr, target: SocketAddr) -> Vec<u8> {
+/// Flags of TCP (RFC 9293, section 3.1).
+const SYN: u8 = 2;
+const PUSH: u8 = 8;
+const ACK: u8 = 16;
+
+/// A TCP segment without options (RFC 9293, section 3.1).
+fn segment(source: IpAddr, target: SocketAddr, flags: u8, data: &[u8]) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend(SOURCE_PORT.to_be_bytes());
     segment.extend(target.port().to_be_bytes());
     segment.extend(7u32.to_be_bytes());
     segment.extend([0; 4]);
-    segment.extend([5 << 4, 2]);
+    segment.extend([5 << 4, flags]);
     segment.extend(64000u16.to_be_bytes());
     segment.extend([0; 4]);
+    segment.extend(data);
     let mut covered = pseudo_header(source, target.ip(), segment.len());
     covered.extend(&segment);
     let sum = checksum(&covered);

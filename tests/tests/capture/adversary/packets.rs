@@ -3,11 +3,11 @@
 use serde_json::Value;
 use underpass_tests::{Host, Process, Server, wait};
 
-use super::{Battle, counter, nft};
+use super::{Battle, arrived, nft};
 use crate::place::{PORT, PROGRAM_DEADLINE, Place, ask, inside};
 
-/// How a SYN is sent, see `inside packet`.
-const SHAPES: [&str; 10] = [
+/// How a segment is sent, see `inside packet`.
+const SHAPES: [&str; 12] = [
     "raw",
     "hdrincl",
     "link",
@@ -18,6 +18,8 @@ const SHAPES: [&str; 10] = [
     "fragments",
     "extended",
     "options",
+    "raw-data",
+    "link-data",
 ];
 
 #[test]
@@ -29,27 +31,22 @@ fn packets_made_by_hand_do_not_leave_the_pod() {
     let link: Value = serde_json::from_str(&link).expect("JSON");
     let gateway = link[0]["address"].as_str().expect("a MAC");
     for (host, targets) in [(&*place.server, [0, 1]), (&place.remote, [2, 3])] {
-        let mut barriers = 0;
+        let mut barrier = 0;
         for target in targets.map(|n| battle.servers[n].address()) {
             let of_family = |pod: &Host| if target.is_ipv4() { pod.ip() } else { pod.ip6() };
+            let sources = [&place.client, &place.other].map(|pod| of_family(pod).to_string());
             for shape in SHAPES {
-                for source in [of_family(&place.client), of_family(&place.other)] {
-                    let mut command = inside();
-                    command.args([
-                        "packet",
-                        shape,
-                        &target.to_string(),
-                        &source.to_string(),
-                        "eth0",
-                        gateway,
-                    ]);
-                    Process::run(place.node.world(), &place.client, "packet", command, PROGRAM_DEADLINE);
-                    barriers += 2;
-                    let what = "what was sent behind the packet has arrived";
-                    wait::eventually(wait::SOON, what, || counter(place, host, "barrier") == barriers);
-                    let arrived = counter(place, host, "segments");
-                    assert_eq!(arrived, 0, "{shape} from {source} has reached {target}");
-                }
+                let mut command = inside();
+                command
+                    .args(["packet", shape, &target.to_string(), "eth0", gateway])
+                    .args(&sources);
+                Process::run(place.node.world(), &place.client, "packet", command, PROGRAM_DEADLINE);
+                barrier += 2;
+                let what = "what was sent behind the packets has arrived";
+                let arrived = wait::some(wait::SOON, what, || {
+                    Some(arrived(place, host)).filter(|arrived| arrived.barrier == barrier)
+                });
+                assert_eq!(arrived.segments, 0, "{shape} has reached {target}");
             }
         }
     }
@@ -113,7 +110,7 @@ fn a_namespace_inside_the_pod_does_not_lead_around_it() {
 fn what_the_pod_translates_does_not_lead_from_where_it_may_to_where_it_may_not() {
     let deny_client = "scope: NAMESPACE, action: DENY, groups: [{rules: [{matches: [{principals: ['*/sa/client']}]}]}]";
     let Some(place) = Place::start(|hosts| {
-        let config = hosts.config("");
+        let config = hosts.config("").node("timeouts: {connect: 1s}");
         config.policy("else/rule", deny_client).policy("away/rule", deny_client)
     }) else {
         return;

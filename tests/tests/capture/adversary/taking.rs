@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use underpass_tests::{Process, Server, wait};
 
 use super::Battle;
@@ -151,4 +152,45 @@ fn a_flood_of_connects_is_the_floods_own_problem() {
     wait::eventually(wait::SOON, "the agent holds no more than before", || {
         place.agent.descriptors() <= before + 2
     });
+}
+
+/// As many as a process may have descriptors on the machines that this runs on, and more than a pod may have handshakes under way.
+const BEGUN: usize = 16_000;
+/// What is under way of one pod, of 262 144 places that all share (`HANDSHAKE_LIMIT` of the agent).
+const UNDER_WAY: usize = 8192;
+
+#[test]
+fn handshakes_that_a_pod_begins_and_nobody_takes_up_are_limited() {
+    let Some(mut place) = Place::start(|hosts| hosts.config("")) else {
+        return;
+    };
+    let server = Server::start(&place.server, PORT);
+    // Nobody accepts for a while: handshakes pile up behind the listener's queue.
+    place.proxy.process().signal(Signal::SIGSTOP).expect("it runs");
+    let mut command = inside();
+    command.args(["begin", &server.address().to_string(), &BEGUN.to_string()]);
+    let greedy = Process::start(place.node.world(), &place.other, "begin", command);
+    let said = wait::some(PROGRAM_DEADLINE, "all are begun", || {
+        let output = greedy.output();
+        output
+            .strip_prefix("refused ")
+            .and_then(|number| number.trim().parse::<usize>().ok())
+    });
+    assert!(said > 0, "none was refused");
+    let under_way = place.node.map_entries("HANDSHAKES");
+    assert!(
+        (1..=UNDER_WAY).contains(&under_way),
+        "{under_way} under way, {said} refused"
+    );
+    let mut waiting = place
+        .client
+        .connect_unbound(server.address())
+        .expect("the other pod's queue is its own");
+    place.proxy.process().signal(Signal::SIGCONT).expect("it runs");
+    round_trip(&mut waiting).expect("and is served first thing");
+    drop((greedy, waiting));
+    wait::eventually(wait::SOON, "nothing is left of it", || {
+        place.node.map_entries("HANDSHAKES") == 0 && place.proxy.connections().is_empty()
+    });
+    ask(&place.other, server.address()).expect("served again");
 }
