@@ -103,10 +103,13 @@ pub fn load(path: &Path) -> Result<(String, Config), StartError> {
 /// # Errors
 /// When it cannot start.
 pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
-    let node = load(path)?.1.node;
-    if node.capture.is_none() {
-        return serve(path, admin, None);
+    let loaded = load(path)?;
+    if loaded.1.node.capture.is_none() {
+        return serve(path, loaded, admin, None);
     }
+    // The agent has no use for the mesh.
+    let node = loaded.1.node.clone();
+    drop(loaded);
     LogFilter::install(&node.log)?;
     Ok(agent::run_with_proxy(path, admin, &node)?)
 }
@@ -128,11 +131,17 @@ pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) ->
 /// # Errors
 /// When it cannot start. An agent that does not answer is waited for.
 pub fn run_captured(path: &Path, admin: Option<SocketAddr>, agent: &Path) -> Result<(), StartError> {
-    serve(path, admin, Some(agent))
+    serve(path, load(path)?, admin, Some(agent))
 }
 
-fn serve(path: &Path, admin: Option<SocketAddr>, agent: Option<&Path>) -> Result<(), StartError> {
-    let (text, config) = load(path)?;
+/// `loaded` is what [`load`] made of the file at `path`.
+fn serve(
+    path: &Path,
+    loaded: (String, Config),
+    admin: Option<SocketAddr>,
+    agent: Option<&Path>,
+) -> Result<(), StartError> {
+    let (text, config) = loaded;
     let log = LogFilter::install(&config.node.log)?;
     let count = config.node.workers.map_or_else(available_cores, usize::from);
     let access_log = Arc::new(AccessLogWriter::open(&config.node.access_log)?);
