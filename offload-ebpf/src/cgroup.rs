@@ -14,16 +14,18 @@ const INITIAL_NAMESPACE: &str = "cgroup:[4026531835]";
 /// # Errors
 /// When it is not mounted.
 pub fn cgroup2_mount() -> Result<PathBuf, Error> {
-    let mounts = fs::read_to_string("/proc/mounts").map_err(|_| Error::NoCgroup2)?;
-    mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ');
-            let (_, path, kind) = (fields.next()?, fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(path))
-        })
-        .next()
-        .ok_or(Error::NoCgroup2)
+    mounts_of("cgroup2").into_iter().next().ok_or(Error::NoCgroup2)
+}
+
+/// Where file systems of one type are mounted, in the order of /proc/mounts.
+pub fn mounts_of(kind: &str) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let mount = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, of_kind) = (fields.next()?, fields.next()?);
+        (of_kind == kind).then(|| PathBuf::from(path))
+    };
+    mounts.lines().filter_map(mount).collect()
 }
 
 /// The id by which eBPF programs know a cgroup: the inode of its directory (kernfs ids are 64-bit inodes on 64-bit machines).

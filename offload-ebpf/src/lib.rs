@@ -29,7 +29,7 @@ mod socket;
 mod table;
 
 pub use capture::{Capture, Counters, Detached, Layout};
-pub use cgroup::{cgroup_id, cgroup2_mount};
+pub use cgroup::{cgroup_id, cgroup2_mount, mounts_of};
 pub use error::Error;
 pub use handshakes::{Handshakes, netns_cookie};
 pub use pods::PodSpec;

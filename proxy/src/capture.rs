@@ -90,50 +90,33 @@ impl Pod {
 /// The enrolled pods of this node.
 #[derive(Debug, Default)]
 pub struct Pods {
-    table: ArcSwap<Table>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Table {
-    by_cookie: HashMap<u64, Arc<Pod>>,
-    by_address: HashMap<IpAddr, Arc<Pod>>,
+    by_address: ArcSwap<HashMap<IpAddr, Arc<Pod>>>,
 }
 
 impl Pods {
     /// The enrolled pod that has this address.
     pub fn at(&self, ip: IpAddr) -> Option<Arc<Pod>> {
-        self.table.load().by_address.get(&ip).cloned()
+        self.by_address.load().get(&ip).cloned()
     }
 
-    /// Only the conversation with the agent changes the table.
+    /// Adds a pod, in the place of what was known of it.
     fn add(&self, pod: &Arc<Pod>) {
-        self.change(|table| {
-            table.take_out(pod.cookie);
-            table.by_cookie.insert(pod.cookie, pod.clone());
-            table
-                .by_address
-                .extend(pod.addresses.iter().map(|ip| (*ip, pod.clone())));
+        self.replace(pod.cookie, Some(pod));
+    }
+
+    fn remove(&self, cookie: u64) {
+        self.replace(cookie, None);
+    }
+
+    fn replace(&self, cookie: u64, pod: Option<&Arc<Pod>>) {
+        self.by_address.rcu(|known| {
+            let mut pods = HashMap::clone(known);
+            pods.retain(|_, pod| pod.cookie != cookie);
+            pods.extend(
+                pod.into_iter()
+                    .flat_map(|pod| pod.addresses.iter().map(|ip| (*ip, pod.clone()))),
+            );
+            pods
         });
-    }
-
-    fn remove(&self, cookie: u64) -> Option<Arc<Pod>> {
-        let pod = self.table.load().by_cookie.get(&cookie).cloned();
-        self.change(|table| table.take_out(cookie));
-        pod
-    }
-
-    fn change(&self, change: impl Fn(&mut Table)) {
-        self.table.rcu(|table| {
-            let mut table = Table::clone(table);
-            change(&mut table);
-            table
-        });
-    }
-}
-
-impl Table {
-    fn take_out(&mut self, cookie: u64) {
-        self.by_cookie.remove(&cookie);
-        self.by_address.retain(|_, pod| pod.cookie != cookie);
     }
 }

@@ -12,6 +12,7 @@ use underpass_config::{
     BalanceMode, Config, Destination, Endpoint, LoadGuard, Service, ServiceState, UnknownDestination, Workload,
 };
 
+use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::source::Source;
 
@@ -44,6 +45,8 @@ pub struct Target {
     pub service: Option<Arc<Service>>,
     /// Counts this connection in the endpoint's load for as long as it is held.
     pub load: Option<LoadGuard>,
+    /// The pod of this node that is enrolled at the address.
+    pub pod: Option<Arc<Pod>>,
 }
 
 /// Resolves a request on one snapshot.
@@ -161,6 +164,7 @@ fn direct(config: &Config, address: SocketAddr, service: Option<Arc<Service>>) -
         workload,
         service,
         load: None,
+        pod: None,
     }
 }
 
@@ -189,6 +193,7 @@ fn choose_endpoint(
         workload: Some(endpoint.workload.clone()),
         service: Some(definition.clone()),
         load: Some(endpoint.load.acquire()),
+        pod: None,
     })
 }
 

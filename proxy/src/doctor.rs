@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use underpass_ebpf::doctor::{Foreign, Trial, foreign_lookups};
+use underpass_ebpf::mounts_of;
 
 use crate::agent::commands::enrolled;
 
@@ -239,17 +240,6 @@ impl fmt::Display for Report {
             "pods cannot be captured here"
         })
     }
-}
-
-/// Where file systems of one type are mounted, in the order of /proc/mounts.
-fn mounts_of(kind: &str) -> Vec<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let mount = |line: &str| {
-        let mut fields = line.split(' ').skip(1);
-        let path = fields.next()?;
-        (fields.next()? == kind).then(|| PathBuf::from(path))
-    };
-    mounts.lines().filter_map(mount).collect()
 }
 
 fn effective_capabilities() -> u64 {

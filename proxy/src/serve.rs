@@ -53,7 +53,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
     };
     let snapshot = node.snapshot();
     let settings = snapshot.config.node.clone();
-    let (source, is_known) = identify(&entrance, &snapshot.config, peer);
+    let (source, objection) = identify(&entrance, &snapshot.config, peer);
     drop(snapshot);
     let session = Session {
         node,
@@ -66,11 +66,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
         session.refuse_unconnected(&downstream, Ending::ConnectionLimit);
         return;
     };
-    if !is_known {
-        let ending = match session.entrance {
-            Entrance::Inbound(_) => Ending::UnknownDestination,
-            _ => Ending::UnknownSource,
-        };
+    if let Some(ending) = objection {
         session.refuse_unconnected(&downstream, ending);
         return;
     }
@@ -100,16 +96,21 @@ pub async fn serve(accepted: Accepted, core: usize) {
     session.log_flow(&flow, ending, quality);
 }
 
-/// Who the client is, and whether enough is known to serve it. A captured client that the mesh does not know (its pod is newer than
-/// the configuration, or gone from it) must not be judged as anyone.
-fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, bool) {
+/// Who the client is, and what speaks against serving it. A captured client that the mesh does not know (its pod is newer than the
+/// configuration, or gone from it) must not be judged as anyone; nor can it be said who may connect to a pod that the mesh does not know.
+fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, Option<Ending>) {
     match entrance {
-        Entrance::Plain(_) => (Source::by_address(&config.mesh, &config.node, peer), true),
-        // Nor can it be said who may connect to a pod that the mesh does not know.
-        Entrance::Inbound(pod) => (Source::unidentified(peer), config.mesh.workload(&pod.uid).is_some()),
+        Entrance::Plain(_) => (Source::by_address(&config.mesh, &config.node, peer), None),
+        Entrance::Inbound(pod) => {
+            let is_known = config.mesh.workload(&pod.uid).is_some();
+            (
+                Source::unidentified(peer),
+                (!is_known).then_some(Ending::UnknownDestination),
+            )
+        }
         Entrance::Outbound(pod) => match Source::captured(&config.mesh, &pod.uid, peer) {
-            Some(source) => (source, true),
-            None => (Source::unidentified(peer), false),
+            Some(source) => (source, None),
+            None => (Source::unidentified(peer), Some(Ending::UnknownSource)),
         },
     }
 }

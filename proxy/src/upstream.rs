@@ -227,7 +227,7 @@ impl Request<'_> {
         let unanswered = tokio::select! {
             biased;
             ending = guard.flow().ended() => Unanswered { ending, detail: None },
-            connected = self.dial(target.address, config) => match connected {
+            connected = self.dial(target.address, target.pod.as_deref(), config) => match connected {
                 Ok(stream) => {
                     guard.flow().establish();
                     return Attempt::Connected(Box::new(Connected { stream, guard, load: target.load }));
@@ -246,9 +246,7 @@ impl Request<'_> {
             _ => Attempt::Refused(refused),
         }
     }
-}
 
-impl Request<'_> {
     /// The same target, with the workload as which the pod there is enrolled, if one is. It has the last word: the mesh may not know each
     /// address of a pod, and an address without a workload is guarded by no policy.
     fn of_enrolled_pod(&self, config: &Config, target: Target) -> Result<Target, Ending> {
@@ -258,6 +256,7 @@ impl Request<'_> {
         let workload = config.mesh.workload(&pod.uid).ok_or(Ending::UnknownDestination)?;
         Ok(Target {
             workload: Some(workload.clone()),
+            pod: Some(pod),
             ..target
         })
     }
@@ -274,21 +273,21 @@ impl Request<'_> {
     }
 
     /// Connects to `address` from where the connection belongs: a captured one from its pod's network namespace, any other from ours.
-    async fn dial(&self, address: SocketAddr, config: &Config) -> Result<Stream, Unanswered> {
+    /// `destination` is the enrolled pod there.
+    async fn dial(
+        &self,
+        address: SocketAddr,
+        destination: Option<&Pod>,
+        config: &Config,
+    ) -> Result<Stream, Unanswered> {
         let patience = config.node.timeouts.connect;
-        let pod = self.entrance.pod();
-        let destination = self.node.pods.at(address.ip());
-        if pod.is_none() && destination.is_none() {
-            let socket = socket::tcp_socket(address).map_err(|error| unanswered(&error))?;
-            return connect_within(socket, address, patience).await;
-        }
-        let socket = match pod {
+        let socket = match self.entrance.pod() {
             None => socket::tcp_socket(address),
             Some(pod) => take_within(pod, Family::of(address.ip()), patience).await,
         };
         let socket = socket.map_err(|error| unanswered(&error))?;
         if let Some(destination) = destination {
-            self.announce(&socket, address, &destination)
+            self.announce(&socket, address, destination)
                 .map_err(|error| unanswered(&error))?;
         }
         connect_within(socket, address, patience).await
