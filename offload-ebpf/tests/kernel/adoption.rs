@@ -10,7 +10,7 @@ use underpass_ebpf::{Capture, Error, Layout};
 
 use crate::needs_root;
 use crate::objects::{Object, all_pinned, pin_strange_map, pinned};
-use crate::pod::{Pod, accept, at, connect, handshakes};
+use crate::pod::{Pod, accept, at, connect, enrolled, handshakes};
 use crate::site::Site;
 
 /// Has the next agent believe that the programs are of another version.
@@ -37,10 +37,7 @@ fn others(pins: &Path) -> Vec<Object> {
 #[test]
 fn a_pod_stays_captured_while_no_agent_runs() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     drop(capture);
     connect(&pod.app, at("10.96.0.10", 80)).unwrap();
     pod.accept_outbound(false);
@@ -51,10 +48,7 @@ fn a_pod_stays_captured_while_no_agent_runs() {
 #[test]
 fn an_agent_of_the_same_version_adopts_everything() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     capture.set_refusing(pod.cookie, true).unwrap();
     let before = pinned(&site.layout.pin_dir);
     let pods = capture.pods().unwrap();
@@ -71,10 +65,7 @@ fn an_agent_of_the_same_version_adopts_everything() {
 #[test]
 fn an_agent_of_another_version_replaces_the_programs_and_nothing_else() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, _pod) = enrolled();
     let pins = &site.layout.pin_dir;
     let (old_programs, old_others) = (programs(pins), others(pins));
     drop(capture);
@@ -135,10 +126,7 @@ fn without_a_gap(site: &Site, pod: &Pod, change: impl FnOnce()) {
 #[test]
 fn programs_are_replaced_and_pods_enrolled_again_without_a_gap() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     without_a_gap(&site, &pod, || {
         for _ in 0..10 {
             pretend_another_version(&site.layout.pin_dir);
@@ -153,10 +141,7 @@ fn programs_are_replaced_and_pods_enrolled_again_without_a_gap() {
 #[test]
 fn a_pod_enrolled_again_has_its_new_listeners() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     let agent = pod.namespace.place(Some(&site.cgroup("agent")));
     let [outbound, inbound] =
         agent.run(|| ["10.9.1.2:0", "127.0.0.1:0"].map(|at| std::net::TcpListener::bind(at).unwrap()));

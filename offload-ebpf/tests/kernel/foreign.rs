@@ -7,7 +7,7 @@ use underpass_ebpf::{Capture, doctor};
 
 use crate::needs_root;
 use crate::objects::{REWRITER_NAME, Rewriter};
-use crate::pod::{Pod, at, connect, handshakes};
+use crate::pod::{Pod, at, connect, enrolled, handshakes};
 use crate::site::Site;
 
 const SERVICE: [u8; 4] = [10, 96, 0, 10];
@@ -95,10 +95,7 @@ fn doctor_tells_of_a_rewriter_below_that_runs_before_us() {
 #[test]
 fn doctor_finds_nothing_foreign_where_there_is_nothing() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, _capture, pod) = enrolled();
     let foreign = doctor::foreign_programs(&site.cgroup("pods"), &site.layout.pin_dir).unwrap();
     // Whatever this machine has at its root is above us.
     assert!(

@@ -6,7 +6,7 @@ use socket2::{Domain, Socket, Type};
 use underpass_ebpf::{Capture, HandshakeKey, Note};
 
 use crate::needs_root;
-use crate::pod::{Pod, address_v4, at, connect, handshakes};
+use crate::pod::{Pod, address_v4, at, connect, enrolled, handshakes};
 use crate::site::Site;
 use crate::wait::eventually;
 
@@ -55,10 +55,7 @@ fn begin(pod: &Pod, to: SocketAddr) -> std::io::Result<TcpStream> {
 #[test]
 fn nothing_is_left_of_a_handshake_that_succeeded() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (_site, capture, pod) = enrolled();
     let clients: Vec<_> = (1..=20).map(|port| connect(&pod.app, service(port)).unwrap()).collect();
     assert_all_ended(&capture, &pod);
     for _ in &clients {
@@ -85,10 +82,7 @@ fn nothing_is_left_of_a_handshake_that_was_refused() {
 #[test]
 fn nothing_is_left_of_handshakes_that_were_given_up() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (_site, capture, pod) = enrolled();
     let listener = crowded(&capture, &pod, 1024);
     let clients: Vec<_> = (1..=50).map(|port| begin(&pod, service(port)).unwrap()).collect();
     assert!(
@@ -146,10 +140,7 @@ fn a_pod_with_too_many_handshakes_is_refused_until_some_end_and_others_are_not()
 #[test]
 fn a_pod_enrolled_anew_starts_with_no_handshakes_and_old_sockets_do_not_count() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (_site, capture, pod) = enrolled();
     let _listener = crowded(&capture, &pod, 1024);
     let clients: Vec<_> = (1..=20).map(|port| begin(&pod, service(port)).unwrap()).collect();
     capture.withdraw(pod.cookie).unwrap();
@@ -197,10 +188,7 @@ fn announcements_of_a_proxy_that_died_are_swept_and_captured_connections_are_not
 #[test]
 fn a_flood_of_short_connections_leaves_nothing_behind() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     let places: Vec<_> = (0..4)
         .map(|_| pod.namespace.place(Some(&site.cgroup("pods"))))
         .collect();

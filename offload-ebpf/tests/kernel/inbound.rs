@@ -8,17 +8,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use underpass_ebpf::{Capture, HandshakeKey, Note};
 
 use crate::needs_root;
-use crate::pod::{Pod, Server, at, connect, converse, handshakes, peer_name};
+use crate::pod::{Pod, Server, at, connect, converse, enrolled, handshakes, peer_name};
 use crate::site::{Place, Site};
 use crate::wait::{SOON, eventually};
-
-fn enrolled() -> (Site, Capture, Pod) {
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
-    (site, capture, pod)
-}
 
 /// A process of the node in some cgroup.
 fn on_node(site: &Site, role: &str) -> Place {

@@ -10,22 +10,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use underpass_ebpf::Capture;
 
 use crate::needs_root;
-use crate::pod::{OUTBOUND, Pod, accept, at, connect, converse, handshakes, peer_name, serve};
-use crate::site::{Place, Site};
+use crate::pod::{OUTBOUND, Pod, accept, at, connect, converse, enrolled, handshakes, peer_name, serve};
+use crate::site::Place;
 use crate::wait::{SOON, eventually};
 
 /// A destination that nobody has.
 const SERVICE: &str = "10.96.0.10";
 const SERVICE_V6: &str = "fd96::10";
-
-/// A site with one enrolled pod.
-fn enrolled() -> (Site, Capture, Pod) {
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
-    (site, capture, pod)
-}
 
 /// Makes a socket at `place`, lets `begin` connect it, and returns the connection.
 fn connected_by(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use underpass_ebpf::{Capture, Handshakes, PodSpec, netns_cookie};
 
 use crate::site::{Namespace, Place, Site};
-use crate::wait::SOON;
+use crate::wait::{SOON, eventually};
 
 /// The port of the outbound listeners.
 pub const OUTBOUND: u16 = 15001;
@@ -25,6 +25,24 @@ pub struct Pod {
     pub outbound_v6: TcpListener,
     pub inbound_v4: TcpListener,
     pub inbound_v6: TcpListener,
+}
+
+/// A site with one enrolled pod.
+pub fn enrolled() -> (Site, Capture, Pod) {
+    let site = Site::new();
+    let capture = site.start();
+    let pod = Pod::new(&site, 1);
+    capture.enrol(&pod.spec()).unwrap();
+    (site, capture, pod)
+}
+
+/// Waits until the namespace of pod 1, whose handles are dropped, is gone: its end of the veth takes the node's with it.
+pub fn await_end_of_first(site: &Site) {
+    eventually("the namespace is gone", || {
+        let node = site.node.place(None);
+        let shown = node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        !shown.contains("veth1")
+    });
 }
 
 impl Pod {

@@ -2,23 +2,15 @@
 
 use std::net::SocketAddr;
 
-use underpass_ebpf::{Capture, Counter, Error, Layout};
+use underpass_ebpf::{Counter, Error, Layout};
 
 use crate::needs_root;
-use crate::pod::{Pod, at, connect, handshakes};
+use crate::pod::{Pod, at, connect, enrolled, handshakes};
 use crate::site::{Place, Site};
 use crate::wait;
 
 const SERVICE: &str = "10.96.0.10";
 const SERVICE_V6: &str = "fd96::10";
-
-fn enrolled() -> (Site, Capture, Pod) {
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
-    (site, capture, pod)
-}
 
 #[track_caller]
 fn assert_fails(place: &Place, to: SocketAddr, errno: i32) {

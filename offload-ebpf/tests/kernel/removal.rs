@@ -6,7 +6,7 @@ use underpass_ebpf::Capture;
 
 use crate::needs_root;
 use crate::objects::{Object, all_pinned, open_pin};
-use crate::pod::{Pod, at, connect, serve};
+use crate::pod::{Pod, at, await_end_of_first, connect, enrolled, serve};
 use crate::site::Site;
 use crate::wait::eventually;
 
@@ -23,10 +23,7 @@ fn assert_gone(objects: &[Object]) {
 #[test]
 fn detaching_leaves_no_pin_link_program_or_map() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     connect(&pod.app, at("10.96.0.10", 80)).unwrap();
     let objects = all_pinned(&site.layout.pin_dir);
     // 9 maps; links and programs: 6 at the cgroup, 2 at the pod.
@@ -48,10 +45,7 @@ fn detaching_leaves_no_pin_link_program_or_map() {
 #[test]
 fn detaching_works_while_an_agent_is_running() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     let objects = all_pinned(&site.layout.pin_dir);
     // As an agent may that is just replacing programs.
     let of_pod = site.layout.pin_dir.join("pods").join(pod.cookie.to_string());
@@ -124,14 +118,7 @@ fn nothing_is_left_of_a_pod_whose_namespace_is_gone() {
         .collect();
     let cookie = pod.cookie;
     drop(pod);
-    // The namespace is gone when its end of the veth is: that takes the other one with it.
-    eventually("the namespace is gone", || {
-        let shown = site
-            .node
-            .place(None)
-            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
-        !shown.contains("veth1")
-    });
+    await_end_of_first(&site);
     capture.withdraw(cookie).unwrap();
     assert_gone(
         &of_pod
@@ -146,17 +133,8 @@ fn nothing_is_left_of_a_pod_whose_namespace_is_gone() {
 #[test]
 fn a_namespace_is_not_kept_by_being_enrolled() {
     needs_root!();
-    let site = Site::new();
-    let capture = site.start();
-    let pod = Pod::new(&site, 1);
-    capture.enrol(&pod.spec()).unwrap();
+    let (site, capture, pod) = enrolled();
     drop(pod);
-    eventually("the namespace is gone", || {
-        let shown = site
-            .node
-            .place(None)
-            .run(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
-        !shown.contains("veth1")
-    });
+    await_end_of_first(&site);
     assert!(capture.handshakes_fd().as_fd().try_clone_to_owned().is_ok());
 }

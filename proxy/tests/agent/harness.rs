@@ -190,6 +190,11 @@ impl Node {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Captures a pod.
+    pub fn enrol(&self, pod: &Pod, uid: &str) {
+        self.ok(&["enrol", "--netns", &pod.path(), "--uid", uid]);
+    }
+
     /// Waits until the only pod is in a state.
     pub fn await_state(&self, state: &str) {
         let wanted = format!(r#""state":"{state}""#);

@@ -49,7 +49,7 @@ fn a_proxy_that_dies_leaves_its_pods_waiting_then_refused_and_its_successor_serv
     let agent = node.agent();
     let pod = Pod::new(&node, "10.9.1.1/24");
     let toy = Toy::connect(&node).unwrap();
-    node.ok(&["enrol", "--netns", &pod.path(), "--uid", "shop/a"]);
+    node.enrol(&pod, "shop/a");
     drop(toy);
     node.await_state("waiting");
     node.await_state("refused");
@@ -69,7 +69,7 @@ fn a_successor_that_serves_every_pod_makes_the_older_proxy_drain_without_a_refus
     let agent = node.agent();
     let pod = Pod::new(&node, "10.9.1.1/24");
     let first = Toy::connect(&node).unwrap();
-    node.ok(&["enrol", "--netns", &pod.path(), "--uid", "shop/a"]);
+    node.enrol(&pod, "shop/a");
     let client = pod.connect_again_and_again();
     client.wait_for(20);
     let second = Toy::connect(&node).unwrap();
@@ -90,7 +90,7 @@ fn a_takeover_by_a_new_agent_refuses_no_connection_and_keeps_the_proxy() {
     let old = node.agent();
     let pod = Pod::new(&node, "10.9.1.1/24");
     let toy = Toy::connect(&node).unwrap();
-    node.ok(&["enrol", "--netns", &pod.path(), "--uid", "shop/a"]);
+    node.enrol(&pod, "shop/a");
     let client = pod.connect_again_and_again();
     client.wait_for(20);
     let new = node.agent();
@@ -115,7 +115,7 @@ fn a_killed_agent_leaves_its_pods_refused_and_the_next_takes_them_up() {
     let node = Node::new();
     let pod = Pod::new(&node, "10.9.1.1/24");
     let agent = node.agent();
-    node.ok(&["enrol", "--netns", &pod.path(), "--uid", "shop/a"]);
+    node.enrol(&pod, "shop/a");
     agent.kill();
     assert_eq!(pod.connect(), "refused\n");
     let agent = node.agent();
@@ -141,7 +141,7 @@ fn a_proxy_in_the_root_cgroup_or_in_the_pods_is_refused() {
     let node = Node::new();
     let agent = node.agent();
     let pod = Pod::new(&node, "10.9.1.1/24");
-    node.ok(&["enrol", "--netns", &pod.path(), "--uid", "shop/a"]);
+    node.enrol(&pod, "shop/a");
     let refused = Toy::refused_in(&node, &harness::cgroup_root());
     assert!(refused.contains("--own-cgroup"), "{refused}");
     let refused = Toy::refused_in(&node, &node.cgroup());
@@ -161,7 +161,7 @@ fn a_namespace_that_is_gone_is_let_go_of_within_three_seconds() {
     let agent = node.agent();
     let pod = Pod::new(&node, "10.9.1.1/24");
     let toy = Toy::connect(&node).unwrap();
-    node.ok(&["enrol", "--netns", &pod.path(), "--uid", "shop/a"]);
+    node.enrol(&pod, "shop/a");
     toy.wants_sockets_and_gets(8);
     let witness = pod.leave_a_witness();
     let since = Instant::now();
@@ -182,12 +182,12 @@ fn two_hundred_pods_leave_nothing_behind() {
     let agent = node.agent();
     let _toy = Toy::connect(&node).unwrap();
     let warm = Pod::new(&node, "10.9.1.1/24");
-    node.ok(&["enrol", "--netns", &warm.path(), "--uid", "shop/warm"]);
+    node.enrol(&warm, "shop/warm");
     node.ok(&["remove", "--uid", "shop/warm"]);
     let before = agent.open_descriptors();
     let pods: Vec<Pod> = (1..=200).map(|n| Pod::new(&node, &format!("10.10.{n}.1/24"))).collect();
     for (n, pod) in pods.iter().enumerate() {
-        node.ok(&["enrol", "--netns", &pod.path(), "--uid", &format!("shop/{n}")]);
+        node.enrol(pod, &format!("shop/{n}"));
     }
     assert!(agent.open_descriptors() > before + 200);
     assert_eq!(pods[199].connect(), "toy\n");
