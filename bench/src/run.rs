@@ -21,6 +21,8 @@ use crate::topology::Topology;
 use crate::{machine, report};
 
 const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,haproxy,envoy";
+/// The same without network namespaces, which capture needs.
+const SYSTEMS_ON_LOOPBACK: &str = "direct,underpass-relay,haproxy,envoy";
 const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect";
 const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
 const CONCURRENCIES: [usize; 2] = [1, 16];
@@ -34,8 +36,8 @@ pub(crate) const ONE_CORE: &str = "one-core";
 /// Arguments of `run`. Lists and the number of rounds may also come from the environment, where empty means the default.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Run {
-    /// Systems to compare [default: direct,underpass-relay,underpass-captured,haproxy,envoy].
-    #[arg(long, env = "SYSTEMS", default_value = SYSTEMS)]
+    /// Systems to compare [default: direct,underpass-relay,haproxy,envoy; as root also underpass-captured].
+    #[arg(long, env = "SYSTEMS", default_value = "")]
     systems: String,
     /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect].
     #[arg(long, env = "SCENARIO", default_value = SCENARIOS)]
@@ -83,7 +85,8 @@ impl Placement {
 impl Run {
     /// Measures, writes the results and the report, prints the report.
     pub(crate) fn run(self) -> Result<()> {
-        let systems = self.systems()?;
+        let isolated = Topology::may_be_isolated(self.loopback);
+        let systems = self.systems(if isolated { SYSTEMS } else { SYSTEMS_ON_LOOPBACK })?;
         let cases = self.cases()?;
         let rounds: u32 = or_default(&self.rounds, "7")
             .parse()
@@ -129,8 +132,8 @@ impl Run {
         Ok(())
     }
 
-    fn systems(&self) -> Result<Vec<System>> {
-        let mut systems: Vec<System> = list(&self.systems, SYSTEMS).map(str::parse).collect::<Result<_>>()?;
+    fn systems(&self, default: &str) -> Result<Vec<System>> {
+        let mut systems: Vec<System> = list(&self.systems, default).map(str::parse).collect::<Result<_>>()?;
         if self.aa {
             let again: System = format!("underpass-relay{AGAIN}").parse()?;
             if !systems.contains(&again) {

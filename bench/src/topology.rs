@@ -47,12 +47,18 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
+    /// Whether there will be namespaces: as root, if loopback is not asked for.
+    pub(crate) fn may_be_isolated(force_loopback: bool) -> bool {
+        !force_loopback && geteuid().is_root()
+    }
+
     /// Namespaces as root, else loopback.
     pub(crate) fn new(force_loopback: bool, logs: &Path) -> Result<Topology> {
-        if force_loopback || !geteuid().is_root() {
-            return Ok(Topology::loopback());
+        if Topology::may_be_isolated(force_loopback) {
+            Topology::namespaces(logs)
+        } else {
+            Ok(Topology::loopback())
         }
-        Topology::namespaces(logs)
     }
 
     /// Client, node and server on 127.0.0.1, in the bench's own namespace.
