@@ -25,6 +25,7 @@ mod namespace;
 mod netlink;
 mod options;
 mod order;
+mod ownership;
 mod pods;
 mod proxies;
 mod service;

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use underpass_config::WorkloadUid;
+use underpass_config::{Config, WorkloadUid};
 use underpass_ebpf::{Handshakes, Note};
 
 pub use conversation::converse;
@@ -35,6 +35,8 @@ pub struct Pod {
     pub uid: WorkloadUid,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
+    /// What its interfaces have: its own addresses, and what it may have given itself.
+    interfaces: Vec<IpAddr>,
     /// Fresh sockets of its namespace.
     pub sockets: Arc<SocketPool>,
     kernel: Arc<Handshakes>,
@@ -48,6 +50,7 @@ impl Pod {
             cookie: told.cookie,
             uid: WorkloadUid::new(told.uid),
             addresses: told.addresses,
+            interfaces: told.interfaces,
             sockets,
             kernel,
             removed: AtomicBool::new(false),
@@ -66,6 +69,15 @@ impl Pod {
     /// Whether `ip` is one of its own addresses.
     pub fn owns(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip)
+    }
+
+    /// Which of the addresses that it has are another workload's.
+    fn disowned(&self, config: &Config) -> Vec<IpAddr> {
+        let is_anothers = |ip: &IpAddr| {
+            let workload = config.mesh.workload_at(&config.node.network, *ip);
+            workload.is_some_and(|workload| workload.uid != self.uid)
+        };
+        self.interfaces.iter().copied().filter(is_anothers).collect()
     }
 
     /// Lets the connection that `socket` is about to make to this pod reach the pod's application, which is shown `client` as its peer.

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol; raised when a side could misunderstand the other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest message in bytes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -42,6 +42,14 @@ pub enum FromProxy {
     Ready {
         /// Which pod.
         cookie: u64,
+    },
+    /// Which of the addresses that a pod has on its interfaces the mesh gives to another workload: they are not the pod's. Takes the place of
+    /// what was said of the pod before.
+    Disown {
+        /// Which pod.
+        cookie: u64,
+        /// All such addresses.
+        addresses: Vec<IpAddr>,
     },
     /// Asks for sockets ahead of need.
     WantSockets {
@@ -100,6 +108,8 @@ pub struct Pod {
     pub uid: String,
     /// The pod's own addresses, the one that its sockets are bound to first, per family.
     pub addresses: Vec<IpAddr>,
+    /// What its interfaces have: its own, and what it may have given itself.
+    pub interfaces: Vec<IpAddr>,
     /// Where the pod's own connections arrive.
     pub outbound: Vec<SocketAddr>,
     /// Where connections to the pod are steered to.
@@ -226,6 +236,7 @@ mod tests {
             cookie: 7,
             uid: "Kubernetes//Pod/shop/web".into(),
             addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+            interfaces: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             outbound: vec!["10.0.0.1:15001".parse().unwrap()],
             inbound: vec![],
         };

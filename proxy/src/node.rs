@@ -44,6 +44,7 @@ pub struct Node {
     draining: AtomicBool,
     closed: AtomicBool,
     drain: watch::Sender<bool>,
+    changes: watch::Sender<()>,
 }
 
 impl Node {
@@ -60,6 +61,7 @@ impl Node {
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             drain: watch::Sender::new(false),
+            changes: watch::Sender::new(()),
         })
     }
 
@@ -81,6 +83,7 @@ impl Node {
         let snapshot = Arc::new(Snapshot { config, generation });
         self.snapshot.store(snapshot.clone());
         self.generation.store(generation, Ordering::SeqCst);
+        self.changes.send_replace(());
         let affected = self.flows.apply(touched, &snapshot.config);
         affected.iter().filter(|flow| self.reconsider(flow, &snapshot)).count()
     }
@@ -112,6 +115,11 @@ impl Node {
                 flow.end(Ending::EndpointDrained);
             }
         });
+    }
+
+    /// Tells of snapshots that are put in force from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Starts to drain: listeners close, `/ready` says no. Idempotent.

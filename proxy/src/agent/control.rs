@@ -18,7 +18,7 @@ use super::state::Record;
 use crate::handover::{self, HandoverError};
 
 /// Version of what two agents say to each other in a takeover.
-pub const TAKEOVER_VERSION: u32 = 1;
+pub const TAKEOVER_VERSION: u32 = 2;
 
 /// How long either side waits for a message that is due at once.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -168,6 +168,10 @@ pub struct YieldedPod {
     pub record: Record,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// What its interfaces have.
+    pub interfaces: Vec<IpAddr>,
+    /// Which of those are another workload's.
+    pub disowned: Vec<IpAddr>,
     /// Listeners, if it has them.
     pub outbound: Vec<SocketAddr>,
     /// Listeners, if it has them.

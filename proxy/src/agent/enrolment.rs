@@ -72,7 +72,7 @@ pub enum EnrolError {
 /// What a namespace looks like from inside.
 struct Inside {
     cookie: u64,
-    addresses: Vec<IpAddr>,
+    interfaces: Vec<IpAddr>,
 }
 
 /// How an enrolment began.
@@ -126,8 +126,7 @@ impl Agent {
             return Err(EnrolError::Uid(uid.into()));
         }
         let namespace = Namespace::open(&place)?;
-        let mut inside = look_inside(&namespace, &place)?;
-        self.leave_to_others(&mut inside)?;
+        let inside = look_inside(&namespace, &place)?;
         if let Some(pod) = self.pods.get_mut(&inside.cookie) {
             if pod.record.uid != uid {
                 let uid = pod.record.uid.clone();
@@ -136,7 +135,7 @@ impl Agent {
             if pod.starting.is_some() {
                 return Ok(Begun::Starting(inside.cookie));
             }
-            if pod.addresses == inside.addresses && pod.record.place == place {
+            if pod.interfaces == inside.interfaces && pod.record.place == place {
                 return Ok(Begun::Already(inside.cookie));
             }
         }
@@ -146,29 +145,6 @@ impl Agent {
         self.insert(uid, place, namespace, inside)?;
         self.introduce(cookie);
         Ok(Begun::Starting(cookie))
-    }
-
-    /// Takes out the addresses that another captured pod had before. A pod may give itself any address; what is sent to another's must
-    /// not be taken for its own.
-    fn leave_to_others(&mut self, inside: &mut Inside) -> Result<(), underpass_ebpf::Error> {
-        let mut own = Vec::new();
-        for address in std::mem::take(&mut inside.addresses) {
-            let owner = self.kernel.owner(address)?.filter(|owner| *owner != inside.cookie);
-            let lives = |pod: &&Pod| pod.namespace.is_at(&pod.record.place);
-            match owner {
-                None => own.push(address),
-                Some(owner) if self.pods.get(&owner).filter(|pod| !lives(pod)).is_some() => {
-                    self.remove(owner, "its network namespace is gone")?;
-                    own.push(address);
-                }
-                Some(owner) => {
-                    let cookie = inside.cookie;
-                    tracing::warn!(%address, cookie, owner, "an address of this pod belongs to another pod, and is left to that one");
-                }
-            }
-        }
-        inside.addresses = own;
-        Ok(())
     }
 
     /// Whether no other pod has this uid. One whose namespace is gone has it no more.
@@ -205,11 +181,13 @@ impl Agent {
 
     /// Makes a pod of a namespace: listeners, a slot, an entry in the state. A pod that is there gets what has changed.
     fn insert(&mut self, uid: &str, place: Place, namespace: Namespace, inside: Inside) -> Result<(), EnrolError> {
-        let Inside { cookie, addresses } = inside;
+        let Inside { cookie, interfaces } = inside;
+        let disowned = self.pods.get(&cookie).map(|pod| pod.disowned.clone());
+        let disowned = disowned.unwrap_or_default();
+        let addresses = self.own_addresses(cookie, &interfaces, &disowned)?;
         let (slot, fresh) = self.slot_of(cookie)?;
-        let former = self.pods.get(&cookie);
-        let keeps_listeners = former.is_some_and(|pod| pod.addresses == addresses && pod.listeners.is_some());
-        let opened = match keeps_listeners {
+        let listeners = self.pods.get(&cookie).and_then(|pod| pod.listeners.as_ref());
+        let opened = match listeners.is_some_and(|listeners| listeners.suit(&addresses)) {
             true => None,
             false => Some(open_listeners(&namespace, &addresses, &self.settings.keepalive)),
         };
@@ -232,6 +210,8 @@ impl Agent {
             },
             namespace: namespace.clone(),
             addresses,
+            interfaces,
+            disowned,
             listeners,
             refusing: former.as_ref().is_some_and(|pod| pod.refusing),
             unserved_since: Some(Instant::now()),
@@ -423,10 +403,6 @@ impl Agent {
             let inside = look_inside(&namespace, &record.place)?;
             Ok((namespace, inside))
         });
-        let opened = opened.map_err(EnrolError::from).and_then(|(namespace, mut inside)| {
-            self.leave_to_others(&mut inside)?;
-            Ok((namespace, inside))
-        });
         let outcome = match opened {
             Ok((namespace, inside)) if namespace.identity() == record.identity && inside.cookie == cookie => {
                 self.insert(&uid, record.place, namespace, inside).and_then(|()| {
@@ -460,7 +436,7 @@ fn look_inside(namespace: &Namespace, place: &Place) -> Result<Inside, Namespace
         let socket = socket::tcp_socket(([0, 0, 0, 0], 0).into())?;
         Ok(Inside {
             cookie: underpass_ebpf::netns_cookie(std::os::fd::AsFd::as_fd(&socket))?,
-            addresses: interfaces::addresses()?,
+            interfaces: interfaces::addresses()?,
         })
     });
     let inside = inside.map_err(|source| NamespaceError::Io {
@@ -468,13 +444,13 @@ fn look_inside(namespace: &Namespace, place: &Place) -> Result<Inside, Namespace
         step: "looking at the interfaces of",
         source,
     })?;
-    match inside.addresses.iter().any(|address| is_bindable(*address)) {
+    match inside.interfaces.iter().any(|address| is_bindable(*address)) {
         true => Ok(inside),
         false => Err(NamespaceError::NoAddress(place.clone())),
     }
 }
 
-fn open_listeners(
+pub(super) fn open_listeners(
     namespace: &Namespace,
     addresses: &[IpAddr],
     keepalive: &underpass_config::Keepalive,

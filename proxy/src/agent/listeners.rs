@@ -46,14 +46,13 @@ impl Listeners {
             outbound: Vec::new(),
             inbound: Vec::new(),
         };
-        for family in [Family::V4, Family::V6] {
-            let of_family = |address: &&IpAddr| Family::of(**address) == family && is_bindable(**address);
-            let Some(address) = addresses.iter().find(of_family) else {
+        for family in FAMILIES {
+            let Some(address) = first(addresses, family) else {
                 continue;
             };
-            let outbound = match listen(SocketAddr::new(*address, OUTBOUND_PORT), keepalive) {
+            let outbound = match listen(SocketAddr::new(address, OUTBOUND_PORT), keepalive) {
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    listen(SocketAddr::new(*address, 0), keepalive)
+                    listen(SocketAddr::new(address, 0), keepalive)
                 }
                 outcome => outcome,
             };
@@ -63,6 +62,13 @@ impl Listeners {
                 .push(listen(SocketAddr::new(loopback(family), 0), keepalive)?);
         }
         Ok(listeners)
+    }
+
+    /// Whether they are where those of a pod with these addresses would be.
+    pub fn suit(&self, addresses: &[IpAddr]) -> bool {
+        let mut listening = self.outbound.iter().map(|listener| listener.address.ip());
+        let mut wanted = FAMILIES.into_iter().filter_map(|family| first(addresses, family));
+        wanted.by_ref().eq(listening.by_ref())
     }
 
     /// The sockets in the order in which they are told to a proxy.
@@ -96,6 +102,14 @@ impl Listeners {
     pub fn inbound_addresses(&self) -> Vec<SocketAddr> {
         self.inbound.iter().map(|listener| listener.address).collect()
     }
+}
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
+/// The address that a pod's sockets of a family are bound to.
+fn first(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
+    let mut suitable = addresses.iter().copied().filter(|address| is_bindable(*address));
+    suitable.find(|address| Family::of(*address) == family)
 }
 
 fn loopback(family: Family) -> IpAddr {

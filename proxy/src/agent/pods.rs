@@ -31,6 +31,10 @@ pub struct Pod {
     pub namespace: Arc<Namespace>,
     /// Its addresses, the one that its sockets are bound to first.
     pub addresses: Vec<IpAddr>,
+    /// What its interfaces had at enrolment: its own addresses, and what it may have given itself.
+    pub interfaces: Vec<IpAddr>,
+    /// Which of them are another workload's, as proxies say.
+    pub disowned: Vec<IpAddr>,
     /// `None` while its connections are refused and there is no proxy.
     pub listeners: Option<Listeners>,
     /// Whether the kernel refuses its connections.
@@ -86,15 +90,12 @@ impl Pod {
     /// What proxies are told, if there are listeners to hand them.
     pub fn introduction(&self) -> Option<(handover::Pod, &Listeners)> {
         let listeners = self.listeners.as_ref()?;
+        let bindable = |addresses: &[IpAddr]| addresses.iter().copied().filter(|ip| is_bindable(*ip)).collect();
         let pod = handover::Pod {
             cookie: self.record.cookie,
             uid: self.record.uid.clone(),
-            addresses: self
-                .addresses
-                .iter()
-                .copied()
-                .filter(|address| is_bindable(*address))
-                .collect(),
+            addresses: bindable(&self.addresses),
+            interfaces: bindable(&self.interfaces),
             outbound: listeners.outbound_addresses(),
             inbound: listeners.inbound_addresses(),
         };

@@ -56,7 +56,11 @@ impl Agent {
                 Err(refusal) => self.refuse_proxy(id, &refusal.to_string()),
             },
             FromProxy::Ready { cookie } if proxy.admitted.is_some() => self.hear_ready(id, cookie),
-            FromProxy::WantSockets { .. } | FromProxy::Ready { .. } | FromProxy::Hello { .. } => {
+            FromProxy::Disown { cookie, addresses } if proxy.admitted.is_some() => self.disown(cookie, addresses),
+            FromProxy::WantSockets { .. }
+            | FromProxy::Ready { .. }
+            | FromProxy::Disown { .. }
+            | FromProxy::Hello { .. } => {
                 self.refuse_proxy(id, "it spoke out of turn: Hello first, and once");
             }
         }

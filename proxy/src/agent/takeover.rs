@@ -220,6 +220,8 @@ impl Agent {
             let yielded = YieldedPod {
                 record: pod.record.clone(),
                 addresses: pod.addresses.clone(),
+                interfaces: pod.interfaces.clone(),
+                disowned: pod.disowned.clone(),
                 outbound: listeners.map(Listeners::outbound_addresses).unwrap_or_default(),
                 inbound: listeners.map(Listeners::inbound_addresses).unwrap_or_default(),
                 refusing: pod.refusing,
@@ -254,6 +256,8 @@ impl Agent {
                 record: yielded.record,
                 namespace: namespace.clone(),
                 addresses: yielded.addresses,
+                interfaces: yielded.interfaces,
+                disowned: yielded.disowned,
                 listeners,
                 refusing: yielded.refusing,
                 unserved_since: Some(Instant::now()),

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,6 +80,8 @@ struct Conversation {
     kernel: Arc<Handshakes>,
     /// Pods that were told of in this conversation.
     told: Vec<u64>,
+    /// What the agent was told of addresses that are not the pods' own; of no such addresses, nothing.
+    disowned: HashMap<u64, Vec<IpAddr>>,
 }
 
 impl Conversation {
@@ -111,13 +114,17 @@ impl Conversation {
             socket,
             kernel,
             told: Vec::new(),
+            disowned: HashMap::new(),
         };
+        let mut changes = served.node.changes();
         loop {
             tokio::select! {
                 heard = hear(&conversation.socket) => {
                     let (message, descriptors) = heard?;
                     conversation.act(message, descriptors, served).await?;
                 }
+                // The sender is the node's own.
+                Ok(()) = changes.changed() => conversation.disown(served).await?,
                 Some(order) = ordered.recv() => {
                     let Order { cookie, family, count } = order;
                     say(&conversation.socket, &FromProxy::WantSockets { cookie, family, count }).await?;
@@ -135,13 +142,17 @@ impl Conversation {
                 }
                 served.add(pod, descriptors, self.kernel.clone());
                 self.told.push(cookie);
+                self.disown(served).await?;
                 say(&self.socket, &FromProxy::Ready { cookie }).await?;
             }
             FromAgent::Synced => {
                 served.keep_only(&self.told);
                 served.node.await_agent(false);
             }
-            FromAgent::PodRemoved { cookie } => served.remove(cookie),
+            FromAgent::PodRemoved { cookie } => {
+                served.remove(cookie);
+                self.disowned.remove(&cookie);
+            }
             FromAgent::Sockets { cookie, family } => {
                 if let Some(pod) = served.pods.get(&cookie) {
                     pod.pod.sockets.deliver(family, descriptors);
@@ -153,6 +164,21 @@ impl Conversation {
             }
             FromAgent::Refused { reason } => return Err(Ended::Refused(reason)),
             FromAgent::Welcome { .. } => return Err(Ended::Misunderstood("a second Welcome")),
+        }
+        Ok(())
+    }
+
+    /// Tells the agent which addresses of pods are other workloads', where that is news.
+    async fn disown(&mut self, served: &Served) -> Result<(), Ended> {
+        let snapshot = served.node.snapshot();
+        for (cookie, served) in &served.pods {
+            let addresses = served.pod.disowned(&snapshot.config);
+            let told = self.disowned.entry(*cookie).or_default();
+            if *told != addresses {
+                told.clone_from(&addresses);
+                let cookie = *cookie;
+                say(&self.socket, &FromProxy::Disown { cookie, addresses }).await?;
+            }
         }
         Ok(())
     }

@@ -116,6 +116,37 @@ fn an_address_that_a_pod_gives_itself_stays_the_other_pods() {
 }
 
 #[test]
+fn an_address_that_a_pod_gives_itself_early_is_not_lost_to_its_owner() {
+    let Some(place) = Place::start(|hosts| {
+        let config = hosts.config("");
+        config.workload_at("nowhere/stranger", &hosts.stranger.addresses(), "")
+    }) else {
+        return;
+    };
+    let (thief, owner) = (&place.other, &place.stranger);
+    thief.ip_command(&format!("addr add {}/32 dev eth0", owner.ip()));
+    thief.ip_command(&format!("addr add {}/128 dev eth0 nodad", owner.ip6()));
+    place.node.enrol(thief);
+    place.node.enrol(owner);
+    for (at, away) in [
+        (owner.at(PORT), place.remote.at(PORT)),
+        (owner.at6(PORT), place.remote.at6(PORT)),
+    ] {
+        let server = Server::start_at(owner, at);
+        let stream = ask(&place.client, at).unwrap_or_else(|e| panic!("{at}: {e}"));
+        let own = stream.local_addr().expect("open");
+        assert_eq!(server.arrivals()[0].accepted_from, own, "it is announced to the owner");
+        let remote = Server::start_at(&place.remote, away);
+        let stream = ask(owner, away).expect("served as itself");
+        let own = stream.local_addr().expect("open");
+        let seen = remote.arrivals()[0].accepted_from.ip();
+        assert!(owner.addresses().contains(&seen), "{seen}");
+        drop(stream);
+        assert_eq!(place.proxy.access_line(own).field("src.workload"), "stranger");
+    }
+}
+
+#[test]
 fn a_flood_of_connects_is_the_floods_own_problem() {
     let limits = "limits: {connections_per_workload: 500}";
     let Some(place) = Place::start(|hosts| hosts.config("").node(limits)) else {
