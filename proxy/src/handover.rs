@@ -60,18 +60,36 @@ pub enum FromProxy {
         /// How many, at most [`MAX_DESCRIPTORS`].
         count: u32,
     },
+    /// Asks for a flow to be moved to the kernel. The descriptors are the proxy's two sockets: the one towards the client, then the one towards
+    /// the server. The proxy reads from neither until it is answered.
+    Join {
+        /// The proxy's own number for it, which the answer has.
+        id: u64,
+        /// Bytes that may wait in a receiver.
+        limit: u32,
+    },
+    /// A flow of the kernel has ended.
+    Left {
+        /// Its place, as it was told.
+        index: u32,
+        /// Which of those that had the place.
+        generation: u32,
+    },
 }
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum FromAgent {
-    /// The answer to `Hello`, with two descriptors: the maps `HANDSHAKES` and `NOTES`.
+    /// The answer to `Hello`, with two descriptors: the maps `HANDSHAKES` and `NOTES`. Two more if flows can be moved to the kernel: the map
+    /// `FLOWS` and the program `measure`.
     Welcome {
         /// [`VERSION`].
         version: u32,
         /// The agent's own version, for people.
         build: String,
+        /// Why flows cannot be moved to the kernel; `None`: they can.
+        tier_off: Option<String>,
     },
     /// A pod is to be served, or has other listeners than before. The descriptors are its listening sockets: those of `outbound`, then
     /// those of `inbound`.
@@ -89,6 +107,26 @@ pub enum FromAgent {
         cookie: u64,
         /// Of which kind.
         family: Family,
+    },
+    /// A flow was moved to the kernel.
+    Joined {
+        /// The proxy's number for it.
+        id: u64,
+        /// Its place in `FLOWS`.
+        index: u32,
+        /// Which of those that have the place one after another.
+        generation: u32,
+    },
+    /// A flow was not moved to the kernel, and is as it was.
+    NotJoined {
+        /// The proxy's number for it.
+        id: u64,
+        /// Why, in a word that is a metric's label.
+        reason: String,
+        /// Whose socket is the reason, if it is one application's.
+        side: Option<Side>,
+        /// Whether it may be otherwise a little later.
+        again: bool,
     },
     /// A successor serves the pods: accept no more, finish what is open, and exit.
     Drain,
@@ -114,6 +152,16 @@ pub struct Pod {
     pub outbound: Vec<SocketAddr>,
     /// Where connections to the pod are steered to.
     pub inbound: Vec<SocketAddr>,
+}
+
+/// An end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Who opened it.
+    Client,
+    /// Who was connected to.
+    Server,
 }
 
 /// Address family of a socket.

@@ -58,6 +58,8 @@ impl Agent {
             FromProxy::Ready { cookie } if proxy.admitted.is_some() => self.hear_ready(id, cookie),
             FromProxy::Disown { cookie, addresses } if proxy.admitted.is_some() => self.disown(cookie, addresses),
             FromProxy::WantSockets { .. }
+            | FromProxy::Join { .. }
+            | FromProxy::Left { .. }
             | FromProxy::Ready { .. }
             | FromProxy::Disown { .. }
             | FromProxy::Hello { .. } => {
@@ -122,6 +124,7 @@ impl Agent {
         let welcome = FromAgent::Welcome {
             version: VERSION,
             build: env!("CARGO_PKG_VERSION").to_owned(),
+            tier_off: Some("not built in yet".to_owned()),
         };
         let said = self
             .proxies

@@ -163,6 +163,9 @@ impl Conversation {
                 served.node.start_drain();
             }
             FromAgent::Refused { reason } => return Err(Ended::Refused(reason)),
+            FromAgent::Joined { .. } | FromAgent::NotJoined { .. } => {
+                return Err(Ended::Misunderstood("an answer to no question"));
+            }
             FromAgent::Welcome { .. } => return Err(Ended::Misunderstood("a second Welcome")),
         }
         Ok(())
