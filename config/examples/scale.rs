@@ -95,6 +95,8 @@ fn service(names: &mut Interner, index: u32) -> Service {
             app_protocol: AppProtocol::Http11,
         }]),
         load_balancing: LoadBalancing::default(),
+        waypoint: None,
+        subject_alt_names: Box::default(),
     }
 }
 
@@ -123,6 +125,10 @@ fn workload(names: &mut Interner, index: u32, replica: u32) -> Workload {
         },
         health: Health::Healthy,
         tunnel_protocol: TunnelProtocol::Hbone,
+        network_mode: Default::default(),
+        application_tunnel: None,
+        waypoint: None,
+        network_gateway: None,
         canonical_name: deployment.clone(),
         canonical_revision: names.intern("latest"),
         workload_name: deployment,

@@ -25,10 +25,12 @@ mod claims;
 mod config;
 mod endpoint;
 mod error;
+mod gateway;
 mod identity;
 mod interner;
 mod mesh;
 mod names;
+mod offload;
 mod ranking;
 #[cfg(test)]
 mod samples;
@@ -46,10 +48,12 @@ pub use capture::{CaptureSettings, CapturedPod, PodPlace};
 pub use config::Config;
 pub use endpoint::{Endpoint, EndpointLoad, LoadGuard};
 pub use error::{ConfigError, Problem, Problems, TextPosition};
-pub use identity::Identity;
+pub use gateway::{Gateway, GatewayDestination};
+pub use identity::{Identity, IdentityError};
 pub use interner::Interner;
 pub use mesh::{Mesh, MeshChange, Touched};
 pub use names::{PolicyKey, ServiceKey, Text, WorkloadUid};
+pub use offload::{ByteSize, ByteSizeError, OffloadAfter, OffloadExcept, OffloadSettings, WorkloadName};
 pub use ranking::Position;
 pub use service::{AppProtocol, BalanceMode, HealthPolicy, LoadBalancing, Scope, Service, ServicePort, Vip};
 pub use service_state::ServiceState;
@@ -57,4 +61,6 @@ pub use settings::{
     AccessLog, Destination, DestinationError, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings,
     Timeouts, UnknownDestination,
 };
-pub use workload::{Health, Locality, Membership, PortMapping, TunnelProtocol, Workload, WorkloadType};
+pub use workload::{
+    ApplicationTunnel, Health, Locality, Membership, NetworkMode, PortMapping, TunnelProtocol, Workload, WorkloadType,
+};

@@ -34,6 +34,10 @@ pub(crate) fn workload(name: &str, addresses: &[&str]) -> Workload {
         locality: Locality::default(),
         health: Health::Healthy,
         tunnel_protocol: TunnelProtocol::None,
+        network_mode: Default::default(),
+        application_tunnel: None,
+        waypoint: None,
+        network_gateway: None,
         canonical_name: name.into(),
         canonical_revision: "latest".into(),
         workload_name: name.into(),
@@ -75,6 +79,8 @@ pub(crate) fn service(name: &str, vips: &[&str]) -> Service {
             app_protocol: Default::default(),
         }]),
         load_balancing: LoadBalancing::default(),
+        waypoint: None,
+        subject_alt_names: Box::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::{ServiceKey, Text};
+use crate::{Gateway, Identity, ServiceKey, Text};
 
 /// The declaration of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,6 +24,10 @@ pub struct Service {
     pub ports: Box<[ServicePort]>,
     /// How its endpoints are chosen.
     pub load_balancing: LoadBalancing,
+    /// Where traffic to it goes first.
+    pub waypoint: Option<Box<Gateway>>,
+    /// Whom its endpoints may be, beside the identity that each has as a workload.
+    pub subject_alt_names: Box<[Identity]>,
 }
 
 impl Service {

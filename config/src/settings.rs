@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::{CaptureSettings, Locality, Text};
+use crate::{CaptureSettings, Locality, OffloadSettings, Text};
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -38,6 +38,8 @@ pub struct NodeSettings {
     pub limits: Limits,
     /// TCP keepalive of both sides of a connection.
     pub keepalive: Keepalive,
+    /// What may leave the proxy for the kernel.
+    pub offload: OffloadSettings,
     /// What happens to a connection whose destination is neither a service nor a workload.
     pub unknown_destination: UnknownDestination,
     /// One line per connection, at its end.
@@ -62,6 +64,7 @@ impl Default for NodeSettings {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             keepalive: Keepalive::default(),
+            offload: OffloadSettings::default(),
             unknown_destination: UnknownDestination::default(),
             access_log: AccessLog::default(),
             log: "info".into(),
@@ -221,7 +224,7 @@ impl Default for Timeouts {
 }
 
 /// A duration as the configuration file has it: `1h 30m`.
-fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn as_written<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&humantime::format_duration(*duration))
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::{Identity, PolicyKey, ServiceKey, Text, WorkloadUid};
+use crate::{Gateway, Identity, PolicyKey, ServiceKey, Text, WorkloadUid};
 
 /// A pod, a virtual machine, or an entry that stands for one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -20,6 +20,8 @@ pub struct Workload {
     pub identity: Identity,
     /// Its own addresses, IPv4 and IPv6, on [`network`](Self::network).
     pub addresses: Box<[IpAddr]>,
+    /// Whose these addresses are.
+    pub network_mode: NetworkMode,
     /// The host name to resolve instead, if it has no addresses; else empty.
     pub hostname: Text,
     /// The node it runs on.
@@ -34,6 +36,12 @@ pub struct Workload {
     pub health: Health,
     /// How it wants to be reached.
     pub tunnel_protocol: TunnelProtocol,
+    /// How an HBONE stream to it goes on to the application, if not to the port it names.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Where traffic to one of its own addresses goes first.
+    pub waypoint: Option<Box<Gateway>>,
+    /// The gateway through which it is reached from other networks.
+    pub network_gateway: Option<Box<Gateway>>,
     /// Istio's canonical service name, for telemetry.
     pub canonical_name: Text,
     /// Istio's canonical revision, for telemetry.
@@ -79,6 +87,26 @@ pub enum TunnelProtocol {
     None,
     /// HTTP/2 CONNECT over mTLS on port 15008.
     Hbone,
+}
+
+/// Whose a workload's addresses are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkMode {
+    /// Its own.
+    #[default]
+    Standard,
+    /// The node's, shared with every other such workload: an address does not tell who it is.
+    HostNetwork,
+}
+
+/// How a workload takes the streams that reach it over HBONE: all on one port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct ApplicationTunnel {
+    /// The port; 0 is the one that the stream names.
+    pub port: u16,
+    /// Whether each begins with a PROXY protocol header.
+    pub proxy_protocol: bool,
 }
 
 /// The kind of object that created a workload.

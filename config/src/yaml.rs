@@ -12,6 +12,7 @@ mod capture;
 mod locate;
 mod nearest;
 mod node;
+mod offload;
 mod policies;
 mod reading;
 mod scalar;

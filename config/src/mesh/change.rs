@@ -15,7 +15,8 @@ use super::{Mesh, canonical_hostname};
 use crate::claims::{NetworkAddress, claim, release};
 use crate::service_state::Endpoints;
 use crate::{
-    Authorization, Endpoint, PolicyKey, PolicyScope, Service, ServiceKey, ServiceState, Text, Workload, WorkloadUid,
+    Authorization, Endpoint, NetworkMode, PolicyKey, PolicyScope, Service, ServiceKey, ServiceState, Text, Workload,
+    WorkloadUid,
 };
 
 /// One change of a mesh. Adding what exists replaces it; removing what does not exist does nothing.
@@ -109,6 +110,9 @@ impl Mesh {
 
     fn claim_addresses(&mut self, workload: &Arc<Workload>, touched: &mut Touched) {
         touched.workloads.insert(workload.uid.clone());
+        if workload.network_mode == NetworkMode::HostNetwork {
+            return; // The address is the node's: whoever has it is not known by it.
+        }
         for &ip in &workload.addresses {
             let key = NetworkAddress::new(workload.network.clone(), ip);
             // An address that is listed twice is claimed once.

@@ -5,7 +5,7 @@ mod touched;
 
 use super::*;
 use crate::samples::{ip, mesh, policy, service, service_key, serving, workload};
-use crate::{Action, Membership, PortMapping, Service, Vip};
+use crate::{Action, Membership, NetworkMode, PortMapping, Service, Vip};
 
 fn uid(name: &str) -> WorkloadUid {
     WorkloadUid::new(name)
@@ -301,6 +301,26 @@ fn loads_of_one_workload_in_two_services_are_apart() {
     };
     let _held = load("web").acquire();
     assert_eq!([load("web").outstanding(), load("api").outstanding()], [1, 0]);
+}
+
+#[test]
+fn a_workload_on_the_host_network_is_an_endpoint_but_not_found_by_its_nodes_address() {
+    let on_host = |network_mode| {
+        MeshChange::Workload(Workload {
+            network_mode,
+            ..serving(workload("agent", &["10.0.0.9"]), &["web"])
+        })
+    };
+    let mut mesh = mesh([
+        MeshChange::Service(service("web", &[])),
+        on_host(NetworkMode::HostNetwork),
+    ]);
+    assert_eq!(name_at(&mesh, "10.0.0.9"), None);
+    assert_eq!(endpoint_names(&mesh, "web"), ["agent"]);
+    mesh.apply([on_host(NetworkMode::Standard)]);
+    assert_eq!(name_at(&mesh, "10.0.0.9"), Some("agent"));
+    mesh.apply([on_host(NetworkMode::HostNetwork)]);
+    assert_eq!(name_at(&mesh, "10.0.0.9"), None);
 }
 
 #[test]

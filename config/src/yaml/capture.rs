@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
-use super::reading::{Path, Reading};
+use super::reading::{Path, Reading, YES_OR_NO};
 use super::scalar::Scalar;
 use super::workloads::Workloads;
 use crate::{CaptureSettings, CapturedPod, PodPlace, WorkloadUid};
@@ -34,8 +34,6 @@ struct CapturedPodShape<'a> {
     pid: Option<Scalar<'a>>,
     workload: Scalar<'a>,
 }
-
-const YES_OR_NO: [(&str, bool); 2] = [("true", true), ("false", false)];
 
 /// What the kernel may give (`PID_MAX_LIMIT`, include/linux/threads.h).
 const PIDS: RangeInclusive<u32> = 1..=4_194_304;

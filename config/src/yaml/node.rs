@@ -9,6 +9,7 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
+use super::offload::OffloadShape;
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
 use super::services::Services;
@@ -31,6 +32,7 @@ pub(super) struct NodeShape<'a> {
     timeouts: TimeoutsShape<'a>,
     limits: LimitsShape<'a>,
     keepalive: KeepaliveShape<'a>,
+    offload: OffloadShape<'a>,
     unknown_destination: Option<Scalar<'a>>,
     access_log: AccessLogShape<'a>,
     log: Option<Scalar<'a>>,
@@ -138,6 +140,7 @@ impl NodeShape<'_> {
             timeouts: self.timeouts.compile(path("timeouts"), reading),
             limits: self.limits.compile(path("limits"), reading),
             keepalive: self.keepalive.compile(path("keepalive"), reading),
+            offload: self.offload.compile(path("offload"), reading),
             unknown_destination: reading
                 .choice(
                     path("unknown_destination"),

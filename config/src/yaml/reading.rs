@@ -60,6 +60,9 @@ pub(super) struct Reading {
     nearest: Nearest,
 }
 
+/// A choice of two.
+pub(super) const YES_OR_NO: [(&str, bool); 2] = [("true", true), ("false", false)];
+
 /// Longest value that is repeated in a message, in characters.
 const SHOWN: usize = 80;
 

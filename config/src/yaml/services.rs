@@ -196,6 +196,8 @@ impl ServiceShape<'_> {
                 Some(shape) => shape.compile(path.field("load_balancing"), reading),
                 None => LoadBalancing::default(),
             },
+            waypoint: None,
+            subject_alt_names: Box::default(),
             name,
             namespace,
             hostname,

@@ -10,8 +10,8 @@ use super::policies::Policies;
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
 use crate::{
-    Health, Identity, Locality, Membership, NodeSettings, PolicyKey, PolicyScope, Text, TunnelProtocol, Workload,
-    WorkloadType, WorkloadUid,
+    Health, Identity, Locality, Membership, NetworkMode, NodeSettings, PolicyKey, PolicyScope, Text, TunnelProtocol,
+    Workload, WorkloadType, WorkloadUid,
 };
 
 #[derive(Debug, Deserialize)]
@@ -284,6 +284,10 @@ impl WorkloadShape<'_> {
                     &TUNNEL_PROTOCOLS,
                 )
                 .unwrap_or_default(),
+            network_mode: NetworkMode::Standard,
+            application_tunnel: None,
+            waypoint: None,
+            network_gateway: None,
             canonical_name: reading.text_or(self.canonical_name.as_ref(), &name),
             canonical_revision: reading.text_or(self.canonical_revision.as_ref(), &defaults.revision),
             workload_name: reading.text_or(self.workload_name.as_ref(), &name),

@@ -359,6 +359,10 @@ impl Workload {
                 Some("HBONE") => model::TunnelProtocol::Hbone,
                 Some(other) => bail!("tunnel_protocol {other}"),
             },
+            network_mode: Default::default(),
+            application_tunnel: None,
+            waypoint: None,
+            network_gateway: None,
             canonical_name: self.canonical_name.into(),
             canonical_revision: self.canonical_revision.into(),
             workload_name: self.workload_name.into(),
@@ -419,6 +423,8 @@ impl Service {
             vips: self.addresses.iter().map(vip).collect::<Result<_>>()?,
             ports: self.ports.iter().map(Port::translate).collect::<Result<_>>()?,
             load_balancing: self.load_balancing.translate()?,
+            waypoint: None, // translated by the xDS client, not needed by these tests
+            subject_alt_names: Box::default(),
         })
     }
 }

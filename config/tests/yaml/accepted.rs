@@ -4,16 +4,24 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use underpass_config::{
-    AccessLog, Action, AppProtocol, BalanceMode, CaptureSettings, CapturedPod, Config, ConnectionFacts, Destination,
-    Group, Health, HealthPolicy, Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat,
-    Match, NodeSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey,
-    StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip, WorkloadType, WorkloadUid,
+    AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, Config, ConnectionFacts,
+    Destination, Group, Health, HealthPolicy, Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality,
+    LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept, OffloadSettings, PodPlace, PolicyKey, PolicyScope,
+    PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol,
+    UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
 };
 
 use super::COMPLETE;
 
 fn uid(text: &str) -> WorkloadUid {
     WorkloadUid::new(text)
+}
+
+fn workload_name(name: &str) -> WorkloadName {
+    WorkloadName {
+        namespace: "shop".into(),
+        name: name.into(),
+    }
 }
 
 #[test]
@@ -67,6 +75,21 @@ fn every_node_setting_is_read() {
             time: Duration::from_secs(60),
             interval: Duration::from_secs(5),
             probes: 4,
+        },
+        offload: OffloadSettings {
+            enabled: false,
+            after: OffloadAfter {
+                messages: 3,
+                bytes: ByteSize(4096),
+                time: Duration::ZERO,
+            },
+            limit: ByteSize(512 << 10),
+            low_watermark: ByteSize(100_000),
+            except: OffloadExcept {
+                namespaces: ["batch".into()].into(),
+                workloads: ["db-1", "db-2"].map(workload_name).into(),
+                ports: [5432].into(),
+            },
         },
         unknown_destination: UnknownDestination::Deny,
         access_log: AccessLog {

@@ -127,6 +127,12 @@ fn node_settings_that_make_no_sense() {
   timeouts: {connect: 0s, idle: 5, drain: -1s, handshake: 100years}
   limits: {connections: 0, connections_per_namespace: many, connect_attempts: +3, connections_per_workload: 5000000000}
   keepalive: {time: 1500ms, interval: 0s, probes: 128}
+  offload:
+    enabled: yes
+    after: {messages: 0, bytes: 1.5MiB, time: 5}
+    limit: 2GiB
+    low_watermark: 2GiB
+    except: {namespaces: [a/b], workloads: [db], ports: [0]}
   unknown_destination: alow
   access_log: {format: xml, path: ''}
   log: ''",
@@ -146,6 +152,15 @@ fn node_settings_that_make_no_sense() {
             node.keepalive.interval | 0s | no time at all | above zero
             node.keepalive.interval | 0s | not possible for keepalive | whole seconds
             node.keepalive.probes | 128 | not a valid number | from 1 to 127
+            node.offload.limit | 2GiB | not a sensible limit | 16KiB to 1GiB
+            node.offload.low_watermark | 2GiB | not below the limit | a quarter
+            node.offload.enabled | yes | not a known value | true, false
+            node.offload.after.messages | 0 | not a valid number | from 1
+            node.offload.after.bytes | 1.5MiB | not a number of bytes | 64KiB
+            node.offload.after.time | 5 | not a duration | 200ms, 5s, 1h
+            node.offload.except.namespaces[0] | a/b | not a name | no slashes
+            node.offload.except.workloads[0] | db | not a workload | NAMESPACE/NAME
+            node.offload.except.ports[0] | 0 | not a port | 1 to 65535
             node.unknown_destination | alow | not a known value | did you mean `allow`? known: allow, deny
             node.access_log.format | xml | not a known value | write one of: text, json, off
             node.access_log.path |  | is empty | `-`

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use underpass_config::{
-    Config, Health, Identity, Limits, Locality, Mesh, MeshChange, NodeSettings, Touched, TunnelProtocol, Workload,
+    Config, Health, Identity, Locality, Mesh, MeshChange, NodeSettings, Touched, TunnelProtocol, Workload,
     WorkloadType, WorkloadUid,
 };
 
 use super::*;
+use crate::offload::Direction;
 use crate::source::Source;
 
 fn workload(name: &str, address: &str) -> Workload {
@@ -30,6 +31,10 @@ fn workload(name: &str, address: &str) -> Workload {
         locality: Locality::default(),
         health: Health::Healthy,
         tunnel_protocol: TunnelProtocol::None,
+        network_mode: Default::default(),
+        application_tunnel: None,
+        waypoint: None,
+        network_gateway: None,
         canonical_name: name.into(),
         canonical_revision: "latest".into(),
         workload_name: name.into(),
@@ -42,7 +47,7 @@ fn workload(name: &str, address: &str) -> Workload {
 struct World {
     table: Arc<FlowTable>,
     config: Config,
-    limits: Limits,
+    settings: NodeSettings,
 }
 
 impl World {
@@ -57,7 +62,7 @@ impl World {
                 node: Arc::new(NodeSettings::default()),
                 mesh,
             },
-            limits: Limits::default(),
+            settings: NodeSettings::default(),
         }
     }
 
@@ -85,7 +90,7 @@ impl World {
             service: None,
             policy: None,
         };
-        self.table.open(0, ends, facts, SystemTime::now(), &self.limits)
+        self.table.open(0, ends, facts, SystemTime::now(), &self.settings)
     }
 
     fn open(&self, from: &str, to: &str) -> FlowGuard {
@@ -122,9 +127,9 @@ impl World {
 fn bytes_count_while_the_flow_is_open_and_stay_when_it_has_ended() {
     let world = World::new();
     let guard = world.open("10.0.0.1", "10.0.0.2");
-    guard.flow().count_sent(100);
+    guard.flow().count(Direction::Out, 100);
     assert_eq!(world.counts_to("server"), Some((0, 100)));
-    guard.flow().count_sent(11);
+    guard.flow().count(Direction::Out, 11);
     guard.finish(Ending::Completed);
     assert_eq!(world.counts_to("server"), Some((1, 111)));
     assert!(world.table.flows().is_empty());
@@ -205,8 +210,8 @@ fn a_relabelled_workload_counts_on_under_its_new_labels() {
     relabelled.canonical_revision = "v2".into();
     world.change(MeshChange::Workload(relabelled));
     let new = world.open("10.0.0.1", "10.0.0.2");
-    new.flow().count_sent(1);
-    old.flow().count_sent(10);
+    new.flow().count(Direction::Out, 1);
+    old.flow().count(Direction::Out, 10);
     let mut by_revision = Vec::new();
     for (ends, counts) in world.table.paths() {
         if let Some(destination) = &ends.destination {
@@ -220,7 +225,7 @@ fn a_relabelled_workload_counts_on_under_its_new_labels() {
 #[test]
 fn a_client_at_its_limit_is_refused_and_others_are_not() {
     let mut world = World::new();
-    world.limits.connections_per_workload = 1;
+    world.settings.limits.connections_per_workload = 1;
     let first = world.open("10.0.0.1", "10.0.0.2");
     assert_eq!(
         world.try_open("10.0.0.1", "10.0.0.3").err(),

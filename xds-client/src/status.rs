@@ -1,0 +1,82 @@
+//! How the client stands with istiod, for `underpass status`, metrics and readiness.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use crate::resource::ResourceType;
+
+/// Read by anyone, at any time.
+#[derive(Clone, Debug, Default)]
+pub struct StatusReader(Arc<Mutex<Status>>);
+
+impl StatusReader {
+    /// The state of this moment.
+    pub fn read(&self) -> Status {
+        self.lock().clone()
+    }
+
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state of the client.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Whether there is a stream, and since when.
+    pub connection: Connection,
+    /// Whether the first update, with resources of every type, was handed on.
+    pub synced: bool,
+    /// How many streams have ended.
+    pub disconnects: u64,
+    /// By type.
+    pub types: BTreeMap<ResourceType, TypeStatus>,
+    /// Resources that are not in force as istiod sent them, and why: those first by name, at most
+    /// [`Status::LISTED_REJECTIONS`].
+    pub rejected: Vec<(ResourceType, String, String)>,
+    /// How many there are in all.
+    pub rejected_count: usize,
+}
+
+impl Status {
+    /// How many rejected resources are listed.
+    pub const LISTED_REJECTIONS: usize = 100;
+}
+
+/// Whether there is a stream to istiod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Connection {
+    /// Not yet.
+    #[default]
+    Starting,
+    /// There is.
+    Connected {
+        /// Since when.
+        since: SystemTime,
+    },
+    /// There is not; what was received last stays in force.
+    Disconnected {
+        /// Since when.
+        since: SystemTime,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How one type of resource stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TypeStatus {
+    /// Resources in force.
+    pub resources: usize,
+    /// Responses that were acknowledged.
+    pub acks: u64,
+    /// Responses that were not, in whole or in part.
+    pub nacks: u64,
+    /// When the last response came.
+    pub last_response: Option<SystemTime>,
+}
