@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# ebpf-build.sh OUTPUT: compiles the eBPF programs. The same sources and toolchain give the same bytes wherever they lie: paths are
-# replaced by fixed ones, and what is not needed to load the programs (DWARF) is removed; BTF, with line numbers for the verifier's
-# messages, stays.
+# ebpf-build.sh OUTPUT [MUTANT]: compiles the eBPF programs, or a mutant of them (scripts/tier-mutants.sh). The same sources and
+# toolchain give the same bytes wherever they lie: paths are replaced by fixed ones, and what is not needed to load the programs (DWARF)
+# is removed; BTF, with line numbers for the verifier's messages, stays.
 set -euo pipefail
 output=$(realpath "$1")
 cd "$(dirname "$0")/.."
@@ -20,6 +20,9 @@ flags=(
     --remap-path-prefix "$cargo_home=/cargo"
     --remap-path-prefix "/usr/lib/rustlib/src/rust=/rust"
 )
+if [ $# -gt 1 ]; then
+    flags+=(--cfg "mutant=\"$2\"")
+fi
 separator=$'\x1f'
 printf -v encoded "%s$separator" "${flags[@]}"
 

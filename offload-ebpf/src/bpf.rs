@@ -7,6 +7,9 @@
 //! This is one of the crate's two rooms with `unsafe`. Each command has its own `repr(C)` struct with the members of its part of
 //! `union bpf_attr` (linux/bpf.h), every one of which is written; the kernel reads absent ones as zero.
 
+pub(crate) mod socket_map;
+pub(crate) mod test_run;
+
 use std::ffi::CString;
 use std::io;
 use std::mem::{size_of, size_of_val};
@@ -41,6 +44,7 @@ pub(crate) enum AttachType {
     SetSockOpt = 22,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
+    TraceFentry = 24,
     SkLookup = 36,
     TcxEgress = 47,
 }
@@ -51,6 +55,7 @@ pub(crate) mod map_type {
     pub(crate) const ARRAY: u32 = 2;
     pub(crate) const PERCPU_ARRAY: u32 = 6;
     pub(crate) const SOCKMAP: u32 = 15;
+    pub(crate) const SOCKHASH: u32 = 18;
     pub(crate) const SK_STORAGE: u32 = 24;
 }
 

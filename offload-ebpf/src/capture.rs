@@ -16,6 +16,7 @@ use crate::guard;
 use crate::links::{self, Place};
 use crate::object::{self, CGROUP_PROGRAMS, MAPS, Programs};
 use crate::table::Table;
+use crate::tier;
 
 /// Where a capture lives. Two captures with different directories and cgroups know nothing of each other.
 #[derive(Clone, Debug)]
@@ -128,6 +129,7 @@ impl Capture {
         let pins = Pins::new(&layout.pin_dir);
         let mut detached = Detached::default();
         pins.forget_identity()?;
+        end_flows(&pins)?;
         for pin in bpffs::list(&pins.links())? {
             detached.programs += usize::from(links::remove(&pin)?);
         }
@@ -293,6 +295,16 @@ impl Maps {
     }
 }
 
+/// Joined flows go back to their proxies; their sockets leave the maps as they close. Maps of another version have flows that this one cannot tell.
+fn end_flows(pins: &Pins) -> Result<(), Error> {
+    let shape = MAPS.iter().find(|map| map.name == "FLOWS");
+    match shape.map(|shape| shape.open(pins)).transpose() {
+        Ok(Some(Some(flows))) => tier::end_all(flows.as_fd()).map_err(map_error("map", "FLOWS")),
+        Ok(_) | Err(Error::Incompatible { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether what is pinned is what this version would make: then nothing needs to be loaded.
 fn is_adoptable(pins: &Pins, layout: &Layout) -> Result<bool, Error> {
     if pins.read_identity().as_deref() != Some(&object::identity()) {
@@ -311,7 +323,7 @@ fn is_adoptable(pins: &Pins, layout: &Layout) -> Result<bool, Error> {
 /// Loads the programs of the cgroup, and attaches them or puts them in the place of those that are attached.
 fn attach(programs: &mut Programs, pins: &Pins, layout: &Layout) -> Result<(), Error> {
     let cgroup = cgroup::open(&layout.cgroup)?;
-    let mut object = programs.of_cgroup()?;
+    let mut object = programs.of_node()?;
     for (program, attach_type) in CGROUP_PROGRAMS {
         let fd = object.program(program)?;
         let place = place(layout, cgroup.as_fd(), attach_type)?;

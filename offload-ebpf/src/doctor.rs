@@ -98,10 +98,11 @@ pub fn foreign_lookups(netns: BorrowedFd<'_>, cookie: u64, pin_dir: &Path) -> Re
 /// # Errors
 /// When not even the maps can be made.
 pub fn trials() -> Result<Vec<Trial>, Error> {
-    let mut object = Programs::new(None).of_cgroup()?;
+    let mut object = Programs::new(None).of_node()?;
     let programs = CGROUP_PROGRAMS.iter().map(|(name, _)| (*name, false));
     let mut trials: Vec<Trial> = programs
         .chain([("inbound", false), ("guard", true)])
+        .chain(["gate", "through", "join", "measure", "splices"].map(|name| (name, true)))
         .map(|(name, optional)| Trial {
             name,
             failure: object.program(name).err().map(|error| error.to_string()),
@@ -136,6 +137,7 @@ fn hook(attach_type: AttachType) -> &'static str {
         AttachType::SetSockOpt => "setsockopt",
         AttachType::GetPeerName4 => "getpeername4",
         AttachType::GetPeerName6 => "getpeername6",
+        AttachType::TraceFentry => "fentry",
         AttachType::SkLookup => "sk_lookup",
         AttachType::TcxEgress => "tcx_egress",
     }

@@ -134,6 +134,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The kernel tier cannot work here; flows are relayed.
+    #[error("the kernel tier is off: {reason}; `underpass doctor` shows what was tried")]
+    TierOff {
+        /// Why.
+        reason: String,
+    },
     /// The kernel does not answer a query.
     #[error("cannot ask the kernel about {object}: {source}")]
     Query {

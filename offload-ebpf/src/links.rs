@@ -79,8 +79,12 @@ impl PinnedLink {
 
     /// Detaches the program, whoever else holds the link, and removes the pin.
     pub(crate) fn remove(self) -> Result<(), Error> {
-        // Where the cgroup, namespace or device is gone there is nothing to detach, and that is no error.
-        bpf::detach_link(self.fd.as_fd()).map_err(|source| pin_error("detach", &self.pin, source))?;
+        // Where the cgroup, namespace or device is gone there is nothing to detach, and that is no error. What is attached to a function goes with its
+        // last descriptor, and with its pin.
+        match bpf::detach_link(self.fd.as_fd()) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+            detached => detached.map_err(|source| pin_error("detach", &self.pin, source))?,
+        }
         bpffs::remove(&self.pin).map(drop)
     }
 }
@@ -102,16 +106,34 @@ pub(crate) fn attach(program: BorrowedFd<'_>, place: &Place<'_>, pin: &Path) -> 
         return link.replace(program);
     }
     let link = create(program, place).map_err(|source| place.error("attach", pin, source))?;
-    // No dots: bpffs keeps such names to itself.
-    let fresh = pin.with_file_name(format!("{}-new", program_of(pin)));
-    bpffs::remove(&fresh)?;
-    bpf::pin(link.as_fd(), &fresh).map_err(|source| pin_error("pin", &fresh, source))?;
-    std::fs::rename(&fresh, pin).map_err(|source| pin_error("rename", &fresh, source))?;
+    take_over(pin, link.as_fd())?;
     // Only now what was attached elsewhere goes; its pin has been taken over.
     if let Some(link) = old {
         let _ = bpf::detach_link(link.fd.as_fd());
     }
     Ok(())
+}
+
+/// Attaches a program to the entry of a kernel function, in the place of the one that is pinned at `pin`: that one goes with its pin.
+pub(crate) fn attach_to_function(program: BorrowedFd<'_>, function: &str, pin: &Path) -> Result<(), Error> {
+    // The function is the program's own; there is no other target.
+    let link = bpf::create_link(program, Target::Device(0), AttachType::TraceFentry, 0);
+    let link = link.map_err(|source| Error::Attach {
+        action: "attach",
+        program: program_of(pin),
+        target: format!("kernel function {function}"),
+        source,
+    })?;
+    take_over(pin, link.as_fd())
+}
+
+/// Pins a link where another may be pinned.
+fn take_over(pin: &Path, link: BorrowedFd<'_>) -> Result<(), Error> {
+    // No dots: bpffs keeps such names to itself.
+    let fresh = pin.with_file_name(format!("{}-new", program_of(pin)));
+    bpffs::remove(&fresh)?;
+    bpf::pin(link, &fresh).map_err(|source| pin_error("pin", &fresh, source))?;
+    std::fs::rename(&fresh, pin).map_err(|source| pin_error("rename", &fresh, source))
 }
 
 /// Asks to run before others at the same cgroup or device: a foreign program that rewrites connects would have us see its backend

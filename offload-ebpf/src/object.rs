@@ -4,19 +4,41 @@ use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use aya::programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SchedClassifier, SkLookup, SockOps};
-use aya::{Ebpf, EbpfLoader};
+use aya::maps::MapData;
+use aya::programs::{
+    CgroupSockAddr, CgroupSockopt, FEntry, Program, ProgramError, SchedClassifier, SkLookup, SkMsg, SkSkb, SockOps,
+};
+use aya::{Btf, Ebpf, EbpfLoader};
+use underpass_ebpf_abi::tier::{FlowEntry, MAX_FLOWS, SOCKETS_PER_FLOW, Way};
 use underpass_ebpf_abi::{Counter, MAX_ADDRESSES, MAX_CGROUPS, MAX_HANDSHAKES, MAX_PODS};
 
 use crate::bpf::{AttachType, Map, MapInfo, map_type};
 use crate::bpffs::{Pins, pin_error};
 use crate::error::Error;
+use crate::table::bytes_of_slice;
+use crate::tier;
 
 /// Built by `make ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("../underpass.bpf.o");
+#[cfg(not(feature = "mutants"))]
+fn object() -> &'static [u8] {
+    static OBJECT: &[u8] = aya::include_bytes_aligned!("../underpass.bpf.o");
+    OBJECT
+}
+
+/// One that the tests are to see the fault of: scripts/tier-mutants.sh.
+#[cfg(feature = "mutants")]
+fn object() -> &'static [u8] {
+    static OBJECT: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    OBJECT.get_or_init(|| {
+        let path = std::env::var_os("UNDERPASS_EBPF_OBJECT").expect("UNDERPASS_EBPF_OBJECT");
+        std::fs::read(&path).expect("UNDERPASS_EBPF_OBJECT can be read")
+    })
+}
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
+/// `BPF_F_MMAPABLE`.
+const MMAPABLE: u32 = 1 << 10;
 
 /// A map as this version makes it.
 #[derive(Debug)]
@@ -41,7 +63,7 @@ const fn shape(name: &'static str, kind: u32, key: u32, value: u32, entries: u32
 }
 
 /// The maps, which the programs share and which outlive the agent.
-pub(crate) const MAPS: [Shape; 9] = [
+pub(crate) const MAPS: [Shape; 13] = [
     shape("PODS", map_type::HASH, 8, 48, MAX_PODS, NO_PREALLOC),
     shape("SLOTS", map_type::ARRAY, 4, 16, MAX_PODS, 0),
     shape("ADDRESSES", map_type::HASH, 16, 8, MAX_ADDRESSES, NO_PREALLOC),
@@ -51,6 +73,17 @@ pub(crate) const MAPS: [Shape; 9] = [
     shape("NOTES", map_type::SK_STORAGE, 4, 24, 0, NO_PREALLOC),
     shape("LISTENERS", map_type::SOCKMAP, 4, 4, MAX_PODS * 2, 0),
     shape("COUNTERS", map_type::PERCPU_ARRAY, 4, 8, Counter::ALL.len() as u32, 0),
+    shape(
+        "FLOWS",
+        map_type::ARRAY,
+        4,
+        size_of::<FlowEntry>() as u32,
+        MAX_FLOWS,
+        MMAPABLE,
+    ),
+    shape("WAYS", map_type::SK_STORAGE, 4, size_of::<Way>() as u32, 0, NO_PREALLOC),
+    shape("SOCKS", map_type::SOCKHASH, 8, 4, MAX_FLOWS * SOCKETS_PER_FLOW, 0),
+    shape("SOCKS_VERDICT", map_type::SOCKHASH, 8, 4, MAX_FLOWS * 2, 0),
 ];
 
 /// The programs attached to the cgroup, in the order in which they are: what remembers before what rewrites.
@@ -89,7 +122,7 @@ impl Shape {
 /// Tells one build of the programs from another.
 pub(crate) fn identity() -> String {
     let mut hasher = DefaultHasher::new();
-    hasher.write(OBJECT);
+    hasher.write(object());
     format!("{:016x}", hasher.finish())
 }
 
@@ -128,8 +161,8 @@ impl Programs {
         }
     }
 
-    /// The programs of the cgroup.
-    pub(crate) fn of_cgroup(&mut self) -> Result<Loaded, Error> {
+    /// The programs of which there is one instance.
+    pub(crate) fn of_node(&mut self) -> Result<Loaded, Error> {
         self.load(0, 0)
     }
 
@@ -160,7 +193,7 @@ impl Programs {
         loader
             .override_global("POD_SLOT", &NUMBERS[slot as usize], true)
             .override_global("LINK_HEADER", &NUMBERS[link_header as usize], true);
-        loader.load(OBJECT).map(Loaded).map_err(|source| Error::Object {
+        loader.load(object()).map(Loaded).map_err(|source| Error::Object {
             source: Box::new(source),
         })
     }
@@ -169,6 +202,10 @@ impl Programs {
 fn loader(pins: Option<&Pins>) -> EbpfLoader<'static> {
     let mut loader = EbpfLoader::new();
     loader.btf(None);
+    // Without them nothing can be joined, and the programs do not look.
+    if let Ok(offsets) = tier::offsets() {
+        loader.override_global("OFFSETS", bytes_of_slice(std::slice::from_ref(offsets)), true);
+    }
     if let Some(pins) = pins {
         for map in &MAPS {
             loader.map_pin_path(map.name, pins.map(map.name));
@@ -181,6 +218,16 @@ fn loader(pins: Option<&Pins>) -> EbpfLoader<'static> {
 pub(crate) struct Loaded(Ebpf);
 
 impl Loaded {
+    /// One of the maps.
+    pub(crate) fn map(&self, name: &str) -> io::Result<Map> {
+        let map = self.0.map(name).ok_or(io::ErrorKind::NotFound)?;
+        let data: &MapData = match map {
+            aya::maps::Map::Array(data) | aya::maps::Map::SockHash(data) | aya::maps::Map::SkStorage(data) => data,
+            _ => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Map::new(data.fd().as_fd().try_clone_to_owned()?)
+    }
+
     /// Loads one program into the kernel. It stays there for as long as the descriptor, or a link made with it.
     pub(crate) fn program(&mut self, name: &str) -> Result<OwnedFd, Error> {
         self.try_program(name).map_err(|source| Error::Program {
@@ -195,7 +242,13 @@ impl Loaded {
             Program::CgroupSockAddr(_) => <&mut CgroupSockAddr>::try_from(&mut *program)?.load()?,
             Program::CgroupSockopt(_) => <&mut CgroupSockopt>::try_from(&mut *program)?.load()?,
             Program::SockOps(_) => <&mut SockOps>::try_from(&mut *program)?.load()?,
+            Program::SkMsg(_) => <&mut SkMsg>::try_from(&mut *program)?.load()?,
+            Program::SkSkb(_) => <&mut SkSkb>::try_from(&mut *program)?.load()?,
             Program::SkLookup(_) => <&mut SkLookup>::try_from(&mut *program)?.load()?,
+            Program::FEntry(_) => {
+                let types = Btf::from_sys_fs()?;
+                <&mut FEntry>::try_from(&mut *program)?.load("tcp_splice_read", &types)?;
+            }
             _ => <&mut SchedClassifier>::try_from(&mut *program)?.load()?,
         }
         let fd = program.fd()?.as_fd().try_clone_to_owned();

@@ -195,7 +195,7 @@ impl Capture {
         Ok(())
     }
 
-    fn programs(&self) -> MutexGuard<'_, Programs> {
+    pub(crate) fn programs(&self) -> MutexGuard<'_, Programs> {
         // Nothing in it is ever half-done.
         self.programs.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,8 +1,8 @@
-//! Two questions to a socket that no safe wrapper offers.
+//! Questions to a socket that no safe wrapper offers.
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// See the public function of the same name.
 #[allow(unsafe_code)]
@@ -21,6 +21,41 @@ pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     };
     if result == 0 {
         Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The network namespace of a socket.
+#[allow(unsafe_code)]
+pub(crate) fn netns(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// linux/sockios.h.
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: the call has no argument and answers with a new descriptor.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has sends wait while more than `bytes` of what was given to the socket are unsent.
+#[allow(unsafe_code)]
+pub(crate) fn set_notsent_lowat(socket: &impl AsRawFd, bytes: i32) -> io::Result<()> {
+    let (value, len) = (std::ptr::from_ref(&bytes).cast(), size_of::<i32>() as libc::socklen_t);
+    // SAFETY: the kernel reads `len` bytes at `value`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_NOTSENT_LOWAT,
+            value,
+            len,
+        )
+    };
+    if result == 0 {
+        Ok(())
     } else {
         Err(io::Error::last_os_error())
     }

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use underpass_ebpf_abi::tier::{FlowId, JoinCall, Offsets, Way};
 use underpass_ebpf_abi::{HandshakeKey, Note, PodEntry, Slot};
 
 use crate::bpf::Map;
@@ -26,12 +27,29 @@ macro_rules! plain {
     };
 }
 
-plain!(u32, i32, u64, [u8; 16], PodEntry, Slot, HandshakeKey, Note);
+plain!(
+    u32,
+    i32,
+    u64,
+    [u8; 16],
+    PodEntry,
+    Slot,
+    HandshakeKey,
+    Note,
+    Way,
+    FlowId,
+    JoinCall,
+    Offsets
+);
 
 #[allow(unsafe_code)]
-fn bytes<T: Plain>(value: &T) -> &[u8] {
+pub(crate) fn bytes_of_slice<T: Plain>(values: &[T]) -> &[u8] {
     // SAFETY: `Plain` promises that there is no padding.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn bytes<T: Plain>(value: &T) -> &[u8] {
+    bytes_of_slice(std::slice::from_ref(value))
 }
 
 /// Lets `fill` write the bytes of a value; `None` when it says false.
@@ -46,7 +64,7 @@ fn filled<T: Plain>(fill: impl FnOnce(&mut [u8]) -> io::Result<bool>) -> io::Res
 
 /// `None` when there are not as many bytes as the type has.
 #[allow(unsafe_code)]
-fn from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
+pub(crate) fn from_bytes<T: Plain>(bytes: &[u8]) -> Option<T> {
     // SAFETY: the length is that of the type; `Plain` promises that any bytes are a value.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }

@@ -1,14 +1,17 @@
 //! What the eBPF programs and the processes that work with them agree on.
 //!
-//! The one idea: an address is always 16 bytes in network order, IPv4 in its mapped form (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2), so
-//! that one map and one comparison serve both families and a dual-stack socket is no special case. Ports are in host order. Everything
-//! here crosses the system call boundary as bytes: `repr(C)`, no padding that is not a field. The layouts are pinned by the
-//! tests below, since an agent adopts maps which an agent of another version made.
+//! The one idea: an address is always 16 bytes in network order, IPv4 in its mapped form (`::ffff:a.b.c.d`, RFC 4291
+//! section 2.5.5.2), so that one map and one comparison serve both families and a dual-stack socket is no special case.
+//! Ports are in host order. Everything here crosses the system call boundary as bytes: `repr(C)`, no padding that is
+//! not a field. The layouts are pinned by the tests below, since an agent adopts maps which an agent of another version
+//! made.
 //!
 //! Compiled for both sides: for the kernel's programs (`bpfel-unknown-none`), hence `no_std`, and for the host.
 
 #![no_std]
 #![forbid(unsafe_code)]
+
+pub mod tier;
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -41,8 +44,8 @@ pub struct PodEntry {
     pub handshake_limit: u32,
 }
 
-/// What belongs to a slot: the value of the map `SLOTS`. Beside `PODS` because the agent rewrites entries of `PODS` whole, and would
-/// lose counts.
+/// What belongs to a slot: the value of the map `SLOTS`. Beside `PODS` because the agent rewrites entries of `PODS`
+/// whole, and would lose counts.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
@@ -55,7 +58,8 @@ pub struct Slot {
 /// Flag of a [`PodEntry`]: no proxy serves the pod; what would be captured or steered is refused.
 pub const REFUSING: u32 = 1;
 
-/// A connection on its way, as the *listening* side in network namespace `netns` will see it: the key of the map `HANDSHAKES`.
+/// A connection on its way, as the *listening* side in network namespace `netns` will see it: the key of the map
+/// `HANDSHAKES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct HandshakeKey {
@@ -89,8 +93,8 @@ impl HandshakeKey {
     }
 }
 
-/// What is known of a connection beyond its own addresses: the value of `HANDSHAKES` while it is on its way, and of the socket
-/// storage `NOTES` for as long as the socket lives.
+/// What is known of a connection beyond its own addresses: the value of `HANDSHAKES` while it is on its way, and of the
+/// socket storage `NOTES` for as long as the socket lives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Note {
@@ -106,7 +110,8 @@ pub struct Note {
 
 /// Kind of a [`Note`]: a captured connect(2); the address is the one that the application asked for.
 pub const ORIGINAL: u32 = 1;
-/// Kind of a [`Note`]: the proxy's connection to an application; the address is the client that the application shall see.
+/// Kind of a [`Note`]: the proxy's connection to an application; the address is the client that the application shall
+/// see.
 pub const PEER: u32 = 2;
 /// Kind of a [`Note`]: let through to the application as it is, such as the kubelet's probes.
 pub const DIRECT: u32 = 3;
@@ -158,7 +163,8 @@ pub enum Counter {
     NoteLost,
     /// The kubelet's connects to enrolled pods.
     Probes,
-    /// Lookups answered with the pod's inbound listener: one for each connection, and one for each packet that belongs to none.
+    /// Lookups answered with the pod's inbound listener: one for each connection, and one for each packet that belongs
+    /// to none.
     Steered,
     /// Lookups left to the kernel because the connection was announced.
     Announced,

@@ -28,7 +28,7 @@ pub fn follow(ctx: &SockOpsContext) {
 }
 
 #[inline(always)]
-fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
+pub fn socket(ctx: &SockOpsContext) -> Option<*mut bpf_sock> {
     // SAFETY: a member of the context; null when there is no full socket.
     let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
     (!sk.is_null()).then_some(sk)
@@ -42,7 +42,7 @@ fn netns(ctx: &SockOpsContext) -> u64 {
 
 /// Of a dual-stack socket on its way to an IPv4 address the mapped form: the kernel keeps it beside the other (sk_rcv_saddr_set).
 #[inline(always)]
-fn local_address(ctx: &SockOpsContext) -> [u8; 16] {
+pub fn local_address(ctx: &SockOpsContext) -> [u8; 16] {
     let ops = ctx.ops;
     if word!(ops => bpf_sock_ops, family) == AF_INET {
         return from_v4(word!(ops => bpf_sock_ops, local_ip4));
@@ -51,7 +51,7 @@ fn local_address(ctx: &SockOpsContext) -> [u8; 16] {
 }
 
 #[inline(always)]
-fn remote_address(ctx: &SockOpsContext) -> [u8; 16] {
+pub fn remote_address(ctx: &SockOpsContext) -> [u8; 16] {
     let ops = ctx.ops;
     if word!(ops => bpf_sock_ops, family) == AF_INET {
         return from_v4(word!(ops => bpf_sock_ops, remote_ip4));

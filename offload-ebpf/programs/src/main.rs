@@ -1,4 +1,5 @@
-//! The eBPF programs of the capture: how connections of enrolled pods get to the proxy, and how the applications do not notice.
+//! The eBPF programs of the capture and the kernel tier: how connections of enrolled pods get to the proxy, and how the
+//! applications do not notice.
 //!
 //! ```text
 //! connect(2) ─ connect4/6 ─ SYN ─ follow ───────── (pod's own listener) ── follow ── accept(2) by the proxy
@@ -9,14 +10,16 @@
 //! SYN to the pod ─ inbound: to the application if announced, else to the proxy's listener
 //! setsockopt(2) ─ setsockopt: refused where it would hide packets from guard
 //! packet from the pod ─ guard: dropped if it begins a connection that none of the above has seen
+//! send(2) on a joined socket ─ gate: into the receiver's queue, or by TCP to the proxy (see `tier`)
 //! ```
 //!
 //! The one idea: what is known of a connection travels with its socket (`NOTES`), and between the two sockets of one
-//! connection by the tuple that both see (`HANDSHAKES`), which is there exactly from before the SYN until the listening side has
-//! the connection. Nothing is remembered in a table that forgets (LRU), so no pod can make another's connections forgotten; what finds no
-//! room is refused.
+//! connection by the tuple that both see (`HANDSHAKES`), which is there exactly from before the SYN until the listening
+//! side has the connection. Nothing is remembered in a table that forgets (LRU), so no pod can make another's
+//! connections forgotten; what finds no room is refused.
 //!
-//! What each program must not do is as important: fail open. Where a decision can't be made for an enrolled pod, the connection is refused.
+//! What each program must not do is as important: fail open. Where a decision can't be made for an enrolled pod, the
+//! connection is refused.
 
 #![no_std]
 #![no_main]
@@ -30,9 +33,13 @@ mod inbound;
 mod maps;
 mod options;
 mod peer_name;
+mod tier;
 
-use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, sk_lookup, sock_ops};
-use aya_ebpf::programs::{SkLookupContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext};
+use aya_ebpf::bindings::sk_action;
+use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, fentry, sk_lookup, sk_msg, sock_ops, stream_verdict};
+use aya_ebpf::programs::{
+    FEntryContext,    SkBuffContext, SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext,
+};
 
 /// connect(2) on an `AF_INET` socket.
 #[cgroup_sock_addr(connect4)]
@@ -50,6 +57,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 #[sock_ops]
 pub fn follow(ctx: SockOpsContext) -> u32 {
     handshake::follow(&ctx);
+    tier::ends::follow(&ctx);
     // 1 keeps the reply that a foreign program may have given; 0 would turn it into an error.
     1
 }
@@ -74,9 +82,10 @@ pub fn inbound(ctx: SkLookupContext) -> u32 {
     inbound::choose(&ctx)
 }
 
-/// Keeps a pod from sending packets past `guard`.
+/// Keeps a pod from sending packets past `guard`, and sockets out of the kernel tier that would suffer there.
 #[cgroup_sockopt(setsockopt)]
 pub fn setsockopt(ctx: SockoptContext) -> i32 {
+    tier::exclusion::heed(&ctx);
     options::judge(&ctx)
 }
 
@@ -86,6 +95,40 @@ pub fn guard(ctx: TcContext) -> i32 {
     guard::judge(&ctx)
 }
 
+/// Judges each message of a joined socket. Never fails a send.
+#[sk_msg]
+pub fn gate(ctx: SkMsgContext) -> u32 {
+    tier::gate::judge(&ctx);
+    sk_action::SK_PASS
+}
+
+/// Lets everything pass: its presence has what comes by TCP go through the queue of what is redirected.
+#[stream_verdict]
+pub fn through(_ctx: SkBuffContext) -> u32 {
+    sk_action::SK_PASS
+}
+
+/// Looks at a socket, and joins it. Run by the agent.
+#[classifier]
+pub fn join(ctx: TcContext) -> i32 {
+    tier::join::run(&ctx);
+    0
+}
+
+/// Notices who reads by splice(2).
+#[fentry(function = "tcp_splice_read")]
+pub fn splices(ctx: FEntryContext) -> i32 {
+    tier::splice::heed(&ctx);
+    0
+}
+
+/// Reads the lengths of queues. Run by the proxy.
+#[classifier]
+pub fn measure(ctx: TcContext) -> i32 {
+    tier::measure::run(&ctx);
+    0
+}
+
 #[cfg(not(test))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -93,7 +136,8 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The kernel offers some helpers only to programs under its own licence, by this declaration; the source is Apache-2.0 too.
+/// The kernel offers some helpers only to programs under its own licence, by this declaration; the source is Apache-2.0
+/// too.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

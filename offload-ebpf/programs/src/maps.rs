@@ -1,10 +1,11 @@
 //! The maps, whose meaning is told in `underpass-ebpf-abi` and whose shapes the loader checks.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockMap};
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
+use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage, SockHash, SockMap};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use core::arch::asm;
+use underpass_ebpf_abi::tier::{FlowEntry, MAX_FLOWS, SOCKETS_PER_FLOW, Way};
 use underpass_ebpf_abi::{
     Counter, HandshakeKey, MAX_ADDRESSES, MAX_CGROUPS, MAX_HANDSHAKES, MAX_PODS, Note, PodEntry, Slot,
 };
@@ -47,6 +48,22 @@ pub static LISTENERS: SockMap<{ MAX_PODS as usize * 2 }> = SockMap::new();
 /// See [`Counter`].
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { Counter::ALL.len() }> = PerCpuArray::new();
+
+/// The flows of the kernel tier, in memory that the proxy maps.
+#[btf_map]
+pub static FLOWS: Array<FlowEntry, { MAX_FLOWS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// What is known of a joined socket.
+#[btf_map]
+pub static WAYS: SkStorage<Way> = SkStorage::new();
+
+/// Joined sockets: the proxy's, and applications' that are joined without a verdict.
+#[btf_map]
+pub static SOCKS: SockHash<u64, { (MAX_FLOWS * SOCKETS_PER_FLOW) as usize }> = SockHash::new();
+
+/// Joined applications' sockets whose every byte goes through a verdict.
+#[btf_map]
+pub static SOCKS_VERDICT: SockHash<u64, { (MAX_FLOWS * 2) as usize }> = SockHash::new();
 
 #[inline(always)]
 pub fn count(counter: Counter) {

@@ -14,7 +14,7 @@ use crate::pod::{Pod, accept, at, connect, enrolled, handshakes};
 use crate::site::Site;
 
 /// Has the next agent believe that the programs are of another version.
-fn pretend_another_version(pins: &Path) {
+pub fn pretend_another_version(pins: &Path) {
     let identity = pins.join("object");
     std::fs::remove_file(&identity).unwrap();
     std::os::unix::fs::symlink("another", &identity).unwrap();
@@ -240,7 +240,7 @@ fn an_agent_mounts_bpffs_where_it_is_missing() {
         while unmount("/sys/fs/bpf", UnmountFlags::DETACH).is_ok() {}
         let capture = Capture::start(&layout).unwrap();
         assert!(capture.pods().unwrap().is_empty());
-        assert_eq!(Capture::detach(&layout).unwrap().maps, 9);
+        assert_eq!(Capture::detach(&layout).unwrap().maps, 13);
 
         let elsewhere = Layout {
             pin_dir: std::env::temp_dir().join("underpass-pins"),

@@ -20,6 +20,7 @@ mod pod;
 mod refusal;
 mod removal;
 mod site;
+mod tier;
 mod wait;
 
 /// Leaves the test, having said why, when it is not run by root.

@@ -113,15 +113,29 @@ pub const REWRITER_NAME: &str = "foreign_lb";
 
 impl Rewriter {
     pub fn attach(cgroup: &Path, from: [u8; 4], to: [u8; 4]) -> Self {
+        Self::try_attach(cgroup, from, to, 0).unwrap()
+    }
+
+    /// Whether this kernel lets a program be attached in front of the others at a cgroup (Linux 6.17).
+    pub fn can_be_in_front(cgroup: &Path) -> bool {
+        const BEFORE: u32 = 1 << 3;
+        match Self::try_attach(cgroup, [0; 4], [0; 4], BEFORE) {
+            Ok(_) => true,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn try_attach(cgroup: &Path, from: [u8; 4], to: [u8; 4], flags: u32) -> io::Result<Self> {
         let program = load_rewriter(from, to);
         let cgroup = std::fs::File::open(cgroup).unwrap();
         const CGROUP_INET4_CONNECT: u32 = 10;
         let [program_fd, target] = [program.as_raw_fd() as u32, cgroup.as_fd().as_raw_fd() as u32];
-        let link = bpf_fd(LINK_CREATE, &mut [program_fd, target, CGROUP_INET4_CONNECT, 0]).unwrap();
-        Self {
+        let link = bpf_fd(LINK_CREATE, &mut [program_fd, target, CGROUP_INET4_CONNECT, flags])?;
+        Ok(Self {
             _link: link,
             program: info(&program)[1],
-        }
+        })
     }
 }
 
@@ -170,4 +184,51 @@ fn load_rewriter(from: [u8; 4], to: [u8; 4]) -> OwnedFd {
     };
     // BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT.
     bpf_fd(PROG_LOAD, &mut attribute).unwrap()
+}
+
+/// The keys of a map with keys of 64 bits.
+pub fn keys(map: &OwnedFd) -> Vec<u64> {
+    const MAP_GET_NEXT_KEY: i32 = 4;
+    let mut keys = Vec::<u64>::new();
+    loop {
+        let (last, mut next) = (keys.last(), 0u64);
+        let last = last.map_or(0, |key| std::ptr::from_ref(key) as u64);
+        let mut attribute = [map.as_raw_fd() as u64, last, std::ptr::from_mut(&mut next) as u64];
+        if bpf(MAP_GET_NEXT_KEY, &mut attribute).is_err() {
+            return keys;
+        }
+        keys.push(next);
+    }
+}
+
+/// Writes the value at `index` of an array.
+pub fn write_array(map: &OwnedFd, index: u32, value: &[u8]) {
+    const MAP_UPDATE_ELEM: i32 = 2;
+    let key = std::ptr::from_ref(&index) as u64;
+    let mut attribute = [map.as_raw_fd() as u64, key, value.as_ptr() as u64, 0];
+    bpf(MAP_UPDATE_ELEM, &mut attribute).unwrap();
+}
+
+/// Somebody else's map of sockets, with room for one.
+pub struct ForeignSockMap(OwnedFd);
+
+impl ForeignSockMap {
+    pub fn new() -> Self {
+        let [sockmap, key, value, entries] = [15u32, 4, 4, 1];
+        Self(bpf_fd(MAP_CREATE, &mut [sockmap, key, value, entries, 0]).unwrap())
+    }
+
+    pub fn insert(&self, socket: std::os::fd::BorrowedFd<'_>) {
+        write_array(&self.0, 0, &socket.as_raw_fd().to_ne_bytes());
+    }
+
+    pub fn remove(&self) {
+        const MAP_DELETE_ELEM: i32 = 3;
+        let key = 0u32;
+        bpf(
+            MAP_DELETE_ELEM,
+            &mut [self.0.as_raw_fd() as u64, std::ptr::from_ref(&key) as u64],
+        )
+        .unwrap();
+    }
 }

@@ -22,13 +22,16 @@ pub fn is_root() -> bool {
     if rustix::process::geteuid().is_root() {
         return true;
     }
-    assert!(std::env::var_os("CI").is_none(), "this test needs root");
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIP {}: needs root",
-        thread::current().name().unwrap_or("a test")
-    );
+    skip("needs root");
     false
+}
+
+/// Says why a test is skipped, past the test runner's capture, so that it is seen. Where `CI` is set nothing may be.
+#[track_caller]
+pub fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "this test can't run here: {why}");
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    let _ = writeln!(std::io::stderr(), "SKIP {test}: {why}");
 }
 
 /// A thread at a place: in a network namespace and a cgroup. What it opens and starts belongs there.
@@ -91,7 +94,7 @@ impl<T> Underway<T> {
     #[track_caller]
     pub fn end(self) -> T {
         self.0
-            .recv_timeout(crate::wait::SOON)
+            .recv_timeout(crate::wait::patient(crate::wait::SOON))
             .expect("the work panicked or hangs")
     }
 }

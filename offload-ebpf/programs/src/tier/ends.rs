@@ -1,0 +1,144 @@
+//! From the establishment of a connection to its end: what `follow` adds for sockets that are or may be joined.
+//!
+//! A direction is closed in the kernel, before the FIN or RST of its hop leaves, so that the death of the proxy ends
+//! the stream for the receiver and nothing comes after.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
+    BPF_SOCK_OPS_RTT_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_TCP_CLOSE, BPF_TCP_CLOSE_WAIT,
+    BPF_TCP_ESTABLISHED, bpf_sock, bpf_sock_ops,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_map_delete_elem, bpf_setsockopt, bpf_sock_ops_cb_flags_set,
+};
+use aya_ebpf::programs::SockOpsContext;
+use underpass_ebpf_abi::tier::{APPLICATION, CLIENT, OUT, SERVER, VERDICT, Way, key, note};
+use underpass_ebpf_abi::{ORIGINAL, PEER};
+
+use super::flows::Direction;
+use super::kernel::Socket;
+use super::ways;
+use crate::address::{is_loopback, word};
+use crate::handshake::{local_address, remote_address, socket};
+use crate::maps::{self, SOCKS, SOCKS_VERDICT};
+
+const IPPROTO_TCP: i32 = 6;
+const TCP_NOTSENT_LOWAT: i32 = 25;
+
+#[inline(always)]
+pub fn follow(ctx: &SockOpsContext) {
+    let Some(sk) = socket(ctx) else { return };
+    let ops = ctx.ops;
+    match word!(ops => bpf_sock_ops, op) {
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx, sk, ORIGINAL),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(ctx, sk, PEER),
+        BPF_SOCK_OPS_STATE_CB => changes_state(sk, word!(ops => bpf_sock_ops, __bindgen_anon_1.args, 1)),
+        BPF_SOCK_OPS_RTT_CB => measured(ctx, sk),
+        _ => {}
+    }
+}
+
+/// Any connection may come to be joined; only those that are followed can be. `kind` is the note that applications'
+/// sockets have.
+#[inline(always)]
+fn established(ctx: &SockOpsContext, sk: *mut bpf_sock, kind: u32) {
+    // SAFETY: the context's socket.
+    let is_application = unsafe { maps::note(sk) }.is_some_and(|note| note.kind == kind);
+    let remote = remote_address(ctx);
+    let is_local = is_application || is_loopback(&remote) || remote == local_address(ctx);
+    let callbacks = BPF_SOCK_OPS_STATE_CB_FLAG | if is_local { BPF_SOCK_OPS_RTT_CB_FLAG } else { 0 };
+    set_callbacks(ctx, callbacks, 0);
+    // Makes the cookie, by which the gate knows its receiver.
+    // SAFETY: a helper of this kind of program, on its own context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+}
+
+#[inline(always)]
+fn set_callbacks(ctx: &SockOpsContext, add: u32, remove: u32) {
+    let ops = ctx.ops;
+    let flags = (word!(ops => bpf_sock_ops, bpf_sock_ops_cb_flags) | add) & !remove;
+    // A socket that could not be followed will not be joined.
+    // SAFETY: a helper of this kind of program, on its own context.
+    unsafe { bpf_sock_ops_cb_flags_set(ops, flags.cast_signed()) };
+}
+
+/// Told before the state changes, and before the FIN or RST that the change means is sent.
+#[inline(always)]
+fn changes_state(sk: *mut bpf_sock, state: u32) {
+    // SAFETY: the context's socket.
+    let Some(way) = (unsafe { ways::joined(sk) }) else {
+        return;
+    };
+    let may_send = state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT;
+    if !may_send && !cfg!(mutant = "ends") {
+        let why = if way.role == APPLICATION {
+            note::SENDER_ENDED
+        } else {
+            note::HOP_ENDED
+        };
+        if let Some(sending) = Direction::sending(way) {
+            sending.end(way.generation, why);
+        }
+    }
+    if way.role == APPLICATION
+        // SAFETY: the context's socket.
+        && let Some(socket) = unsafe { Socket::of(sk) }
+        && let Some(receiving) = Direction::at(way.index, way.direction ^ 1)
+    {
+        changes_as_receiver(socket, way, receiving, state);
+    }
+}
+
+#[inline(always)]
+fn changes_as_receiver(socket: Socket, way: &Way, receiving: Direction, state: u32) {
+    // Only close(2) takes a socket out of the maps before its state changes (sock_map_close); then what waits in its
+    // queue is lost.
+    if !socket.is_taken() {
+        if socket.queued() > 0 {
+            receiving.end(way.generation, note::UNREAD_CLOSE);
+        }
+        return;
+    }
+    // The end comes from the hop alone: the proxy has died, or has put an end to the flow. A message that was let
+    // through before that may still wait for the receiver's lock, which is held now, and would come after the end. Out
+    // of the map the receiver takes no more. What waits in its queue goes too, which a reset may do to a stream, but an
+    // end that looks orderly may not.
+    let notes = receiving.notes(way.generation);
+    let is_alone = notes & note::HOP_ENDED != 0 && notes & note::SENDER_ENDED == 0;
+    let is_reset = state == BPF_TCP_CLOSE;
+    if is_alone && (is_reset || socket.queued() == 0) && !cfg!(mutant = "late") {
+        take_out(way);
+    }
+}
+
+/// Takes an application's socket out of the map.
+#[inline(always)]
+fn take_out(way: &Way) {
+    let which = if way.direction == OUT { CLIENT } else { SERVER };
+    let key = key(way.index, way.generation, which);
+    let map = if way.variant == VERDICT {
+        core::ptr::from_ref(&SOCKS_VERDICT).cast_mut().cast()
+    } else {
+        core::ptr::from_ref(&SOCKS).cast_mut().cast()
+    };
+    // SAFETY: a key, as the map wants it.
+    unsafe { bpf_map_delete_elem(map, core::ptr::from_ref(&key).cast()) };
+}
+
+/// A round trip was measured, so something went by TCP. The first time after the join: from now on the application's
+/// send shall block as soon as something of it is unsent, because the proxy has left it unread.
+#[inline(always)]
+fn measured(ctx: &SockOpsContext, sk: *mut bpf_sock) {
+    // SAFETY: the context's socket.
+    let Some(way) = (unsafe { ways::joined(sk) }) else {
+        return;
+    };
+    if way.role == APPLICATION {
+        let mut bytes: i32 = 1;
+        let value = core::ptr::from_mut(&mut bytes).cast();
+        // SAFETY: the helper reads four bytes.
+        unsafe { bpf_setsockopt(ctx.as_ptr(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, 4) };
+    }
+    set_callbacks(ctx, 0, BPF_SOCK_OPS_RTT_CB_FLAG);
+}

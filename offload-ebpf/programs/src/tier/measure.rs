@@ -1,0 +1,66 @@
+//! Reads how much waits in the queues of receivers, for a proxy that waits for room.
+//!
+//! Run by the unprivileged proxy: it learns the length of a queue of a flow whose generation it can name, and writes it
+//! to where the proxy could write anyway.
+
+use core::mem::size_of;
+
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_skb_load_bytes};
+use aya_ebpf::programs::TcContext;
+use underpass_ebpf_abi::tier::{CALL_OFFSET, CLIENT, FlowId, IN, MEASURED_AT_ONCE, OUT, SERVER, cost, key};
+
+use super::flows::Direction;
+use super::kernel::Socket;
+use crate::maps::{SOCKS, SOCKS_VERDICT};
+
+#[inline(always)]
+pub fn run(ctx: &TcContext) {
+    for number in 0..MEASURED_AT_ONCE as u32 {
+        let mut flow = FlowId::default();
+        let (offset, len) = (
+            CALL_OFFSET + number * size_of::<FlowId>() as u32,
+            size_of::<FlowId>() as u32,
+        );
+        // SAFETY: the helper writes a `FlowId`, of which any bytes are a value, or fails.
+        let read =
+            unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, core::ptr::from_mut(&mut flow).cast(), len) };
+        if read != 0 {
+            return;
+        }
+        measure(flow, OUT, SERVER);
+        measure(flow, IN, CLIENT);
+    }
+}
+
+#[inline(always)]
+fn measure(flow: FlowId, direction: u32, receiver: u32) {
+    let Some(direction) = Direction::at(flow.index, direction) else {
+        return;
+    };
+    let key = key(flow.index, flow.generation, receiver);
+    let plain = queued(core::ptr::from_ref(&SOCKS).cast_mut().cast(), &key);
+    let queued = plain.or_else(|| queued(core::ptr::from_ref(&SOCKS_VERDICT).cast_mut().cast(), &key));
+    let cost = match queued {
+        // All has been read, whatever was counted; and a receiver that is gone keeps nobody waiting.
+        None | Some(0) => {
+            direction.forget_waiting(flow.generation);
+            0
+        }
+        Some(bytes) => cost(bytes, direction.waiting()),
+    };
+    direction.set_queued(flow.generation, cost);
+}
+
+#[inline(always)]
+fn queued(map: *mut core::ffi::c_void, key: &u64) -> Option<u32> {
+    // SAFETY: the map's key type; the socket is released below.
+    let sk = unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()) };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the map holds full sockets.
+    let queued = unsafe { Socket::of(sk.cast()) }.map(Socket::queued);
+    // SAFETY: not used any more.
+    unsafe { bpf_sk_release(sk) };
+    queued
+}

@@ -1,0 +1,265 @@
+//! How streams end: FIN, RST, half-close, unread bytes, and the death of the proxy.
+
+use std::io::{ErrorKind, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use underpass_ebpf::tier::Direction::{In, Out};
+use underpass_ebpf::tier::note;
+
+use super::relay::Relay;
+use super::world::{Flow, World, assert_nothing, drain, read, read_to_end, write};
+use crate::needs_root;
+use crate::wait::eventually;
+
+/// A flow with a relay that has joined it, and its applications.
+fn relayed(world: &World) -> (TcpStream, TcpStream, Relay) {
+    let Flow { a, pa, h, b } = world.flow();
+    let relay = Relay::start(pa, h, world.memory.clone(), world.joiner(world.tier.variant()));
+    relay.join();
+    (a, b, relay)
+}
+
+fn reset(socket: TcpStream) {
+    socket2::SockRef::from(&socket)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
+}
+
+#[test]
+fn the_end_comes_after_what_passed_by() {
+    needs_root!();
+    let world = World::new();
+    let (a, b, relay) = relayed(&world);
+    write(&a, &[7; 100_000]);
+    drop(a);
+    assert_eq!(read_to_end(&b), (vec![7; 100_000], None));
+    drop(b);
+    let account = relay.end();
+    assert_eq!((account.relayed, account.tallies[0].bypassed_bytes), ([0, 0], 100_000));
+    assert!(!account.was_reset);
+}
+
+#[test]
+fn after_a_half_close_the_other_direction_goes_on_past_the_proxy() {
+    needs_root!();
+    let world = World::new();
+    let (a, b, relay) = relayed(&world);
+    write(&a, b"question");
+    a.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&b), (b"question".to_vec(), None));
+    assert_eq!((&a).write(b"more").unwrap_err().kind(), ErrorKind::BrokenPipe);
+    write(&b, &[9; 50_000]);
+    b.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&a), (vec![9; 50_000], None));
+    let account = relay.end();
+    assert_eq!(account.tallies.map(|tally| tally.bypassed_bytes), [8, 50_000]);
+    // Unread when it shut down its side, but not closed.
+    assert_eq!(account.tallies[1].notes & note::UNREAD_CLOSE, 0);
+}
+
+#[test]
+fn shutting_down_with_bytes_unread_is_no_close() {
+    needs_root!();
+    let world = World::new();
+    let flow = world.flow();
+    let joined = world.joined(&flow);
+    write(&flow.a, b"unread yet");
+    flow.b.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&flow.h), (vec![], None));
+    assert_eq!(joined.tally(Out).notes, 0);
+    assert_eq!(joined.tally(In).notes, note::SENDER_ENDED);
+    flow.pa.shutdown(Shutdown::Write).unwrap();
+    flow.a.shutdown(Shutdown::Write).unwrap();
+    flow.h.shutdown(Shutdown::Write).unwrap();
+    // The end from both sides, and still it reads.
+    eventually("the end has arrived", || joined.tally(Out).notes & note::HOP_ENDED != 0);
+    assert_eq!(read_to_end(&flow.b), (b"unread yet".to_vec(), None));
+    assert_eq!(joined.tally(Out).notes & note::UNREAD_CLOSE, 0);
+}
+
+#[test]
+fn a_reset_comes_after_what_passed_by() {
+    needs_root!();
+    let world = World::new();
+    let (a, b, relay) = relayed(&world);
+    write(&a, b"last words");
+    reset(a);
+    let (bytes, end) = read_to_end(&b);
+    assert_eq!(
+        (bytes.as_slice(), end),
+        (&b"last words"[..], Some(ErrorKind::ConnectionReset))
+    );
+    assert!(relay.end().was_reset);
+}
+
+#[test]
+fn closing_with_bytes_unread_resets_the_sender() {
+    needs_root!();
+    let world = World::new();
+    let (a, b, relay) = relayed(&world);
+    write(&a, b"never read");
+    assert_eq!(read(&b, 3), b"nev");
+    drop(b);
+    assert_eq!(read_to_end(&a).1, Some(ErrorKind::ConnectionReset));
+    let account = relay.end();
+    assert!(account.was_reset);
+    assert_ne!(account.tallies[0].notes & note::UNREAD_CLOSE, 0, "{account:?}");
+}
+
+#[test]
+fn closing_with_everything_read_does_not() {
+    needs_root!();
+    let world = World::new();
+    let (a, b, relay) = relayed(&world);
+    write(&a, b"read");
+    assert_eq!(read(&b, 4), b"read");
+    drop(b);
+    assert_eq!(read_to_end(&a), (vec![], None));
+    drop(a);
+    let account = relay.end();
+    assert!(!account.was_reset, "{account:?}");
+}
+
+#[test]
+fn a_hop_that_has_ended_closes_its_direction_before_the_receiver_knows() {
+    needs_root!();
+    let world = World::new();
+    for abort in [false, true] {
+        let Flow { a, pa, h, b } = world.flow();
+        let flow = Flow { a, pa, h, b };
+        let joined = world.joined(&flow);
+        write(&flow.a, b"past");
+        let Flow { a, pa, h, b } = flow;
+        if abort {
+            reset(h)
+        } else {
+            drop(h)
+        }
+        // At once, without waiting for anything: as soon as the call has returned.
+        assert_eq!(joined.tally(Out).notes, note::HOP_ENDED);
+        assert!(!joined.is_armed(Out));
+        // A reset has ended the receiver too, which is the other direction's sender.
+        assert_eq!(joined.is_armed(In), !abort);
+        joined.arm(Out);
+        write(&a, b"late");
+        let (bytes, end) = read_to_end(&b);
+        // A reset that is not the sender's takes what was not read yet with it.
+        let expected: &[u8] = if abort { b"" } else { b"past" };
+        assert_eq!((bytes.as_slice(), end.is_some()), (expected, abort));
+        assert_eq!(read(&pa, 4), b"late");
+        // The other direction is a matter of the other hop.
+        if abort {
+            continue;
+        }
+        write(&b, b"back");
+        assert_eq!(read(&a, 4), b"back");
+        drop(pa);
+        assert_eq!(joined.tally(In).notes, note::HOP_ENDED);
+    }
+}
+
+/// A process that does nothing but hold the proxy's sockets.
+struct Holder(std::process::Child);
+
+impl Holder {
+    fn of(pa: TcpStream, h: TcpStream) -> Self {
+        let fds: [OwnedFd; 2] = [pa.into(), h.into()];
+        let numbers = fds.each_ref().map(AsRawFd::as_raw_fd);
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        // SAFETY: dup2 is safe between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                for (number, place) in numbers.into_iter().zip([100, 101]) {
+                    if libc::dup2(number, place) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        Self(command.spawn().unwrap())
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn after_the_proxy_is_killed_not_one_byte_comes_after_the_end() {
+    needs_root!();
+    let world = World::new();
+    for _ in 0..100 {
+        let flow = world.flow();
+        // Nobody drops it: a killed process does not.
+        let joined = world.joined(&flow);
+        let Flow { a, pa, h, b } = flow;
+        // As the proxy does for joined flows, so that its death is no orderly end.
+        for socket in [&pa, &h] {
+            socket2::SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        let holder = Holder::of(pa, h);
+        let (stop, received) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                let mut sent = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    // There is nobody to relay what finds no room.
+                    if sent > received.load(Ordering::Relaxed) + 50_000 {
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    match (&a).write(&[1; 1000]) {
+                        Ok(len) => sent += len as u64,
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                        Err(_) => break,
+                    }
+                }
+                sent
+            });
+            let reader = scope.spawn(|| {
+                let end = drain(&b, |bytes| {
+                    received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                });
+                assert_eq!(end, Some(ErrorKind::ConnectionReset));
+                // The writer still writes.
+                for _ in 0..50 {
+                    assert_nothing_more(&b);
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            });
+            eventually("bytes pass by", || received.load(Ordering::Relaxed) > 10_000);
+            holder.kill();
+            reader.join().unwrap();
+            stop.store(true, Ordering::Relaxed);
+            let sent = writer.join().unwrap();
+            assert!(received.load(Ordering::Relaxed) <= sent + 1000);
+            assert_ne!(joined.tally(Out).notes & note::HOP_ENDED, 0);
+        });
+    }
+}
+
+/// After the end there is only the end.
+#[track_caller]
+fn assert_nothing_more(socket: &TcpStream) {
+    let (bytes, _) = read_to_end(socket);
+    assert!(bytes.is_empty(), "{} bytes after the end", bytes.len());
+}
+
+#[test]
+fn bytes_of_an_idle_flow_are_where_they_were() {
+    needs_root!();
+    let world = World::new();
+    let flow = world.flow();
+    let _joined = world.joined(&flow);
+    for socket in [&flow.a, &flow.pa, &flow.h, &flow.b] {
+        assert_nothing(socket);
+    }
+}
