@@ -18,6 +18,7 @@ use crate::configuration::Configuration;
 use crate::flow::{Flow, FlowId};
 use crate::logging::LogFilter;
 use crate::node::Node;
+use crate::offload::{Direction, InKernel, WhyNot};
 
 /// What the admin server shows and changes.
 #[derive(Clone, Debug)]
@@ -35,6 +36,7 @@ GET  /metrics               OpenMetrics text
 GET  /ready                 200 when serving, 503 when draining
 GET  /config_dump           the configuration in force, and the last rejected update
 GET  /connections           open connections
+GET  /offload               the kernel tier: whether there is one, and what it has done
 GET  /refusals              the last connections that were refused, and why
 GET  /logging               the log filter
 POST /logging?level=FILTER  change it: debug, or underpass::relay=trace,info
@@ -95,6 +97,7 @@ impl Admin {
             (&Method::GET, "/ready") => self.ready(),
             (&Method::GET, "/config_dump") => json_answer(&self.config_dump()),
             (&Method::GET, "/connections") => json_answer(&self.connections()),
+            (&Method::GET, "/offload") => json_answer(&self.offload()),
             (&Method::GET, "/refusals") => json_answer(&Value::Array(self.node.telemetry.refusals())),
             (&Method::GET, "/logging") => text(StatusCode::OK, format!("{}\n", self.log)),
             (&Method::POST, "/logging") => self.set_log_level(request.uri().query().unwrap_or_default()),
@@ -104,7 +107,8 @@ impl Admin {
             }
             (
                 _,
-                "/" | "/metrics" | "/ready" | "/config_dump" | "/connections" | "/refusals" | "/logging" | "/drain",
+                "/" | "/metrics" | "/ready" | "/config_dump" | "/connections" | "/offload" | "/refusals" | "/logging"
+                | "/drain",
             ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }
@@ -163,6 +167,21 @@ impl Admin {
             .collect()
     }
 
+    fn offload(&self) -> Value {
+        let offload = &self.node.offload;
+        let counts = &offload.counts;
+        let refusals = counts.refusals().filter(|(_, count)| *count > 0);
+        let (state, reason) = offload.state();
+        json!({
+            "state": state,
+            "reason": reason,
+            "connections": self.node.flows.tiers().joined,
+            "joins": counts.joins(),
+            "parks": counts.parks(),
+            "refusals": refusals.map(|(why, count)| (why.word().to_owned(), count.into())).collect::<serde_json::Map<_, _>>(),
+        })
+    }
+
     fn set_log_level(&self, query: &str) -> Answer {
         let Some(level) = query.split('&').find_map(|pair| pair.strip_prefix("level=")) else {
             return text(StatusCode::BAD_REQUEST, "say which: POST /logging?level=debug\n");
@@ -181,6 +200,7 @@ fn connection(id: FlowId, flow: &Flow) -> Value {
     let facts = &flow.facts;
     let source = facts.source.workload();
     let destination = facts.destination_workload.as_deref();
+    let why_not = flow.offload.why_not();
     json!({
         "id": id,
         "listener": facts.listener,
@@ -196,11 +216,32 @@ fn connection(id: FlowId, flow: &Flow) -> Value {
         "policy": facts.policy.as_ref().map(ToString::to_string),
         "sent_bytes": flow.sent(),
         "received_bytes": flow.received(),
+        "kernel_sent_bytes": flow.offload.bypassed(Direction::Out),
+        "kernel_received_bytes": flow.offload.bypassed(Direction::In),
+        "tier": if why_not.is_none() { "kernel" } else { "relay" },
+        "why_not": why_not.map(WhyNot::word),
+        "kernel": flow.offload.kernel().map(|kernel| json!({
+            "sent": direction(kernel, Direction::Out),
+            "received": direction(kernel, Direction::In),
+        })),
         "start_time": humantime::format_rfc3339_nanos(flow.started).to_string(),
         "state": match (flow.requested_end(), flow.is_established()) {
             (Some(ending), _) => ending.word(),
             (None, true) => "open",
             (None, false) => "connecting",
         },
+    })
+}
+
+/// What the kernel does in one direction of a connection. `parked`: the sender waits until the receiver has read.
+fn direction(kernel: &InKernel, direction: Direction) -> Value {
+    let tally = kernel.tally(direction);
+    json!({
+        "armed": kernel.flow().is_armed(direction),
+        "parked": kernel.is_parked(direction),
+        "bypassed_messages": tally.bypassed_messages,
+        "behind": tally.behind,
+        "full": tally.full,
+        "closed_by": kernel.why_closed(direction).map(WhyNot::word),
     })
 }

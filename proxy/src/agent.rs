@@ -19,6 +19,7 @@ mod control;
 mod doors;
 mod enrolment;
 mod interfaces;
+mod joining;
 mod kernel;
 mod listeners;
 mod namespace;
@@ -41,7 +42,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ use doors::Doors;
 use enrolment::EnrolError;
 use kernel::Kernel;
 use pods::Pods;
-use proxies::{Namespaces, Proxy, ProxyId};
+use proxies::{Proxy, ProxyId, Services};
 use state::{StateError, StateFile};
 use supervisor::Supervisor;
 
@@ -183,7 +183,8 @@ struct Agent {
     proxies: BTreeMap<ProxyId, Proxy>,
     /// The next proxy's id.
     next_proxy: ProxyId,
-    namespaces: Arc<Namespaces>,
+    /// What proxies are served with by the threads that read them.
+    services: Services,
     state: StateFile,
     doors: Doors,
     events: Receiver<Event>,

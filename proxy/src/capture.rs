@@ -10,6 +10,7 @@
 //! application is shown the client that the note names.
 
 mod conversation;
+mod joins;
 mod sockets;
 
 use std::collections::HashMap;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use underpass_ebpf::doctor::{Foreign, Trial, foreign_lookups};
 use underpass_ebpf::mounts_of;
+use underpass_ebpf::tier::{Variant, self_test};
 
 use crate::agent::commands::enrolled;
 
@@ -44,6 +45,8 @@ pub struct Finding {
 pub struct Report {
     /// Whether pods can be captured here.
     pub capture: bool,
+    /// How flows between local sockets would be moved to the kernel (`plain`, `verdict`); `None`: they stay with the proxy.
+    pub kernel_tier: Option<&'static str>,
     /// What was found.
     pub findings: Vec<Finding>,
 }
@@ -54,6 +57,7 @@ impl Report {
     pub fn make(cgroup: Option<&Path>, pin_dir: &Path, run_dir: &Path) -> Self {
         let mut report = Self {
             capture: true,
+            kernel_tier: None,
             findings: Vec::new(),
         };
         report.look_at_privileges();
@@ -64,6 +68,7 @@ impl Report {
             report.look_for_others(cgroup, pin_dir);
         }
         report.look_into_pods(pin_dir, run_dir);
+        report.try_redirection();
         report.look_at_capture(pin_dir);
         report
     }
@@ -208,6 +213,32 @@ impl Report {
                 Err(error) => self.add(subject, Grade::Warning, error.to_string()),
             }
         }
+    }
+
+    /// What this kernel makes of bytes that go from socket to socket. Where it is wrong, capture works with less.
+    fn try_redirection(&mut self) {
+        let test = self_test();
+        self.kernel_tier = test.choice().map(Variant::name);
+        for variant in Variant::ALL {
+            let subject = format!("kernel tier, variant {}", variant.name());
+            let failures: Vec<String> = test
+                .trials
+                .iter()
+                .filter(|trial| trial.variant == variant)
+                .filter_map(|trial| Some(format!("{}: {}", trial.behaviour, trial.failure.as_ref()?)))
+                .collect();
+            match test.is_fit(variant) {
+                true => self.add(subject, Grade::Good, "behaves as applications expect"),
+                false => self.add(subject, Grade::Warning, format!("is not used; {}", failures.join("; "))),
+            }
+        }
+        let text = match self.kernel_tier {
+            Some(variant) => {
+                format!("flows between sockets of this node can be moved to the kernel (variant {variant})")
+            }
+            None => "every byte goes through the proxy on this kernel".to_owned(),
+        };
+        self.add("kernel tier", Grade::Good, text);
     }
 
     fn look_at_capture(&mut self, pin_dir: &Path) {

@@ -12,9 +12,10 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use atomic_waker::AtomicWaker;
-use underpass_config::{DenyReason, PolicyKey, ServiceKey, Text, Workload};
+use underpass_config::{DenyReason, OffloadSettings, PolicyKey, ServiceKey, Text, Workload};
 
 use crate::ending::Ending;
+use crate::offload::{Direction, FlowOffload};
 use crate::source::Source;
 
 /// Number of a flow, unique in the process for as long as it is open.
@@ -39,6 +40,14 @@ pub struct FlowFacts {
     pub policy: Option<PolicyKey>,
 }
 
+impl FlowFacts {
+    /// Whether `settings` let it into the kernel.
+    pub fn may_offload(&self, settings: &OffloadSettings) -> bool {
+        let source = self.source.workload().map(|workload| &**workload);
+        settings.allows(source, self.destination_workload.as_deref(), self.destination.port())
+    }
+}
+
 /// Who denied a connection, and why.
 #[derive(Clone, Debug)]
 pub struct Denial {
@@ -55,6 +64,8 @@ pub struct Flow {
     pub facts: FlowFacts,
     /// When the client was accepted.
     pub started: SystemTime,
+    /// Its standing with the kernel tier.
+    pub offload: FlowOffload,
     sent: AtomicU64,
     received: AtomicU64,
     requested_end: AtomicU8,
@@ -64,11 +75,13 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// A flow that has moved nothing yet.
-    pub fn new(facts: FlowFacts, started: SystemTime) -> Self {
+    /// A flow that has moved nothing yet; the settings let it into the kernel or not.
+    pub fn new(facts: FlowFacts, started: SystemTime, may_offload: bool) -> Self {
+        let offload = FlowOffload::new(may_offload);
         Self {
             facts,
             started,
+            offload,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             requested_end: AtomicU8::new(0),
@@ -78,14 +91,26 @@ impl Flow {
         }
     }
 
-    /// Bytes that the destination's kernel has taken from the client.
+    /// Bytes that the destination's kernel has taken from the client, whichever way they went.
     pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        self.moved(Direction::Out)
     }
 
-    /// Bytes that the client's kernel has taken from the destination.
+    /// Bytes that the client's kernel has taken from the destination, whichever way they went.
     pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
+        self.moved(Direction::In)
+    }
+
+    fn moved(&self, direction: Direction) -> u64 {
+        self.relayed(direction).wrapping_add(self.offload.bypassed(direction))
+    }
+
+    /// Bytes of a direction that went through the proxy.
+    pub fn relayed(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Out => self.sent.load(Ordering::Relaxed),
+            Direction::In => self.received.load(Ordering::Relaxed),
+        }
     }
 
     /// Bytes moved in both directions.
@@ -93,16 +118,14 @@ impl Flow {
         self.sent().wrapping_add(self.received())
     }
 
-    /// Only the relaying task counts, so a load and a store are enough: no locked instruction for each chunk.
-    pub fn count_sent(&self, bytes: usize) {
-        self.sent
-            .store(self.sent().wrapping_add(bytes as u64), Ordering::Relaxed);
-    }
-
-    /// See [`Flow::count_sent`].
-    pub fn count_received(&self, bytes: usize) {
-        self.received
-            .store(self.received().wrapping_add(bytes as u64), Ordering::Relaxed);
+    /// Counts bytes that were relayed. Only the relaying task does, so a load and a store are enough: no locked instruction for each chunk.
+    pub fn count(&self, direction: Direction, bytes: usize) {
+        let counter = match direction {
+            Direction::Out => &self.sent,
+            Direction::In => &self.received,
+        };
+        let counted = counter.load(Ordering::Relaxed);
+        counter.store(counted.wrapping_add(bytes as u64), Ordering::Relaxed);
     }
 
     /// Whether the destination has been connected to.
@@ -115,11 +138,18 @@ impl Flow {
         self.established.store(true, Ordering::Relaxed);
     }
 
-    /// Asks the flow to end; the first reason given stays.
+    /// Asks the flow to end; the first reason given stays. From now on nothing of it passes by the proxy.
     pub fn end(&self, ending: Ending) {
         let _ = self
             .requested_end
-            .compare_exchange(0, ending as u8, Ordering::AcqRel, Ordering::Relaxed);
+            .compare_exchange(0, ending as u8, Ordering::SeqCst, Ordering::Relaxed);
+        self.offload.disarm();
+        self.waker.wake();
+    }
+
+    /// Notes whether the settings let it into the kernel.
+    pub fn set_offload_allowed(&self, allowed: bool) {
+        self.offload.set_allowed(allowed);
         self.waker.wake();
     }
 
@@ -136,7 +166,7 @@ impl Flow {
 
     /// The end that was asked for, if one was.
     pub fn requested_end(&self) -> Option<Ending> {
-        Ending::from_discriminant(self.requested_end.load(Ordering::Acquire))
+        Ending::from_discriminant(self.requested_end.load(Ordering::SeqCst))
     }
 
     /// Ready once an end was asked for.

@@ -14,7 +14,7 @@ mod shard;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use underpass_config::{Config, Limits, NodeSettings, Service, Touched, Workload};
+use underpass_config::{Config, NodeSettings, Service, Touched, Workload};
 
 pub use shard::PathCounts;
 use shard::ShardState;
@@ -22,6 +22,7 @@ use shard::ShardState;
 use crate::ending::Ending;
 use crate::flow::{Flow, FlowFacts, FlowId};
 use crate::limits::{OpenConnections, Place};
+use crate::offload::TierCounts;
 
 /// Bits of a [`FlowId`] that hold the place in the shard; the rest is the shard's number.
 const PLACE_BITS: u32 = 40;
@@ -151,24 +152,25 @@ impl FlowTable {
         (0..self.shards.len()).map(|i| self.shard(i))
     }
 
-    /// Enters a flow of core `shard`. From here on configuration changes find it.
+    /// Enters a flow of core `shard`, which `settings` let open and into the kernel. From here on configuration changes find it.
     ///
     /// # Errors
-    /// `Ending::ConnectionLimit` when the client's workload or namespace has as many open as `limits` let it have.
+    /// `Ending::ConnectionLimit` when the client's workload or namespace has as many open as it may have.
     pub fn open(
         self: &Arc<Self>,
         shard: usize,
         ends: PathEnds,
         facts: FlowFacts,
         started: SystemTime,
-        limits: &Limits,
+        settings: &NodeSettings,
     ) -> Result<FlowGuard, Ending> {
         let mut state = self.shard(shard);
         let path = state.path(ends, &self.open);
-        let Some(place) = state.tenant(path).admit(limits) else {
+        let Some(place) = state.tenant(path).admit(&settings.limits) else {
             return Err(Ending::ConnectionLimit);
         };
-        let flow = Arc::new(Flow::new(facts, started));
+        let may_offload = facts.may_offload(&settings.offload);
+        let flow = Arc::new(Flow::new(facts, started, may_offload));
         let index = state.insert(path, flow.clone());
         Ok(FlowGuard {
             table: self.clone(),
@@ -205,6 +207,15 @@ impl FlowTable {
             all.extend(shard.paths());
         }
         all
+    }
+
+    /// What flows have moved by each tier, the live ones included.
+    pub fn tiers(&self) -> TierCounts {
+        let mut sum = TierCounts::default();
+        for shard in self.all_shards() {
+            sum.merge(&shard.tiers());
+        }
+        sum
     }
 
     /// Takes note of a configuration change: forgets the label sets of workloads and services that are gone, and returns the

@@ -16,6 +16,7 @@ use crate::capture::Pods;
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
+use crate::offload::Offload;
 use crate::telemetry::Telemetry;
 
 /// One version of the configuration, immutable.
@@ -38,6 +39,8 @@ pub struct Node {
     pub flows: Arc<FlowTable>,
     /// Enrolled pods.
     pub pods: Pods,
+    /// The kernel tier.
+    pub offload: Arc<Offload>,
     /// Metrics and access log.
     pub telemetry: Telemetry,
     awaits_agent: AtomicBool,
@@ -49,13 +52,14 @@ pub struct Node {
 
 impl Node {
     /// A node that serves `config` on `cores` cores.
-    pub fn new(config: Config, flows: Arc<FlowTable>, telemetry: Telemetry) -> Arc<Self> {
+    pub fn new(config: Config, flows: Arc<FlowTable>, offload: Arc<Offload>, telemetry: Telemetry) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(Snapshot { config, generation: 1 }),
             generation: AtomicU64::new(1),
             changing: Mutex::new(()),
             flows,
             pods: Pods::default(),
+            offload,
             telemetry,
             awaits_agent: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -81,10 +85,16 @@ impl Node {
         let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         let snapshot = Arc::new(Snapshot { config, generation });
-        self.snapshot.store(snapshot.clone());
+        let replaced = self.snapshot.swap(snapshot.clone());
         self.generation.store(generation, Ordering::SeqCst);
         self.changes.send_replace(());
         let affected = self.flows.apply(touched, &snapshot.config);
+        if replaced.config.node.offload != snapshot.config.node.offload {
+            self.flows
+                .flows()
+                .iter()
+                .for_each(|(_, flow)| reconsider_offload(flow, &snapshot.config));
+        }
         affected.iter().filter(|flow| self.reconsider(flow, &snapshot)).count()
     }
 
@@ -177,6 +187,11 @@ fn decide(flow: &Flow, config: &Config) -> Decision {
         destination.map(|workload| &**workload),
     )
     .decision
+}
+
+/// Takes an open flow back from the kernel if the settings say so, or lets it go there.
+fn reconsider_offload(flow: &Flow, config: &Config) {
+    flow.set_offload_allowed(flow.facts.may_offload(&config.node.offload));
 }
 
 /// Whether a flow's endpoint has left the mesh, or the service by which it was reached. Being unready is no reason: as in

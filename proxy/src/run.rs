@@ -21,6 +21,7 @@ use crate::flow_table::FlowTable;
 use crate::footprint;
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
+use crate::offload::Offload;
 use crate::telemetry::{AccessLogError, AccessLogWriter, Telemetry};
 
 /// How often a drain looks whether the last connection has gone.
@@ -147,9 +148,10 @@ fn serve(
     let access_log = Arc::new(AccessLogWriter::open(&config.node.access_log)?);
     let (cores, threads) = Cores::start(count)?;
     let flows = Arc::new(FlowTable::new(count));
-    let telemetry = Telemetry::new(&flows, access_log.clone());
+    let offload = Arc::new(Offload::default());
+    let telemetry = Telemetry::new(&flows, &offload, access_log.clone());
     let admin_address = admin.unwrap_or(config.node.admin);
-    let node = Node::new(config, flows, telemetry);
+    let node = Node::new(config, flows, offload, telemetry);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)

@@ -18,7 +18,8 @@ use crate::flow::Flow;
 use crate::flow_table::PathEnds;
 use crate::listener::{Handshake, http_connect, socks5};
 use crate::node::Node;
-use crate::relay::relay;
+use crate::offload::{Direction, Locality};
+use crate::relay::{Prospect, relay};
 use crate::socket::{self, TcpQuality};
 use crate::source::Source;
 use crate::stream::Stream;
@@ -83,7 +84,14 @@ pub async fn serve(accepted: Accepted, core: usize) {
         guard,
         load,
     } = connected;
-    let ending = relay(&downstream, &upstream, guard.flow(), &settings, early).await;
+    let facts = &guard.flow().facts;
+    let (client, destination) = (facts.source.address(), facts.destination);
+    let prospect = Prospect {
+        offload: &session.node.offload,
+        settings: &settings.offload,
+        locality: Locality::of(&session.entrance, client, destination, &session.node.pods),
+    };
+    let ending = relay(&downstream, &upstream, guard.flow(), &settings, early, prospect).await;
     let log_is_on = session.node.telemetry.access_log.is_on();
     let quality = if log_is_on {
         socket::quality(&upstream)
@@ -230,6 +238,10 @@ impl Session {
             started: flow.started,
             sent: flow.sent(),
             received: flow.received(),
+            by_kernel: (
+                flow.offload.bypassed(Direction::Out),
+                flow.offload.bypassed(Direction::In),
+            ),
             quality,
             entrance: &self.entrance,
             policy,
@@ -251,6 +263,7 @@ impl Session {
             started: self.started,
             sent: 0,
             received: 0,
+            by_kernel: (0, 0),
             quality: TcpQuality::default(),
             entrance: &self.entrance,
             policy: target.and_then(|t| t.policy.as_ref()),

@@ -1,7 +1,7 @@
 //! Socket calls that tokio and the standard library do not offer, behind safe functions.
 //!
-//! This is the proxy's only room with `unsafe`, and it holds two blocks: `getsockopt(TCP_INFO)`, whose answer has a length
-//! that depends on the kernel, and the registration of a socket with the runtime. Everything else goes through
+//! This is the proxy's only room with `unsafe`, and it holds three blocks: `getsockopt(TCP_INFO)`, whose answer has a length
+//! that depends on the kernel, `setsockopt(TCP_WINDOW_CLAMP)`, and the registration of a socket with the runtime. Everything else goes through
 //! `rustix` and `socket2`.
 
 use std::io;
@@ -21,6 +21,11 @@ use crate::stream::Stream;
 /// Connections that may wait to be accepted; the kernel lowers it to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 4096;
 
+/// The largest segment that a peer is asked to send. Over loopback it would be 64 KiB, and the receive window of a connection in the kernel
+/// tier, which is its sender's brake, would have to be larger than that. What the kernel moves at once is no less for it: such segments
+/// travel in one buffer.
+pub const LARGEST_SEGMENT: u32 = 8 * 1024;
+
 /// Opens a listening socket. What is set on it here (NODELAY, keepalive) is inherited by each accepted socket (Linux
 /// `tcp_create_openreq_child`), so that an accept costs no further system call.
 ///
@@ -34,6 +39,7 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
         options.set_only_v6(false)?;
     }
     set_stream_options(&socket)?;
+    options.set_tcp_mss(LARGEST_SEGMENT)?;
     set_keepalive(&socket, keepalive)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
@@ -46,6 +52,9 @@ pub fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<OwnedFd>
 /// Those of setsockopt(2) and connect(2).
 pub fn start_connect(socket: OwnedFd, address: SocketAddr) -> io::Result<Connecting> {
     set_stream_options(&socket)?;
+    if address.ip().is_loopback() {
+        SockRef::from(&socket).set_tcp_mss(LARGEST_SEGMENT)?;
+    }
     match rustix::net::connect(&socket, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),
@@ -164,6 +173,31 @@ pub fn reset_on_close(socket: &impl AsFd) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
+/// Takes [`reset_on_close`] back: the next close of `socket` sends FIN.
+pub fn end_on_close(socket: &impl AsFd) {
+    // As above: fails on nothing that could be closed.
+    let _ = SockRef::from(socket).set_linger(None);
+}
+
+/// Has the kernel offer `socket`'s peer a window of no more than `bytes` (tcp(7), `TCP_WINDOW_CLAMP`). What was offered before stays so.
+pub fn clamp_window(socket: &impl AsRawFd, bytes: u32) {
+    let bytes = bytes as libc::c_int;
+    // SAFETY: the option's value is an `int`, which lives until the call returns.
+    #[allow(unsafe_code)]
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_WINDOW_CLAMP,
+            (&raw const bytes).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if outcome != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "the receive window of a joined flow could not be clamped");
+    }
+}
+
 /// What the kernel measured about one connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpQuality {
@@ -181,13 +215,76 @@ pub struct TcpQuality {
 mod tcp_info_offset {
     pub(super) const LOST: usize = 32;
     pub(super) const RTT: usize = 68;
+    pub(super) const ADVMSS: usize = 84;
     pub(super) const TOTAL_RETRANS: usize = 100;
+    pub(super) const BYTES_ACKED: usize = 120;
+    pub(super) const NOTSENT_BYTES: usize = 144;
     pub(super) const MIN_RTT: usize = 148;
-    pub(super) const END: usize = 152;
+    pub(super) const RCV_WND: usize = 232;
+    pub(super) const END: usize = 236;
+}
+
+/// How far what was sent has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// Bytes that the peer's kernel has taken since the connection began (`tcpi_bytes_acked`).
+    pub taken: u64,
+    /// Whether some wait here, because the peer has no room for them (`tcpi_notsent_bytes`). What has been sent and not acknowledged may have come
+    /// all the same: acknowledgements are delayed.
+    pub is_waiting: bool,
+}
+
+/// Bytes that the peer may have sent, or may still send, before it has to wait for somebody to read (`SIOCINQ`, `tcpi_rcv_wnd`, which
+/// kernels have since 6.2).
+pub fn offered(socket: &(impl AsFd + AsRawFd)) -> u64 {
+    let unread = rustix::io::ioctl_fionread(socket).unwrap_or(0);
+    let window = tcp_info(socket).map_or(0, |raw| field(&raw, tcp_info_offset::RCV_WND));
+    unread + u64::from(window)
+}
+
+/// The largest segment that `socket` takes (`tcpi_advmss`).
+pub fn largest_segment(socket: &impl AsRawFd) -> u32 {
+    tcp_info(socket).map_or(0, |raw| field(&raw, tcp_info_offset::ADVMSS))
+}
+
+/// Sets how much the kernel queues for `socket` (socket(7), `SO_RCVBUF`).
+pub fn set_receive_buffer(socket: &impl AsFd, bytes: u32) {
+    // Fails on nothing that is a socket.
+    let _ = SockRef::from(socket).set_recv_buffer_size(bytes as usize);
+}
+
+/// Reads from `TCP_INFO` how far what was sent has come. A kernel that does not answer says that nothing waits.
+pub fn delivery(socket: &impl AsRawFd) -> Delivery {
+    let raw = tcp_info(socket).unwrap_or([0; tcp_info_offset::END]);
+    let acked = tcp_info_offset::BYTES_ACKED;
+    let mut taken = [0; 8];
+    taken.copy_from_slice(&raw[acked..acked + 8]);
+    Delivery {
+        taken: u64::from_ne_bytes(taken),
+        is_waiting: field(&raw, tcp_info_offset::NOTSENT_BYTES) > 0,
+    }
 }
 
 /// Reads `TCP_INFO`. A kernel that does not answer gives zeros: these figures inform, they decide nothing.
 pub fn quality(socket: &impl AsRawFd) -> TcpQuality {
+    let Some(raw) = tcp_info(socket) else {
+        return TcpQuality::default();
+    };
+    TcpQuality {
+        lost: field(&raw, tcp_info_offset::LOST),
+        retransmissions: field(&raw, tcp_info_offset::TOTAL_RETRANS),
+        smoothed_rtt_us: field(&raw, tcp_info_offset::RTT),
+        min_rtt_us: field(&raw, tcp_info_offset::MIN_RTT),
+    }
+}
+
+fn field(raw: &[u8; tcp_info_offset::END], at: usize) -> u32 {
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&raw[at..at + 4]);
+    u32::from_ne_bytes(bytes)
+}
+
+fn tcp_info(socket: &impl AsRawFd) -> Option<[u8; tcp_info_offset::END]> {
     let mut raw = [0u8; tcp_info_offset::END];
     let mut length = raw.len() as libc::socklen_t;
     // SAFETY: `raw` is writable for `length` bytes, `length` says so, and the kernel writes no more than that.
@@ -201,24 +298,12 @@ pub fn quality(socket: &impl AsRawFd) -> TcpQuality {
             &mut length,
         )
     };
-    if answer != 0 {
-        return TcpQuality::default();
-    }
-    let field = |at: usize| {
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&raw[at..at + 4]);
-        u32::from_ne_bytes(bytes)
-    };
-    TcpQuality {
-        lost: field(tcp_info_offset::LOST),
-        retransmissions: field(tcp_info_offset::TOTAL_RETRANS),
-        smoothed_rtt_us: field(tcp_info_offset::RTT),
-        min_rtt_us: field(tcp_info_offset::MIN_RTT),
-    }
+    (answer == 0).then_some(raw)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -230,6 +315,24 @@ mod tests {
         let measured = quality(&client);
         assert!(measured.smoothed_rtt_us > 0 && measured.min_rtt_us > 0, "{measured:?}");
         assert!(measured.min_rtt_us < 1_000_000, "{measured:?}");
+    }
+
+    #[test]
+    fn what_waits_is_told_from_what_has_come() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _server = listener.accept().unwrap();
+        assert!(!delivery(&client).is_waiting);
+        client.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(more) = client.write(&[0; 100_000]) {
+            sent += more as u64;
+        }
+        let stuck = delivery(&client);
+        assert!(
+            stuck.is_waiting && (1..sent).contains(&stuck.taken),
+            "{stuck:?} of {sent}"
+        );
     }
 
     #[test]

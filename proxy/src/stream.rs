@@ -48,6 +48,14 @@ impl Stream {
         Ok(Self { socket })
     }
 
+    /// Ready when there may be something to read; it stays so until [`Stream::poll_receive`] has found nothing.
+    ///
+    /// # Errors
+    /// When the runtime is shutting down.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.poll_read_ready(cx).map_ok(drop)
+    }
+
     /// Reads once what is there.
     pub fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
         loop {

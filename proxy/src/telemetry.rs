@@ -7,6 +7,7 @@ mod access_log;
 mod labels;
 mod line_writer;
 mod metrics;
+mod offload;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use underpass_config::{Action, DryRunMatch};
 pub use access_log::{AccessLogError, AccessLogWriter, Line};
 
 use crate::flow_table::FlowTable;
+use crate::offload::Offload;
 
 /// Refusals kept for `/refusals`.
 const REFUSALS_KEPT: usize = 128;
@@ -36,8 +38,8 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Telemetry that counts `flows` and logs to `access_log`.
-    pub fn new(flows: &Arc<FlowTable>, access_log: Arc<AccessLogWriter>) -> Self {
+    /// Telemetry that counts `flows` and what `offload` does, and logs to `access_log`.
+    pub fn new(flows: &Arc<FlowTable>, offload: &Arc<Offload>, access_log: Arc<AccessLogWriter>) -> Self {
         let mut registry = Registry::default();
         let dry_run = Family::default();
         let config_updates = Family::default();
@@ -61,6 +63,7 @@ impl Telemetry {
             let _ = config_updates.get_or_create(&vec![("result", result)]);
         }
         registry.register_collector(Box::new(metrics::ConnectionMetrics::new(flows.clone())));
+        registry.register_collector(Box::new(offload::OffloadMetrics::new(flows.clone(), offload.clone())));
         registry.register_collector(Box::new(metrics::ProcessMetrics::new(
             flows.clone(),
             access_log.clone(),

@@ -211,7 +211,7 @@ impl Request<'_> {
         let guard = match self
             .node
             .flows
-            .open(self.core, ends.clone(), facts, self.started, &config.node.limits)
+            .open(self.core, ends.clone(), facts, self.started, &config.node)
         {
             Ok(guard) => guard,
             Err(ending) => return Attempt::Refused(refused(ending, None, None)),
@@ -385,6 +385,7 @@ mod tests {
 
     use super::*;
     use crate::flow_table::FlowTable;
+    use crate::offload::Offload;
     use crate::telemetry::{AccessLogWriter, Telemetry};
 
     /// A server on loopback that is a workload guarded by `policy`, and a node that knows it.
@@ -402,10 +403,11 @@ mod tests {
                 format: LogFormat::Off,
                 ..AccessLog::default()
             };
-            let telemetry = Telemetry::new(&flows, Arc::new(AccessLogWriter::open(&off).unwrap()));
+            let offload = Arc::new(Offload::default());
+            let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
             Self {
                 server,
-                node: Node::new(config, flows, telemetry),
+                node: Node::new(config, flows, offload, telemetry),
             }
         }
 

@@ -208,7 +208,7 @@ impl Agent {
                 slot,
                 since: former.as_ref().map_or_else(now_in_seconds, |pod| pod.record.since),
             },
-            namespace: namespace.clone(),
+            namespace,
             addresses,
             interfaces,
             disowned,
@@ -221,15 +221,16 @@ impl Agent {
                 fresh,
             }),
         };
+        self.services.namespaces.insert(&pod);
         self.pods.insert(cookie, pod);
         if let Err(error) = self.save() {
             if former.is_none() {
                 self.pods.remove(&cookie);
+                self.services.namespaces.remove(cookie);
                 return Err(error.into());
             }
             tracing::error!(uid, %error, "what has changed of a pod is not in the state");
         }
-        self.namespaces.insert(cookie, namespace);
         Ok(())
     }
 
@@ -327,7 +328,7 @@ impl Agent {
         pod.refusing = true;
         self.kernel.withdraw(cookie)?;
         let pod = self.pods.remove(&cookie);
-        self.namespaces.remove(cookie);
+        self.services.namespaces.remove(cookie);
         if let Err(error) = self.save() {
             tracing::error!(%error, "a removed pod is still in the state");
         }

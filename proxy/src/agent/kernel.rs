@@ -2,8 +2,12 @@
 
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
+use underpass_ebpf::tier::Tier;
 use underpass_ebpf::{Capture, Detached, Error, Layout, PodSpec};
+
+use super::joining::TierOrReason;
 
 /// The programs and maps of one node, as far as the agent handles them. Everything in it outlives the agent.
 pub trait Kernel: Send {
@@ -54,6 +58,8 @@ pub trait Kernel: Send {
     fn owner(&self, address: IpAddr) -> Result<Option<u64>, Error>;
     /// The map of handshakes, and that of notes, which proxies are given.
     fn maps(&self) -> [BorrowedFd<'_>; 2];
+    /// Who moves flows to the kernel, or why nobody does.
+    fn tier(&self) -> TierOrReason;
     /// Forgets what proxies announced and did not use, in all namespaces.
     ///
     /// # Errors
@@ -69,6 +75,7 @@ pub trait Kernel: Send {
 /// The real one.
 pub struct RealKernel {
     capture: Capture,
+    tier: TierOrReason,
     layout: Layout,
 }
 
@@ -79,7 +86,20 @@ impl RealKernel {
     /// When the kernel, the privileges or the mounts do not allow it.
     pub fn start(layout: Layout) -> Result<Self, Error> {
         let capture = Capture::start(&layout)?;
-        Ok(Self { capture, layout })
+        let tier: TierOrReason = match Tier::start(&capture) {
+            Ok(tier) => {
+                if let Some(error) = tier.is_blind_to_splicing() {
+                    let advice = "programs that read by splice(2) are not noticed and would hang in the kernel tier; keep them out with node.offload.except";
+                    tracing::warn!(%error, advice);
+                }
+                Ok(Arc::new(tier))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no flow will be moved to the kernel; all go through the proxy");
+                Err(error.to_string())
+            }
+        };
+        Ok(Self { capture, tier, layout })
     }
 }
 
@@ -123,6 +143,10 @@ impl Kernel for RealKernel {
 
     fn maps(&self) -> [BorrowedFd<'_>; 2] {
         [self.capture.handshakes_fd(), self.capture.notes_fd()]
+    }
+
+    fn tier(&self) -> TierOrReason {
+        self.tier.clone()
     }
 
     fn sweep(&self) -> Result<(), Error> {

@@ -132,6 +132,7 @@ fn listen(address: SocketAddr, keepalive: &Keepalive) -> io::Result<Listener> {
     socket::set_stream_options(&listener)?;
     socket::set_keepalive(&listener, keepalive)?;
     rustix::net::bind(&listener, &address)?;
+    options.set_tcp_mss(socket::LARGEST_SEGMENT)?;
     rustix::net::listen(&listener, socket::BACKLOG)?;
     let address = options.local_addr()?.as_socket();
     Ok(Listener {

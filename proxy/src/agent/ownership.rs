@@ -80,6 +80,7 @@ impl Agent {
         }
         tracing::info!(uid, cookie, addresses = ?own, "the addresses of a pod were settled anew");
         pod.addresses = own;
+        self.services.namespaces.insert(pod);
         // The kernel hears of one that is starting when it has started.
         if pod.starting.is_none()
             && let Err(error) = self.kernel.enrol(&pod.spec())

@@ -1,10 +1,11 @@
 //! The proxies' side of the agent: one connection each, one thread that reads it.
 //!
-//! The thread serves wishes for sockets by itself, so that a connection never waits for an enrolment; everything else it
-//! passes on. Only the agent's own thread decides anything.
+//! The thread serves wishes for sockets, and for flows to be moved to the kernel, by itself, so that a connection never waits for an
+//! enrolment; everything else it passes on. Only the agent's own thread decides anything.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,24 +14,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::PollFlags;
+use underpass_ebpf::tier::Ticket;
 
 use super::Event;
+use super::joining::Joining;
 use super::listeners;
 use super::namespace::Namespace;
+use super::pods::Pod;
 use super::worker::{Stop, Worker, wait_for};
 use crate::handover::{self, Family, FromAgent, FromProxy, HandoverError, MAX_DESCRIPTORS};
 
 /// How long a proxy may leave its messages unread. Its reader has nothing else to do.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The namespaces of the pods, for those who make sockets in them.
+/// The namespaces of the pods, for those who make or look for sockets in them.
 #[derive(Debug, Default)]
-pub struct Namespaces(Mutex<HashMap<u64, Arc<Namespace>>>);
+pub struct Namespaces(Mutex<HashMap<u64, Known>>);
+
+#[derive(Debug)]
+struct Known {
+    namespace: Arc<Namespace>,
+    addresses: Vec<IpAddr>,
+}
 
 impl Namespaces {
-    /// Adds a pod's.
-    pub fn insert(&self, cookie: u64, namespace: Arc<Namespace>) {
-        self.lock().insert(cookie, namespace);
+    /// Adds a pod's, or what is new of it.
+    pub fn insert(&self, pod: &Pod) {
+        let known = Known {
+            namespace: pod.namespace.clone(),
+            addresses: pod.addresses.clone(),
+        };
+        self.lock().insert(pod.record.cookie, known);
     }
 
     /// Forgets a pod's.
@@ -38,11 +52,20 @@ impl Namespaces {
         self.lock().remove(&cookie);
     }
 
-    fn get(&self, cookie: u64) -> Option<Arc<Namespace>> {
-        self.lock().get(&cookie).cloned()
+    /// Of the pod with this cookie.
+    pub fn get(&self, cookie: u64) -> Option<Arc<Namespace>> {
+        self.lock().get(&cookie).map(|known| known.namespace.clone())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Namespace>>> {
+    /// Of the pod that has this address.
+    pub fn at(&self, address: IpAddr) -> Option<Arc<Namespace>> {
+        let known = self.lock();
+        let mut pods = known.values();
+        pods.find(|pod| pod.addresses.contains(&address))
+            .map(|pod| pod.namespace.clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Known>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -100,12 +123,12 @@ impl Proxy {
     ///
     /// # Errors
     /// When there are no threads to be had.
-    pub fn listen(&mut self, id: ProxyId, namespaces: &Arc<Namespaces>, events: &Sender<Event>) -> io::Result<()> {
+    pub fn listen(&mut self, id: ProxyId, services: &Services, events: &Sender<Event>) -> io::Result<()> {
         let reader = Reader {
             id,
             socket: self.socket.clone(),
             may_ask: self.may_ask.clone(),
-            namespaces: namespaces.clone(),
+            services: services.clone(),
             events: events.clone(),
         };
         self.reader = Some(Worker::start("proxy", move |stop| reader.run(stop))?);
@@ -160,11 +183,20 @@ fn say(
     }
 }
 
+/// What the readers do by themselves.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// Where sockets are made.
+    pub namespaces: Arc<Namespaces>,
+    /// Who moves flows.
+    pub joining: Arc<Joining>,
+}
+
 struct Reader {
     id: ProxyId,
     socket: Arc<OwnedFd>,
     may_ask: Arc<AtomicBool>,
-    namespaces: Arc<Namespaces>,
+    services: Services,
     events: Sender<Event>,
 }
 
@@ -174,6 +206,14 @@ impl Reader {
             let outcome = match handover::receive::<FromProxy>(&self.socket) {
                 Ok((FromProxy::WantSockets { cookie, family, count }, _)) if self.may_ask.load(Ordering::Acquire) => {
                     self.give_sockets(cookie, family, count as usize, stop)
+                }
+                Ok((FromProxy::Join { id, limit }, sockets)) if self.may_ask.load(Ordering::Acquire) => {
+                    let answer = self.services.joining.answer(id, limit, sockets);
+                    self.say(&answer, &[], stop)
+                }
+                Ok((FromProxy::Left { index, generation }, _)) if self.may_ask.load(Ordering::Acquire) => {
+                    self.services.joining.leave(Ticket { index, generation });
+                    Ok(())
                 }
                 Ok((message, _)) => {
                     let _ = self.events.send(Event::ProxySaid(self.id, message));
@@ -190,7 +230,7 @@ impl Reader {
     }
 
     fn give_sockets(&self, cookie: u64, family: Family, count: usize, stop: &Stop) -> Result<(), HandoverError> {
-        let sockets = match self.namespaces.get(cookie) {
+        let sockets = match self.services.namespaces.get(cookie) {
             Some(namespace) => namespace
                 .enter(|| listeners::sockets(family, count.min(MAX_DESCRIPTORS)))
                 .unwrap_or_else(|error| {
@@ -201,11 +241,12 @@ impl Reader {
             None => Vec::new(),
         };
         let descriptors: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
-        say(
-            &self.socket,
-            &FromAgent::Sockets { cookie, family },
-            &descriptors,
-            |socket| stop.wait(socket, PollFlags::OUT),
-        )
+        self.say(&FromAgent::Sockets { cookie, family }, &descriptors, stop)
+    }
+
+    fn say(&self, message: &FromAgent, descriptors: &[BorrowedFd<'_>], stop: &Stop) -> Result<(), HandoverError> {
+        say(&self.socket, message, descriptors, |socket| {
+            stop.wait(socket, PollFlags::OUT)
+        })
     }
 }

@@ -38,7 +38,7 @@ impl Agent {
         self.next_proxy += 1;
         let id = self.next_proxy;
         let met = Proxy::new(socket, pid).and_then(|mut proxy| {
-            proxy.listen(id, &self.namespaces, &self.sender)?;
+            proxy.listen(id, &self.services, &self.sender)?;
             Ok(proxy)
         });
         match met {
@@ -124,12 +124,11 @@ impl Agent {
         let welcome = FromAgent::Welcome {
             version: VERSION,
             build: env!("CARGO_PKG_VERSION").to_owned(),
-            tier_off: Some("not built in yet".to_owned()),
+            tier_off: self.services.joining.tier().err().map(str::to_owned),
         };
-        let said = self
-            .proxies
-            .get(&id)
-            .map(|proxy| proxy.say(&welcome, &self.kernel.maps()));
+        let mut descriptors = self.kernel.maps().to_vec();
+        descriptors.extend(self.services.joining.tier().iter().flat_map(|tier| tier.descriptors()));
+        let said = self.proxies.get(&id).map(|proxy| proxy.say(&welcome, &descriptors));
         if let Some(Err(error)) = said {
             return self.lose_proxy(id, &error.to_string());
         }

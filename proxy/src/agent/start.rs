@@ -18,9 +18,10 @@ use underpass_ebpf::{Layout, cgroup_id, cgroup2_mount};
 
 use super::cgroups::{self, Hierarchy};
 use super::doors::Doors;
+use super::joining::Joining;
 use super::kernel::{Kernel, RealKernel};
 use super::options::AgentOptions;
-use super::proxies::Namespaces;
+use super::proxies::{Namespaces, Services};
 use super::state::StateFile;
 use super::supervisor::Supervisor;
 use super::takeover::{Claim, Estate};
@@ -102,6 +103,11 @@ impl Agent {
                 (doors, Some(estate))
             }
         };
+        let namespaces: Arc<Namespaces> = Arc::default();
+        let services = Services {
+            joining: Arc::new(Joining::new(kernel.tier(), namespaces.clone())?),
+            namespaces,
+        };
         let mut agent = Self {
             state: StateFile::of(&settings.run_dir),
             strays_until: Some(Instant::now() + settings.refuse_after),
@@ -110,7 +116,7 @@ impl Agent {
             pods: BTreeMap::new(),
             proxies: BTreeMap::new(),
             next_proxy: 0,
-            namespaces: Arc::new(Namespaces::default()),
+            services,
             doors,
             events,
             sender,

@@ -203,7 +203,7 @@ impl Agent {
     pub(super) fn resume(&mut self) -> io::Result<()> {
         self.doors.listen(self.settings.proxy_uid, &self.sender)?;
         for (id, proxy) in &mut self.proxies {
-            proxy.listen(*id, &self.namespaces, &self.sender)?;
+            proxy.listen(*id, &self.services, &self.sender)?;
         }
         Ok(())
     }
@@ -251,10 +251,9 @@ impl Agent {
     pub(super) fn inherit(&mut self, estate: Estate) -> Result<(), AgentError> {
         for (yielded, namespace, listeners) in estate.pods {
             let (uid, cookie) = (yielded.record.uid.clone(), yielded.record.cookie);
-            let namespace = Arc::new(namespace);
             let pod = Pod {
                 record: yielded.record,
-                namespace: namespace.clone(),
+                namespace: Arc::new(namespace),
                 addresses: yielded.addresses,
                 interfaces: yielded.interfaces,
                 disowned: yielded.disowned,
@@ -267,8 +266,8 @@ impl Agent {
             if let Err(error) = self.kernel.enrol(&pod.spec()) {
                 tracing::error!(uid, %error, "a pod could not be taken up and stays as it was");
             }
+            self.services.namespaces.insert(&pod);
             self.pods.insert(cookie, pod);
-            self.namespaces.insert(cookie, namespace);
         }
         for (yielded, socket) in estate.proxies {
             self.inherit_proxy(yielded, socket)?;

@@ -16,6 +16,7 @@ use underpass_ebpf::{Detached, Error, PodSpec};
 
 use super::cgroups::Hierarchy;
 use super::control::{Answer, ControlError, Line, PodState, PodView, Request, Which};
+use super::joining::TierOrReason;
 use super::kernel::Kernel;
 use super::namespace::Place;
 use super::supervisor::Supervisor;
@@ -105,6 +106,10 @@ impl Kernel for Recorder {
 
     fn maps(&self) -> [BorrowedFd<'_>; 2] {
         [self.map.as_fd(), self.map.as_fd()]
+    }
+
+    fn tier(&self) -> TierOrReason {
+        Err("not in this test".to_owned())
     }
 
     fn sweep(&self) -> Result<(), Error> {

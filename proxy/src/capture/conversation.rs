@@ -21,6 +21,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use underpass_ebpf::Handshakes;
 
 use super::Pod;
+use super::joins::{self, Joins};
 use super::sockets::{Order, SocketPool};
 use crate::cores::Cores;
 use crate::ending::Ending;
@@ -28,6 +29,7 @@ use crate::entrance::Entrance;
 use crate::handover::{self, FromAgent, FromProxy, HandoverError, VERSION};
 use crate::listener::{Accepting, Door};
 use crate::node::Node;
+use crate::offload::{Ticket, ToAgent};
 use crate::socket;
 
 /// First pause before the agent is asked for again, and the longest.
@@ -38,7 +40,7 @@ const LAST_ARRIVALS: Duration = Duration::from_secs(1);
 
 /// Why a conversation ended.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+pub(super) enum Ended {
     #[error("the agent does not answer at {}: {source}; start `underpass agent`, or name its socket with --agent", path.display())]
     NoAnswer { path: PathBuf, source: io::Error },
     #[error("the agent refused this proxy: {0}")]
@@ -55,16 +57,18 @@ enum Ended {
 pub async fn converse(path: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
     node.await_agent(true);
     let (orders, mut ordered) = unbounded_channel();
+    let (to_agent, mut wishes) = unbounded_channel();
     let mut served = Served {
         node,
         cores,
         pods: HashMap::new(),
         orders,
+        to_agent,
     };
     let mut pause = RETRY.0;
     let mut last_problem = String::new();
     loop {
-        let Err(ended) = Conversation::hold(&path, &mut served, &mut ordered, &mut pause).await;
+        let Err(ended) = Conversation::hold(&path, &mut served, &mut ordered, &mut wishes, &mut pause).await;
         let problem = ended.to_string();
         if problem != last_problem {
             tracing::warn!(%problem, pods = served.pods.len(), "no conversation with the agent; trying again");
@@ -78,6 +82,7 @@ pub async fn converse(path: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
 struct Conversation {
     socket: AsyncFd<OwnedFd>,
     kernel: Arc<Handshakes>,
+    joins: Joins,
     /// Pods that were told of in this conversation.
     told: Vec<u64>,
     /// What the agent was told of addresses that are not the pods' own; of no such addresses, nothing.
@@ -90,6 +95,7 @@ impl Conversation {
         path: &Path,
         served: &mut Served,
         ordered: &mut UnboundedReceiver<Order>,
+        wishes: &mut UnboundedReceiver<ToAgent>,
         pause: &mut Duration,
     ) -> Result<Infallible, Ended> {
         let socket = connect(path).await?;
@@ -98,11 +104,15 @@ impl Conversation {
             version: VERSION,
             build,
         };
-        say(&socket, &hello).await?;
-        let kernel = match hear(&socket).await? {
-            (FromAgent::Welcome { build, .. }, maps) => {
+        say(&socket, &hello, &[]).await?;
+        let (kernel, joins) = match hear(&socket).await? {
+            (FromAgent::Welcome { build, tier_off, .. }, mut descriptors) => {
                 tracing::info!(agent = %build, "the agent answers");
-                open_maps(maps)?
+                let of_the_tier = descriptors.split_off(descriptors.len().min(2));
+                let kernel = open_maps(descriptors)?;
+                let of_the_tier = of_the_tier.try_into().ok();
+                let (offload, to_agent) = (served.node.offload.clone(), served.to_agent.clone());
+                (kernel, Joins::new(offload, to_agent, tier_off, of_the_tier))
             }
             (FromAgent::Refused { reason }, _) => return Err(Ended::Refused(reason)),
             _ => return Err(Ended::Misunderstood("something else than Welcome to begin with")),
@@ -113,9 +123,13 @@ impl Conversation {
         let mut conversation = Self {
             socket,
             kernel,
+            joins,
             told: Vec::new(),
             disowned: HashMap::new(),
         };
+        for wish in joins::left_behind(wishes) {
+            conversation.joins.tell(&conversation.socket, wish).await?;
+        }
         let mut changes = served.node.changes();
         loop {
             tokio::select! {
@@ -127,8 +141,9 @@ impl Conversation {
                 Ok(()) = changes.changed() => conversation.disown(served).await?,
                 Some(order) = ordered.recv() => {
                     let Order { cookie, family, count } = order;
-                    say(&conversation.socket, &FromProxy::WantSockets { cookie, family, count }).await?;
+                    say(&conversation.socket, &FromProxy::WantSockets { cookie, family, count }, &[]).await?;
                 }
+                Some(wish) = wishes.recv() => conversation.joins.tell(&conversation.socket, wish).await?,
             }
         }
     }
@@ -143,7 +158,7 @@ impl Conversation {
                 served.add(pod, descriptors, self.kernel.clone());
                 self.told.push(cookie);
                 self.disown(served).await?;
-                say(&self.socket, &FromProxy::Ready { cookie }).await?;
+                say(&self.socket, &FromProxy::Ready { cookie }, &[]).await?;
             }
             FromAgent::Synced => {
                 served.keep_only(&self.told);
@@ -163,9 +178,13 @@ impl Conversation {
                 served.node.start_drain();
             }
             FromAgent::Refused { reason } => return Err(Ended::Refused(reason)),
-            FromAgent::Joined { .. } | FromAgent::NotJoined { .. } => {
-                return Err(Ended::Misunderstood("an answer to no question"));
-            }
+            FromAgent::Joined { id, index, generation } => self.joins.joined(id, Ticket { index, generation })?,
+            FromAgent::NotJoined {
+                id,
+                reason,
+                side,
+                again,
+            } => self.joins.not_joined(id, &reason, side, again)?,
             FromAgent::Welcome { .. } => return Err(Ended::Misunderstood("a second Welcome")),
         }
         Ok(())
@@ -180,7 +199,7 @@ impl Conversation {
             if *told != addresses {
                 told.clone_from(&addresses);
                 let cookie = *cookie;
-                say(&self.socket, &FromProxy::Disown { cookie, addresses }).await?;
+                say(&self.socket, &FromProxy::Disown { cookie, addresses }, &[]).await?;
             }
         }
         Ok(())
@@ -219,11 +238,15 @@ async fn hear(socket: &AsyncFd<OwnedFd>) -> Result<(FromAgent, Vec<OwnedFd>), Ha
     }
 }
 
-async fn say(socket: &AsyncFd<OwnedFd>, message: &impl Serialize) -> Result<(), HandoverError> {
-    let none: [BorrowedFd<'_>; 0] = [];
+/// Says something, with descriptors.
+pub(super) async fn say(
+    socket: &AsyncFd<OwnedFd>,
+    message: &impl Serialize,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), HandoverError> {
     loop {
         let mut ready = socket.writable().await?;
-        match handover::send(socket.as_fd(), message, &none) {
+        match handover::send(socket.as_fd(), message, descriptors) {
             Err(HandoverError::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
             other => return other,
         }
@@ -236,6 +259,7 @@ struct Served {
     cores: Arc<Cores>,
     pods: HashMap<u64, ServedPod>,
     orders: UnboundedSender<Order>,
+    to_agent: UnboundedSender<ToAgent>,
 }
 
 struct ServedPod {

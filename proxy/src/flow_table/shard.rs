@@ -12,6 +12,7 @@ use super::PathEnds;
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::limits::{OpenConnections, TenantCounters};
+use crate::offload::TierCounts;
 
 /// Flows of one client workload to one destination workload by one service: one set of metric labels.
 #[derive(Debug)]
@@ -75,6 +76,8 @@ pub(super) struct ShardState {
     /// Flows whose destination was no workload when they were opened and is one now. Their paths do not lead to it, so every
     /// change is taken to concern them; there are few.
     adopted: HashSet<usize>,
+    /// What ended flows have moved, by tier.
+    tiers: TierCounts,
 }
 
 fn key(ends: &PathEnds) -> PathKey {
@@ -162,6 +165,10 @@ impl ShardState {
     /// Ends the flow at `place` and counts it.
     pub(super) fn close(&mut self, place: usize, ending: Ending) {
         let entry = &self.flows[place];
+        if let Some(kernel) = entry.flow.offload.kernel() {
+            kernel.settle();
+        }
+        self.tiers.add(&entry.flow);
         let counts = &mut self.paths[entry.path].counts;
         counts.ended[ending as usize - 1] += 1;
         counts.established_ended += u64::from(entry.flow.is_established());
@@ -197,6 +204,16 @@ impl ShardState {
             }
             (path.ends.clone(), counts)
         })
+    }
+
+    /// What ended and live flows have moved, by tier.
+    pub(super) fn tiers(&self) -> TierCounts {
+        let mut tiers = self.tiers;
+        for (_, flow) in self.flows() {
+            tiers.add(flow);
+            tiers.joined += u64::from(flow.offload.kernel().is_some());
+        }
+        tiers
     }
 
     fn index(&mut self, path: usize) {

@@ -1,6 +1,6 @@
 //! One line for each connection, at its end.
 //!
-//! The field names are Kmesh's, with identities, policy, reason and response flag added; text and JSON carry the same
+//! The field names are Kmesh's, with identities, policy, reason, response flag and the kernel tier's bytes added; text and JSON carry the same
 //! fields in the same order. Lines leave the cores through a bounded queue to a thread that writes them: a slow disk or terminal
 //! never holds up traffic, and what the queue could not take is counted (`underpass_access_log_dropped_total`).
 
@@ -51,6 +51,8 @@ pub struct Line<'a> {
     pub sent: u64,
     /// Bytes from destination to client.
     pub received: u64,
+    /// How many of the bytes sent, and of those received, went past the proxy.
+    pub by_kernel: (u64, u64),
     /// What the kernel measured towards the destination.
     pub quality: TcpQuality,
     /// The way in.
@@ -71,7 +73,7 @@ enum Value {
 }
 
 impl Line<'_> {
-    fn fields(&self) -> [(&'static str, Value); 25] {
+    fn fields(&self) -> [(&'static str, Value); 27] {
         let text = |value: Option<String>| Value::Text(value.unwrap_or_else(|| "-".to_owned()));
         let workload = |w: Option<&Workload>| text(w.map(|w| w.name.to_string()));
         let namespace = |w: Option<&Workload>| text(w.map(|w| w.namespace.to_string()));
@@ -101,6 +103,8 @@ impl Line<'_> {
             ("state", word("BPF_TCP_CLOSE")),
             ("sent_bytes", Value::Number(self.sent)),
             ("received_bytes", Value::Number(self.received)),
+            ("kernel_sent_bytes", Value::Number(self.by_kernel.0)),
+            ("kernel_received_bytes", Value::Number(self.by_kernel.1)),
             ("packet_loss", Value::Number(u64::from(self.quality.lost))),
             (
                 "retransmissions",
