@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help build setup test lint demo bench bench-check memory scale soak fuzz clean ebpf ebpf-check
+.PHONY: help build setup test test-kernels lint demo bench bench-check memory scale soak fuzz clean ebpf ebpf-check tier-mutants
 
 help:
 	@echo "make demo    see it work: namespaces, unmodified programs, live policy, metrics, latency (root shows most)"
@@ -15,7 +15,11 @@ help:
 	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
 	@echo "make scale   10 000 services x 10 endpoints: load time, memory, updates under load"
 	@echo "make ebpf    compile the eBPF programs anew (offload-ebpf/underpass.bpf.o is checked in); ebpf-check: compare"
-	@echo "make soak    the randomized relay tests, 10 000 connections"
+	@echo "make fuzz    the parsers of what peers and istiod send, SECONDS_EACH=10 for each target"
+	@echo "make tier-mutants   leave out one rule of the kernel tier after the other: the tests must notice (root)"
+	@echo "make soak    the randomized tests of relay and kernel tier: 10 000 connections, 10 000 cycles, 1 000 stuck readers"
+	@echo "make test-kernels  suites on Debian's 6.1 and 6.12 under QEMU, with and without packet loss (an hour or more)"
+	@echo "             KERNELS=\"6.1 6.12\"  SUITES=\"ebpf capture exactness\"  LINKS=\"clean|loss 1%\""
 
 setup:
 	@scripts/build-setup.sh
@@ -30,7 +34,7 @@ test: build
 lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	shellcheck scripts/*.sh demo/*.sh .ci/run
+	shellcheck scripts/*.sh scripts/kernels/*.sh demo/*.sh .ci/run
 
 demo: build
 	@scripts/demo-setup.sh
@@ -50,6 +54,15 @@ memory scale: setup
 soak: build
 	@scripts/test-setup.sh
 	UNDERPASS_CYCLES=10000 $(CARGO) test --locked -p underpass-tests --test exactness -- --nocapture
+	UNDERPASS_CYCLES=10000 UNDERPASS_STUCK=1000 $(CARGO) test --locked -p underpass-tests --test kernel_tier -- \
+		--nocapture --test-threads 1
+
+test-kernels: build
+	@scripts/test-setup.sh
+	@scripts/test-kernels.sh
+
+fuzz: setup
+	scripts/fuzz.sh
 
 ebpf:
 	@scripts/ebpf-setup.sh
@@ -64,6 +77,10 @@ ebpf-check:
 		echo "ebpf-check: offload-ebpf/underpass.bpf.o is not what its sources compile to: make ebpf." \
 			"($$(/usr/bin/rustc --version); $$(bpf-linker --version))"; exit 1; \
 	fi
+
+tier-mutants:
+	@scripts/ebpf-setup.sh
+	@scripts/tier-mutants.sh
 
 clean:
 	$(CARGO) clean

@@ -9,6 +9,7 @@ set -euo pipefail
 declare -A PACKAGE_OF=(
   [bpftool]=bpftool
   [curl]=curl
+  [go]=golang-go
   [ip]=iproute2
   [iperf3]=iperf3
   [memcached]=memcached
@@ -16,6 +17,7 @@ declare -A PACKAGE_OF=(
   [memcslap]=libmemcached-tools
   [nft]=nftables
   [nginx]=nginx-light
+  [node]=nodejs
   [nsenter]=util-linux
   [redis-benchmark]=redis-tools
   [redis-server]=redis-server

@@ -108,13 +108,13 @@ impl Tail {
         &mut self.lines
     }
 
-    /// Takes the first line of a connection from `source`.
-    pub(crate) fn take(&mut self, source: SocketAddr) -> Option<AccessLine> {
+    /// Takes the first line of a connection from `source` that `is_it`.
+    pub(crate) fn take(&mut self, source: SocketAddr, is_it: impl Fn(&AccessLine) -> bool) -> Option<AccessLine> {
         let source = source.to_string();
         let lines = self.lines();
         let position = lines
             .iter()
-            .position(|line| line.fields.get("src.addr") == Some(&source))?;
+            .position(|line| line.fields.get("src.addr") == Some(&source) && is_it(line))?;
         Some(lines.remove(position))
     }
 

@@ -16,7 +16,7 @@ mod node;
 mod pod;
 
 pub use agent::Agent;
-pub use cgroup::{cgroup2_mount, is_bpf_usable, run_janitor};
+pub use cgroup::{can_guard, cgroup2_mount, is_bpf_usable, run_janitor};
 pub(crate) use inside::Inside;
 pub use inside::run_keeper;
 pub use kernel::{KernelObject, Objects};

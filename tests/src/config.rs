@@ -45,6 +45,11 @@ impl Config {
         self
     }
 
+    /// The fields of `node.offload` in YAML: when connections move to the kernel.
+    pub fn offload(self, fields: impl Display) -> Self {
+        self.node(format!("offload: {{{fields}}}"))
+    }
+
     /// The `capture` section's fields in YAML.
     pub fn capture(mut self, fields: impl Display) -> Self {
         self.capture = format!("capture: {{{fields}}}\n");

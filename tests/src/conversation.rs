@@ -13,9 +13,10 @@ mod judge;
 mod pattern;
 mod plan;
 mod talk;
+mod voices;
 
 pub use child::{ChildPeer, run_child};
-pub use judge::{Finish, judge};
-pub use pattern::Pattern;
-pub use plan::{Ending, Plan, Script};
+pub use judge::{Finish, judge, judge_cut};
+pub use pattern::{Pattern, Speech};
+pub use plan::{Ending, Genre, Plan, Script};
 pub use talk::{Count, Seen, talk, talk_reporting};

@@ -28,6 +28,8 @@ mod process;
 mod proxy;
 mod requirement;
 mod server;
+mod throttle;
+mod tiers;
 pub mod wait;
 mod world;
 
@@ -39,4 +41,6 @@ pub use process::Process;
 pub use proxy::Proxy;
 pub use requirement::{Need, available};
 pub use server::{Arrival, Blackhole, Server};
+pub use throttle::Throttle;
+pub use tiers::{Bytes, ConnectionView, Tiers};
 pub use world::{Families, Host, World};

@@ -90,7 +90,7 @@ impl Proxy {
     /// Waits until it is ready. Panics with its log when it doesn't get there.
     #[must_use]
     pub fn ready(mut self) -> Self {
-        let end = Instant::now() + wait::SOON;
+        let end = Instant::now() + wait::patient(wait::SOON);
         loop {
             let answer = self.try_request("GET", "/ready");
             if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
@@ -132,6 +132,17 @@ impl Proxy {
             Value::Array(list) => list,
             other => panic!("/connections is not a list: {other}"),
         }
+    }
+
+    /// Where its admin server is.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// What `/offload` says of the kernel tier.
+    #[track_caller]
+    pub fn offload(&self) -> Value {
+        self.json("/offload")
     }
 
     /// What `/config_dump` says.
@@ -194,8 +205,20 @@ impl Proxy {
     /// The access log's line of the connection from `source`, waiting for it, and only once for each line.
     #[track_caller]
     pub fn access_line(&self, source: SocketAddr) -> AccessLine {
+        self.take_line(source, |_| true)
+    }
+
+    /// As [`Proxy::access_line`], of the connection to `destination`: the port of one that has ended may be another's already.
+    #[track_caller]
+    pub fn access_line_to(&self, source: SocketAddr, destination: SocketAddr) -> AccessLine {
+        let destination = destination.to_string();
+        self.take_line(source, |line| line.field("dst.addr") == destination)
+    }
+
+    #[track_caller]
+    fn take_line(&self, source: SocketAddr, is_it: impl Fn(&AccessLine) -> bool) -> AccessLine {
         wait::some(wait::SOON, &format!("an access log line of {source}"), || {
-            self.tail.lock().expect("no holder panics").take(source)
+            self.tail.lock().expect("no holder panics").take(source, &is_it)
         })
     }
 

@@ -15,6 +15,8 @@ pub enum Need {
     Program(&'static str),
     /// What capture needs of the kernel: cgroup2 and bpf(2), and what the harness looks at them with.
     Capture,
+    /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
+    Guard,
 }
 
 /// Whether all of `needs` are here. If not: panics where `CI` is set, otherwise prints why the test is skipped (past the test
@@ -38,6 +40,10 @@ impl Need {
         match self {
             Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
             Need::Capture => missing_for_capture(),
+            Need::Guard => missing_for_capture().or_else(|| {
+                let why = "this kernel has no tcx (Linux 6.6), so no pod is guarded";
+                (!capture::can_guard()).then(|| why.to_owned())
+            }),
             Need::Program(name) => find_program(name)
                 .is_none()
                 .then(|| format!("needs the program {name} (see scripts/test-setup.sh)")),

@@ -10,6 +10,13 @@ const INTERVAL: Duration = Duration::from_millis(2);
 /// Long enough for anything that is not itself a time-out, on a machine whose two cores are shared with a build.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// A deadline on this machine. An emulated one says in `UNDERPASS_PATIENCE` how many times slower it is (`make test-kernels`).
+pub fn patient(deadline: Duration) -> Duration {
+    let times =
+        std::env::var("UNDERPASS_PATIENCE").map_or(1, |text| text.parse().expect("UNDERPASS_PATIENCE: a number"));
+    deadline * times
+}
+
 /// Waits until `condition` holds. Panics with `what` when it doesn't within `deadline`.
 #[track_caller]
 pub fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
@@ -19,6 +26,7 @@ pub fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() ->
 /// Waits until `look` finds something and returns it. Panics with `what` when there is nothing within `deadline`.
 #[track_caller]
 pub fn some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     loop {
         if let Some(found) = look() {

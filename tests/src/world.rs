@@ -285,11 +285,14 @@ impl Host {
 
     /// The same place by a loopback address: what a process there means by "only from here".
     pub fn loopback(&self) -> Self {
-        let address = if self.namespace.is_some() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            self.address
-        };
+        match self.namespace {
+            Some(_) => self.at_ip(Ipv4Addr::LOCALHOST.into()),
+            None => self.clone(),
+        }
+    }
+
+    /// The same place by another of its addresses.
+    pub fn at_ip(&self, address: IpAddr) -> Self {
         Self {
             address,
             ..self.clone()
@@ -342,6 +345,18 @@ impl Host {
         socket.connect_timeout(&SockAddr::from(to), CONNECT_DEADLINE)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket.into())
+    }
+
+    /// Connects to `to` as event loops do: the socket is non-blocking from its beginning, and not waited for.
+    pub fn connect_non_blocking(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.socket(to);
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&SocketAddr::from((self.address, 0)).into())?;
+        match socket.connect(&to.into()) {
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(socket.into()),
+            other => other.map(|()| socket.into()),
+        }
     }
 
     /// Connects to `to` from its own address of the same family.

@@ -92,8 +92,9 @@ impl Relay {
         thread::scope(|scope| {
             let hold_lane = |number: u16| {
                 let lane = Lane::new(self, number);
-                let seeds = (first..first + cycles).filter(|seed| seed % u64::from(LANES) == u64::from(number));
-                seeds.map(|seed| lane.hold(&Script::new(seed))).collect::<Vec<_>>()
+                let scripts =
+                    scripts(first, cycles).filter(|script| script.seed % u64::from(LANES) == u64::from(number));
+                scripts.map(|script| lane.hold(&script)).collect::<Vec<_>>()
             };
             let lanes: Vec<_> = (0..LANES)
                 .map(|number| scope.spawn(move || hold_lane(number)))
@@ -106,13 +107,24 @@ impl Relay {
                 }
             }
         });
-        assert_eq!(tidy.connections + rough.connections, cycles);
+        assert_eq!(
+            tidy.connections + rough.connections,
+            scripts(first, cycles).count() as u64
+        );
         let (known, bounds) = ((tidy.sent.0, tidy.received.0), (tidy.sent.1, tidy.received.1));
         assert_eq!(known, bounds, "known exactly where both ended in order");
         let metrics = self.proxy.metrics();
         tidy.assert_equals_metrics(&metrics, "tidy");
         rough.assert_equals_metrics(&metrics, "rough");
     }
+}
+
+/// On links that lose packets (`make test-kernels`) only those that end in order: a reset that is lost is not sent again, so whoever
+/// waits for it may wait for ever, with or without a proxy.
+fn scripts(first: u64, cycles: u64) -> impl Iterator<Item = Script> {
+    let loses = env::var("UNDERPASS_NETEM").is_ok_and(|links| links != "clean");
+    let all = (first..first + cycles).map(Script::new);
+    all.filter(move |script| !loses || script.is_clean())
 }
 
 /// Holds conversations one after the other, so that what its destination accepts belongs to what was just opened.

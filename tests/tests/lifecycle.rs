@@ -55,7 +55,7 @@ const COUNTS: [&str; 4] = [
 /// Selects the source's view of what the client did.
 const OF_CLIENT: [(&str, &str); 2] = [("reporter", "source"), ("source_workload", "client")];
 
-const LINE_KEYS: [&str; 24] = [
+const LINE_KEYS: [&str; 26] = [
     "src.addr",
     "src.workload",
     "src.namespace",
@@ -70,6 +70,8 @@ const LINE_KEYS: [&str; 24] = [
     "state",
     "sent_bytes",
     "received_bytes",
+    "kernel_sent_bytes",
+    "kernel_received_bytes",
     "packet_loss",
     "retransmissions",
     "srtt",

@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use super::plan::{Ending, Script};
+use super::plan::{Ending, Genre, Script};
 use super::talk::{Count, Seen, talk_reporting};
 use crate::process::Process;
 
@@ -25,7 +25,7 @@ impl ChildPeer {
     pub fn start(program: &str, stream: TcpStream, script: &Script, side: &str) -> Self {
         let mut command: Command = Process::command(program);
         let mut child = command
-            .args([&script.seed.to_string(), side])
+            .args([script.genre.word(), &script.seed.to_string(), side])
             .stdin(Stdio::from(OwnedFd::from(stream)))
             .stdout(Stdio::piped())
             .spawn()
@@ -86,8 +86,9 @@ impl ChildPeer {
 }
 
 /// The child's side: plays `side` of the script of `seed` on standard input.
-pub fn run_child(seed: u64, side: &str) {
-    let script = Script::new(seed);
+pub fn run_child(genre: &str, seed: u64, side: &str) {
+    let genre = Genre::of_word(genre).unwrap_or_else(|| panic!("not a genre: {genre}"));
+    let script = Script::of(genre, seed);
     let plan = if side == "client" {
         &script.client
     } else {

@@ -41,6 +41,30 @@ pub fn judge(script: &Script, client: &Seen, server: &Seen) -> Result<Finish, St
     }
 }
 
+/// As [`judge`], for a connection that was cut by others at an unknown point: either side has a prefix of the other's bytes and has seen the
+/// end, as an EOF only where the data really ended there.
+pub fn judge_cut(script: &Script, client: &Seen, server: &Seen) -> Result<(), String> {
+    let sides = [("client", client, server), ("server", server, client)];
+    for ((name, seen, peer), plan) in sides.into_iter().zip([&script.client, &script.server]) {
+        direction(seen, peer).map_err(|why| format!("{name} {why}"))?;
+        let left = !matches!(plan.ending, Ending::HalfClose { .. });
+        if !seen.eof && !seen.reset && !left {
+            return Err(format!("{name} saw no end: {seen:?}"));
+        }
+    }
+    for (name, seen, peer, ending) in [
+        ("client", client, server, script.server.ending),
+        ("server", server, client, script.client.ending),
+    ] {
+        // A close or a death ends the data too.
+        let ended = peer.finished || matches!(ending, Ending::Close { .. });
+        if seen.eof && !ended {
+            return Err(format!("{name} saw an EOF that nobody sent: {seen:?}, peer: {peer:?}"));
+        }
+    }
+    Ok(())
+}
+
 /// The data towards `seen`: a prefix of what `peer` wrote, and EOF only after all of it.
 fn direction(seen: &Seen, peer: &Seen) -> Result<(), String> {
     if !seen.faults.is_empty() {

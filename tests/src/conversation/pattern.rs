@@ -45,6 +45,80 @@ impl Pattern {
     }
 }
 
+/// How many threads may write to one socket: what two bits of a byte can tell apart.
+pub const MAX_VOICES: u8 = 4;
+const VOICE_BITS: u32 = 6;
+const REST: u8 = (1 << VOICE_BITS) - 1;
+
+/// What one side says, by one thread or by several at once.
+///
+/// Where several threads write to a socket, the kernel may interleave them at any byte. So each byte says whose it is, in its highest
+/// bits, and with the others where in that thread's own stream it belongs.
+#[derive(Clone, Copy, Debug)]
+pub struct Speech {
+    key: u64,
+    /// How many threads write, at most [`MAX_VOICES`].
+    pub voices: u8,
+}
+
+impl Speech {
+    /// The stream of one thread; streams of different keys have nothing in common.
+    pub fn new(key: u64) -> Self {
+        Self { key, voices: 1 }
+    }
+
+    /// Fills `buffer` with what `voice` says from its `position` on.
+    pub fn fill(self, voice: u8, position: u64, buffer: &mut [u8]) {
+        self.of(voice).fill(position, buffer);
+        if self.voices > 1 {
+            for byte in buffer {
+                *byte = (*byte & REST) | (voice << VOICE_BITS);
+            }
+        }
+    }
+
+    fn of(self, voice: u8) -> Pattern {
+        Pattern::new(self.key.wrapping_add(u64::from(voice)))
+    }
+}
+
+/// Listens to a [`Speech`] from its beginning.
+pub struct Listener {
+    speech: Speech,
+    heard: [u64; MAX_VOICES as usize],
+}
+
+impl Listener {
+    /// Nothing heard yet.
+    pub fn new(speech: Speech) -> Self {
+        Self {
+            speech,
+            heard: [0; MAX_VOICES as usize],
+        }
+    }
+
+    /// Hears the next bytes; answers the position in the whole of the first that is not what it should be.
+    pub fn hear(&mut self, bytes: &[u8]) -> Option<u64> {
+        let before: u64 = self.heard.iter().sum();
+        if self.speech.voices == 1 {
+            self.heard[0] += bytes.len() as u64;
+            return self.speech.of(0).mismatch(before, bytes);
+        }
+        for voice in 0..=u8::MAX >> VOICE_BITS {
+            let is_its = |byte: &&u8| **byte >> VOICE_BITS == voice;
+            let said: Vec<u8> = bytes.iter().filter(is_its).copied().collect();
+            let heard = &mut self.heard[usize::from(voice)];
+            let mut expected = vec![0; said.len()];
+            self.speech.fill(voice, *heard, &mut expected);
+            *heard += said.len() as u64;
+            if voice >= self.speech.voices && !said.is_empty() || said != expected {
+                return Some(before);
+            }
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +145,28 @@ mod tests {
         assert_eq!(pattern.mismatch(0, &bytes), Some(10));
         bytes.swap(10, 40);
         assert!(Pattern::new(8).mismatch(0, &bytes).is_some());
+    }
+
+    #[test]
+    fn voices_may_interleave_but_not_lose_or_swap_a_byte() {
+        let mut speech = Speech::new(7);
+        speech.voices = 3;
+        let [mut one, mut two] = [[0; 100]; 2];
+        speech.fill(0, 0, &mut one);
+        speech.fill(2, 0, &mut two);
+        let (head, tail) = one.split_at(30);
+        let mixed = [head, &two, tail].concat();
+        assert_eq!(Listener::new(speech).hear(&mixed), None);
+        let mut cut = Listener::new(speech);
+        assert_eq!(cut.hear(&mixed[..50]), None);
+        assert_eq!(cut.hear(&mixed[50..]), None);
+        for broken in [
+            [head, &two[1..], tail].concat(),
+            [head, &two, &tail[1..]].concat(),
+            [tail, &two, head].concat(),
+            [head, head, &two, tail].concat(),
+        ] {
+            assert!(Listener::new(speech).hear(&broken).is_some());
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Carrying out one side's plan on a socket.
 //!
-//! One thread per side: whoever else used the socket could swallow its one error (`sk_err` is reported once), and a reset would look
-//! like an EOF. What is in the receive queue when a reset arrives is still read: the kernel keeps it.
+//! One thread per side, or what the others are told belongs to what it sees: whoever else uses the socket may swallow its one error
+//! (`sk_err` is reported once), and a reset looks like an EOF then. What is in the receive queue when a reset arrives is still read: the
+//! kernel keeps it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -11,9 +12,11 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::SockRef;
 
-use super::pattern::Pattern;
+use super::pattern::Listener;
 use super::plan::{Choices, Ending, Plan};
+use super::voices::Voices;
 use crate::client::is_reset;
+use crate::wait;
 
 /// A side that has neither written nor read for so long, and isn't done, hangs. Stalls are a thousandth of it.
 const HANGS_AFTER: Duration = Duration::from_secs(10);
@@ -58,9 +61,12 @@ pub fn talk(stream: TcpStream, plan: &Plan) -> Seen {
 
 /// As [`talk`], and calls `report` after every step.
 pub fn talk_reporting(stream: TcpStream, plan: &Plan, report: impl FnMut(&Seen)) -> Seen {
+    stream.set_nonblocking(true).expect("O_NONBLOCK");
     let talker = Talker {
         plan,
-        choices: plan.choices(),
+        choices: plan.choices(0),
+        peer: Listener::new(plan.expects),
+        voices: None,
         stream,
         seen: Seen::default(),
         written: 0,
@@ -77,6 +83,9 @@ pub fn talk_reporting(stream: TcpStream, plan: &Plan, report: impl FnMut(&Seen))
 struct Talker<'a> {
     plan: &'a Plan,
     choices: Choices,
+    peer: Listener,
+    /// Who writes, if that is not done here.
+    voices: Option<Voices>,
     stream: TcpStream,
     seen: Seen,
     written: u64,
@@ -93,15 +102,18 @@ struct Talker<'a> {
 
 impl Talker<'_> {
     fn run(mut self, mut report: impl FnMut(&Seen)) -> Seen {
-        self.stream.set_nonblocking(true).expect("O_NONBLOCK");
         let (mut moved, mut since) = ((0, 0), Instant::now());
         while (self.writing || self.reading) && self.seen.faults.is_empty() {
+            self.let_others_write();
             if self.ends_here() {
+                // Others that have the socket open would keep it from closing.
+                self.silence();
+                self.note();
                 return self.seen;
             }
             if moved != (self.written, self.read) {
                 (moved, since) = ((self.written, self.read), Instant::now());
-            } else if since.elapsed() > HANGS_AFTER {
+            } else if since.elapsed() > wait::patient(HANGS_AFTER) {
                 self.seen
                     .faults
                     .push(format!("hangs: {} written, {} read", self.written, self.read));
@@ -114,12 +126,38 @@ impl Talker<'_> {
             if self.wants_read() {
                 self.read();
             }
-            self.seen.written = Count::exactly(self.written);
-            self.seen.read = Count::exactly(self.read);
+            self.note();
             report(&self.seen);
         }
+        self.silence();
+        self.note();
         self.look_after_eof();
         self.seen
+    }
+
+    /// After the opening, if there are others.
+    fn let_others_write(&mut self) {
+        if let Some(voices) = &self.voices {
+            self.written = voices.written();
+        } else if self.plan.sends.voices > 1 && self.written == self.plan.opening && self.wants_write() {
+            self.voices = Some(Voices::start(&self.stream, self.plan));
+        }
+    }
+
+    fn note(&mut self) {
+        self.seen.written = Count::exactly(self.written);
+        self.seen.read = Count::exactly(self.read);
+    }
+
+    /// Nobody else writes any more; what they saw, this side saw.
+    fn silence(&mut self) {
+        if let Some(voices) = self.voices.take() {
+            let (written, reset, faults) = voices.stop();
+            self.written = written;
+            self.seen.reset |= reset;
+            self.seen.eof &= !reset;
+            self.seen.faults.extend(faults);
+        }
     }
 
     /// Carries out an ending other than a half-close, once its time has come. Dropping the stream then closes it.
@@ -139,15 +177,12 @@ impl Talker<'_> {
         true
     }
 
-    /// How much it may write before its ending is due.
-    fn allowed(&self) -> u64 {
-        match self.plan.ending {
-            Ending::HalfClose { .. } | Ending::Killed { .. } => self.plan.total,
-            Ending::Reset { written, .. } | Ending::Close { written, .. } => written,
-        }
-    }
-
     fn finish_writing(&mut self) {
+        if self.voices.as_ref().is_some_and(Voices::are_done) {
+            self.silence();
+            // Only a reset keeps them from saying everything, and then there is nothing to shut down.
+            self.writing &= !self.seen.reset;
+        }
         let waits = matches!(self.plan.ending, Ending::HalfClose { after_peer: true }) && self.reading;
         let ends_otherwise = matches!(self.plan.ending, Ending::Reset { .. } | Ending::Close { .. });
         if self.writing && self.written == self.plan.total && !waits && !ends_otherwise {
@@ -161,8 +196,19 @@ impl Talker<'_> {
         }
     }
 
+    /// How much it may write now.
+    fn room(&self) -> u64 {
+        if self.reading {
+            self.plan.room(self.written, self.read)
+        } else {
+            // Nobody answers any more.
+            self.plan.allowed() - self.written
+        }
+    }
+
     fn wants_write(&self) -> bool {
-        self.writing && self.written < self.allowed() && self.write_at <= Instant::now()
+        let here = self.writing && self.voices.is_none();
+        here && self.room() > 0 && self.write_at <= Instant::now()
     }
 
     fn wants_read(&self) -> bool {
@@ -192,13 +238,14 @@ impl Talker<'_> {
     }
 
     fn write(&mut self) {
-        let left = self.allowed() - self.written;
-        let length = (self.choices.chunk() as u64).min(left) as usize;
-        Pattern::new(self.plan.sends).fill(self.written, &mut self.buffer[..length]);
+        let length = (self.choices.chunk() as u64).min(self.room()) as usize;
+        self.plan.sends.fill(0, self.written, &mut self.buffer[..length]);
         match self.stream.write(&self.buffer[..length]) {
             Ok(n) => {
                 self.written += n as u64;
-                self.write_at = Instant::now() + self.choices.write_stall();
+                if self.written > self.plan.opening {
+                    self.write_at = Instant::now() + self.choices.write_stall();
+                }
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
             Err(e) => {
@@ -216,8 +263,10 @@ impl Talker<'_> {
                 self.reading = false;
             }
             Ok(n) => {
-                if let Some(at) = Pattern::new(self.plan.expects).mismatch(self.read, &self.buffer[..n]) {
-                    self.seen.faults.push(format!("byte {at} is wrong"));
+                if let Some(at) = self.peer.hear(&self.buffer[..n]) {
+                    self.seen
+                        .faults
+                        .push(format!("at or after byte {at} something is wrong"));
                 }
                 self.read += n as u64;
                 self.read_at = Instant::now() + self.choices.read_stall();

@@ -35,6 +35,7 @@ fn measure(place: &Place) {
         let report = place.run(&format!("iperf3 -c {host} -p {port} -t 1 -P {STREAMS} -J {direction}"));
         let report: Value = serde_json::from_str(&report).expect("JSON");
         let bytes = |side: &str| report["end"][side]["bytes"].as_u64().expect("a number");
+        place.assert_in_kernel(&format!("iperf3 {direction}"), earlier, 1 + STREAMS as usize);
         let lines = place.lines(earlier + 1 + STREAMS as usize).split_off(earlier);
         let relayed: u64 = lines
             .iter()

@@ -33,7 +33,10 @@ fn serve_redis(place: &Place) {
     let relay = place.relay();
     let benchmark = format!("redis-benchmark -h {} -p {} -q", relay.ip(), relay.port());
     place.run(&format!("{benchmark} -c 20 -n 20000 -P 4 -t set,get,lpush,lrange_100"));
+    let small = place.lines(1).len();
+    place.assert_in_kernel("redis-benchmark pipelines", 0, 1);
     place.run(&format!("{benchmark} -c 4 -n 500 -d 100000 -t set,get"));
+    place.assert_in_kernel("redis-benchmark with 100 KB", small, 1);
     let (sent, received) = place.settled(1);
     // Asked directly: the question is counted, the answer not yet.
     let question = "INFO stats\r\n";
@@ -83,9 +86,11 @@ fn serve_memcached(place: &Place) {
     let relay = place.relay();
     let verdict = place.run(&format!("memccapable -h {} -p {}", relay.ip(), relay.port()));
     assert!(verdict.contains("All tests passed"), "{verdict}");
+    let checks = place.lines(1).len();
     place.run(&format!(
         "memcslap -s {relay} --concurrency=4 --execute-number=5000 --test=get"
     ));
+    place.assert_in_kernel("memcslap", checks, 1);
     let ((sent, received), after) = (place.settled(2), stats());
     // Between the two: the second question and its answer, and this question.
     assert_eq!(sent, after.0 - before.0 - 2 * question, "read by memcached");

@@ -43,11 +43,13 @@ fn serve(place: &Place) {
         fs::read(place.path("downloaded")).expect("read") == large,
         "the download is the file"
     );
+    place.assert_in_kernel("curl downloads 100 MB", 0, 1);
     place.run(&format!("curl -sSf -T {directory}/www/large {url}/uploaded"));
     assert!(
         fs::read(place.path("www/uploaded")).expect("read") == large,
         "the upload is the file"
     );
+    place.assert_in_kernel("curl uploads 100 MB", 1, 1);
     let ((sent, received), (requests, answers)) = (place.settled(2), nginx_counts(place, 2));
     assert_eq!(sent, requests, "bytes of requests, by nginx's count");
     assert!(
@@ -62,6 +64,7 @@ fn serve(place: &Place) {
     let count = |name: &str| number_after(&report, &format!("{name}="));
     assert!(count("requests") > 1000 && count("errors") == 0, "{report}");
     let lines = place.lines(2 + WRK_CONNECTIONS);
+    place.assert_in_kernel("wrk asks for 1 KB", 2, WRK_CONNECTIONS);
     let by_relay: u64 = lines.iter().map(|line| line.number("received_bytes")).sum::<u64>() - received;
     let by_nginx = nginx_counts(place, 2 + count("requests") as usize).1 - answers;
     // wrk leaves in the middle of answers.

@@ -6,10 +6,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use underpass_tests::capture::{Agent, CaptureNode};
-use underpass_tests::{AccessLine, Config, Host, Listen, Need, Process, Proxy, World, available, wait};
+use underpass_tests::{AccessLine, Config, Host, Listen, Need, Process, Proxy, Tiers, World, available, wait};
 
 /// A program that takes longer hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What "mostly in the kernel" means. The first messages of each connection, and what parks, go through the proxy.
+const MOSTLY: f64 = 0.7;
 
 /// A program's server, and a client whose every connection goes through the proxy.
 pub(crate) struct Place {
@@ -131,6 +134,36 @@ impl Place {
                 (done && lines.len() >= least).then_some(lines)
             },
         )
+    }
+
+    /// Panics unless most bytes of all connections but the first `earlier` went from socket to socket in the kernel, where they can. `what` is
+    /// what they have done; all of at least `more` have ended.
+    #[track_caller]
+    pub(crate) fn assert_in_kernel(&self, what: &str, earlier: usize, more: usize) {
+        let share = self.share(earlier, more);
+        println!("{what}: {:.1} % in the kernel; {}", 100.0 * share, self.proxy.offload());
+        match self.stage {
+            Stage::Captured { .. } => assert!(share > MOSTLY, "{what}: {share} of the bytes went in the kernel"),
+            Stage::Relayed(_) => assert_eq!(share, 0.0, "{what}: there is no agent"),
+        }
+    }
+
+    /// Panics unless nothing of all connections, so many, went past the proxy.
+    #[track_caller]
+    pub(crate) fn assert_kept_out(&self, what: &str, connections: usize) {
+        let (share, tier) = (self.share(0, connections), self.proxy.offload());
+        let is_captured = matches!(self.stage, Stage::Captured { .. });
+        assert!(!is_captured || tier["state"] == "on", "there is a kernel tier: {tier}");
+        assert_eq!(share, 0.0, "{what}: should be kept out of the kernel");
+    }
+
+    /// How much of what all connections but the first `earlier` moved went in the kernel, when at least `more` have ended.
+    pub(crate) fn share(&self, earlier: usize, more: usize) -> f64 {
+        let mut bytes = Tiers::default();
+        for line in &self.lines(earlier + more)[earlier..] {
+            bytes += line.tiers();
+        }
+        bytes.share()
     }
 
     /// Bytes sent and received as the metrics count them, once all of at least so many connections have ended. The log's lines must

@@ -35,6 +35,7 @@ fn serve(place: &Place) {
 
     place.run(&format!("pgbench {relayed} -i -s 2 -q postgres"));
     // One connection for many transactions, then one for each.
+    let mut earlier = place.lines(1).len();
     for mode in ["", "-C"] {
         let report = place.run(&format!("pgbench {relayed} -c 4 -j 2 -T 2 {mode} postgres"));
         assert!(report.contains("number of failed transactions: 0"), "{report}");
@@ -42,6 +43,10 @@ fn serve(place: &Place) {
             number_after(&report, "number of transactions actually processed: ") > 20,
             "{report}"
         );
+        if mode.is_empty() {
+            place.assert_in_kernel("pgbench", earlier, 1);
+        }
+        earlier = place.lines(earlier + 1).len();
     }
 
     let query = place.path("query.sql");

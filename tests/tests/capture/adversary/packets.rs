@@ -1,7 +1,7 @@
 //! Past the socket layer: packets made by hand, forwarded, or rewritten on their way out.
 
 use serde_json::Value;
-use underpass_tests::{Host, Process, Server, wait};
+use underpass_tests::{Host, Need, Process, Server, available, wait};
 
 use super::{Battle, arrived, nft};
 use crate::place::{PORT, PROGRAM_DEADLINE, Place, ask, inside};
@@ -24,6 +24,9 @@ const SHAPES: [&str; 12] = [
 
 #[test]
 fn packets_made_by_hand_do_not_leave_the_pod() {
+    if !available(&[Need::Guard]) {
+        return;
+    }
     let Some(battle) = Battle::start(false) else { return };
     let place = &battle.place;
     let device = place.node.device_of(&place.client);
@@ -63,6 +66,9 @@ const CHILD: &str = "set -e
 
 #[test]
 fn a_namespace_inside_the_pod_does_not_lead_around_it() {
+    if !available(&[Need::Guard]) {
+        return;
+    }
     let Some(battle) = Battle::start(true) else { return };
     let place = &battle.place;
     let gateway = place.node.host().ip();
@@ -108,6 +114,9 @@ fn a_namespace_inside_the_pod_does_not_lead_around_it() {
 /// What the node would do for the pod if it were asked to, done by the pod to packets of the proxy in its namespace.
 #[test]
 fn what_the_pod_translates_does_not_lead_from_where_it_may_to_where_it_may_not() {
+    if !available(&[Need::Guard]) {
+        return;
+    }
     let deny_client = "scope: NAMESPACE, action: DENY, groups: [{rules: [{matches: [{principals: ['*/sa/client']}]}]}]";
     let Some(place) = Place::start(|hosts| {
         let config = hosts.config("").node("timeouts: {connect: 1s}");

@@ -1,0 +1,3 @@
+module underpass.test/program
+
+go 1.19

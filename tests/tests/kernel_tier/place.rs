@@ -1,0 +1,143 @@
+//! Two hosts of a captured node that talk in the kernel, and what the proxy says of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Deref;
+
+use underpass_tests::capture::{Agent, CaptureNode, Pod};
+use underpass_tests::{Config, Host, Listen, Need, Proxy, available};
+
+/// The first port of a server; servers of one place have ports in a row.
+pub(crate) const PORT: u16 = 9000;
+/// How many of them a place has.
+pub(crate) const PORTS: u16 = 8;
+/// Moves a connection as soon as it has said anything.
+pub(crate) const IMPATIENT: &str = "after: {messages: 1}";
+
+/// A node with an agent and a proxy, a client and a server.
+pub(crate) struct Place {
+    // A panic of the proxy is found before one of the node that is torn down.
+    pub(crate) proxy: Proxy,
+    pub(crate) agent: Agent,
+    pub(crate) hosts: Hosts,
+    pub(crate) node: CaptureNode,
+}
+
+/// Who there is, and how the client reaches the server.
+pub(crate) struct Hosts {
+    pub(crate) client: Host,
+    pub(crate) server: Host,
+    way: Way,
+}
+
+enum Way {
+    /// Both are enrolled pods.
+    Captured([Pod; 2]),
+    /// Both are on the node itself, with a listener of the proxy between them.
+    Listener(Host),
+}
+
+impl Hosts {
+    fn captured(node: &CaptureNode) -> Self {
+        let pods = ["shop/client", "shop/server"].map(|name| node.pod(name));
+        Self {
+            client: pods[0].clone(),
+            server: pods[1].clone(),
+            way: Way::Captured(pods),
+        }
+    }
+
+    fn on_loopback(node: &CaptureNode) -> Self {
+        // Only what begins in the cgroup of the capture is known to the kernel's side of the tier.
+        let programs = node.host_in("programs");
+        let [client, server, proxy] = [2, 3, 4].map(|last| programs.at_ip(Ipv4Addr::new(127, 0, 0, last).into()));
+        Self {
+            client,
+            server,
+            way: Way::Listener(proxy),
+        }
+    }
+
+    /// Workloads and listeners, with `offload` as the settings of the kernel tier.
+    pub(crate) fn config(&self, offload: &str) -> Config {
+        let config = Config::new().offload(offload);
+        match &self.way {
+            Way::Captured(pods) => pods.iter().fold(config, |config, pod| {
+                config.workload_at(pod.name(), &pod.addresses(), "")
+            }),
+            Way::Listener(_) => {
+                let config =
+                    config
+                        .workload("shop/client", self.client.ip(), "")
+                        .workload("shop/server", self.server.ip(), "");
+                (0..PORTS).fold(config, |config, number| {
+                    let destination = Listen::fixed(self.server.at(PORT + number));
+                    config.listener(&format!("relay-{number}"), self.through(PORT + number), destination)
+                })
+            }
+        }
+    }
+
+    /// Where the client finds the server's `port`.
+    pub(crate) fn through(&self, port: u16) -> SocketAddr {
+        match &self.way {
+            Way::Captured(_) => self.server.at(port),
+            Way::Listener(proxy) => proxy.at(port),
+        }
+    }
+}
+
+impl Deref for Place {
+    type Target = Hosts;
+
+    fn deref(&self) -> &Hosts {
+        &self.hosts
+    }
+}
+
+impl Place {
+    /// Client and server are captured pods; `offload` are the settings to begin with. None if this machine can't have it.
+    pub(crate) fn captured(offload: &str) -> Option<Self> {
+        Self::start(Hosts::captured, |hosts| hosts.config(offload))
+    }
+
+    /// Client and server are on the node itself, with a plain listener of the proxy between them.
+    pub(crate) fn on_loopback(offload: &str) -> Option<Self> {
+        Self::start(Hosts::on_loopback, |hosts| hosts.config(offload))
+    }
+
+    fn start(hosts: impl FnOnce(&CaptureNode) -> Hosts, config: impl FnOnce(&Hosts) -> Config) -> Option<Self> {
+        if !available(&[Need::Capture]) {
+            return None;
+        }
+        let node = CaptureNode::new();
+        let hosts = hosts(&node);
+        let agent = node.start_agent();
+        let proxy = node.start_proxy(&config(&hosts));
+        if let Way::Captured(pods) = &hosts.way {
+            pods.iter().for_each(|pod| node.enrol(pod));
+        }
+        let tier = proxy.offload();
+        assert_eq!(tier["state"], "on", "there is a kernel tier: {tier}");
+        Some(Self {
+            proxy,
+            agent,
+            hosts,
+            node,
+        })
+    }
+}
+
+impl Place {
+    /// How often connections have been moved into the kernel.
+    pub(crate) fn joins(&self) -> u64 {
+        self.proxy.metrics().sum("underpass_offload_joins_total", &[])
+    }
+}
+
+/// A number that the environment sets.
+pub(crate) fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is a number, not {text:?}"))
+    })
+}
