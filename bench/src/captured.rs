@@ -31,6 +31,8 @@ pub(crate) struct Task<'a> {
     pub(crate) name: String,
     /// Port of the proxy's admin server.
     pub(crate) admin_port: u16,
+    /// Whether flows may move to the kernel.
+    pub(crate) has_kernel_tier: bool,
 }
 
 /// A node with two enrolled pods.
@@ -52,7 +54,7 @@ impl Captured {
         let topology = Topology::new(false, task.directory)?;
         ensure!(
             topology.is_isolated(),
-            "underpass-captured needs root: it makes namespaces and loads eBPF programs"
+            "captured pods need root: it makes namespaces and loads eBPF programs"
         );
         let cgroup = Cgroup::create()?;
         let name = cgroup.name();
@@ -138,10 +140,11 @@ fn yaml(topology: &Topology, task: &Task<'_>) -> String {
         format!("- {{uid: {name}, name: {name}, namespace: bench, node: bench, addresses: [\"{ip}\"]}}\n")
     };
     format!(
-        "node:\n  name: bench\n  workers: {}\n  admin: \"127.0.0.1:{}\"\n  log: warn\n  access_log: {{format: \"off\"}}\n\
-         workloads:\n{}{}",
+        "node:\n  name: bench\n  workers: {}\n  admin: \"127.0.0.1:{}\"\n  log: warn\n  access_log: {{format: \"off\"}}\n  \
+         offload: {{enabled: {}}}\nworkloads:\n{}{}",
         task.workers,
         task.admin_port,
+        task.has_kernel_tier,
         workload("client", topology.client_address),
         workload("server", topology.server_address),
     )

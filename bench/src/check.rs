@@ -1,5 +1,7 @@
 //! `underpass-bench check`: the project's goals, each with the figure that meets or misses it.
 
+mod kernel;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -92,6 +94,7 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
         "connections_per_s",
         "connections per second",
     ));
+    goals.extend(kernel::goals(&figures));
     goals.extend(same_goals(&figures));
     goals.extend(absolute_goals(rows));
     goals

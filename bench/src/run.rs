@@ -20,7 +20,7 @@ use crate::system::{AGAIN, Kind, Programs, System, THREADS, Task, start};
 use crate::topology::Topology;
 use crate::{machine, report};
 
-const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,haproxy,envoy";
+const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,underpass-kernel,haproxy,envoy";
 /// The same without network namespaces, which capture needs.
 const SYSTEMS_ON_LOOPBACK: &str = "direct,underpass-relay,haproxy,envoy";
 const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect";
@@ -36,7 +36,7 @@ pub(crate) const ONE_CORE: &str = "one-core";
 /// Arguments of `run`. Lists and the number of rounds may also come from the environment, where empty means the default.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Run {
-    /// Systems to compare [default: direct,underpass-relay,haproxy,envoy; as root also underpass-captured].
+    /// Systems to compare [default: direct,underpass-relay,haproxy,envoy; as root also underpass-captured and underpass-kernel].
     #[arg(long, env = "SYSTEMS", default_value = "")]
     systems: String,
     /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect].
@@ -260,11 +260,11 @@ impl<'a> Stage<'a> {
                 name: format!("{system}-{}", placement.name()),
             };
             let target = match system.kind {
-                Kind::Direct | Kind::Captured => topology.server_at(server_port),
+                kind if kind == Kind::Direct || kind.captures() => topology.server_at(server_port),
                 _ => listen,
             };
             let (mut client, mut server) = (topology.client.on(&[first]), topology.server.on(&[second]));
-            let proxy = if system.kind == Kind::Captured {
+            let proxy = if system.kind.captures() {
                 let captured = Captured::start(&captured::Task {
                     program: &programs.find(system.kind)?,
                     workers: THREADS,
@@ -272,6 +272,7 @@ impl<'a> Stage<'a> {
                     directory,
                     name: task.name,
                     admin_port,
+                    has_kernel_tier: system.kind == Kind::Kernel,
                 })?;
                 client = captured.pod(&captured.topology.client, &[first])?;
                 server = captured.pod(&captured.topology.server, &[second])?;

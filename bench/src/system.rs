@@ -35,9 +35,19 @@ pub(crate) enum Kind {
     Direct,
     BareRelay,
     Underpass,
+    /// Captured pods, all bytes through the proxy.
     Captured,
+    /// Captured pods, with the kernel tier.
+    Kernel,
     Haproxy,
     Envoy,
+}
+
+impl Kind {
+    /// Whether it captures pods: then the client connects to the server itself.
+    pub(crate) fn captures(self) -> bool {
+        matches!(self, Kind::Captured | Kind::Kernel)
+    }
 }
 
 /// One system of a comparison, under the name that the results carry.
@@ -56,10 +66,12 @@ impl FromStr for System {
             "bare-relay" => Kind::BareRelay,
             "underpass-relay" => Kind::Underpass,
             "underpass-captured" => Kind::Captured,
+            "underpass-kernel" => Kind::Kernel,
             "haproxy" => Kind::Haproxy,
             "envoy" => Kind::Envoy,
             _ => bail!(
-                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, haproxy, envoy, each with -b"
+                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, underpass-kernel, haproxy, envoy, \
+                 each with -b"
             ),
         };
         Ok(System {
@@ -95,13 +107,13 @@ impl Programs {
         let path = match kind {
             Kind::Direct => bail!("direct has no program"),
             Kind::BareRelay => return Ok(std::env::current_exe()?),
-            Kind::Underpass | Kind::Captured => &self.underpass,
+            Kind::Underpass | Kind::Captured | Kind::Kernel => &self.underpass,
             Kind::Haproxy => &self.haproxy,
             Kind::Envoy => &self.envoy,
         };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
-                Kind::Underpass | Kind::Captured => {
+                Kind::Underpass | Kind::Captured | Kind::Kernel => {
                     "run `cargo build --release -p underpass`, or pass --underpass PATH"
                 }
                 _ => "run scripts/bench-setup.sh",
@@ -156,7 +168,7 @@ pub(crate) struct Task<'a> {
 pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
-        Kind::Direct | Kind::Captured => return Ok(None),
+        Kind::Direct | Kind::Captured | Kind::Kernel => return Ok(None),
         Kind::BareRelay => {
             let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];
             return launch(&programs.find(kind)?, &arguments, None, task).map(Some);

@@ -1,7 +1,7 @@
 //! The client process of a sample: makes the load, discards the warm-up, prints one [`Measured`].
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
+use super::connection::Connection;
 use super::{Direction, Figure, GREETING_SIZE, Measured, READ_SIZE, WRITE_SIZE, Work, connect};
 
 /// Connections that a sample of one connection at a time makes, one after the other. Which of a proxy's threads gets a
@@ -106,7 +107,7 @@ fn round_trips(target: SocketAddr, size: usize, window: Window) -> Result<Measur
     let mut histogram = latencies()?;
     let (mut operations, mut elapsed) = (0, Duration::ZERO);
     for _ in 0..IN_A_ROW {
-        let mut stream = connect(target)?;
+        let mut stream = Connection::new(connect(target)?)?;
         elapsed += window.part().repeat(|measured| {
             let begin = Instant::now();
             stream.write_all(&message).context("sending a message")?;
@@ -141,10 +142,10 @@ struct Streamed {
     elapsed: Duration,
 }
 
-fn streams(target: SocketAddr, window: Window, stream: fn(TcpStream, Window) -> Result<Streamed>) -> Result<Measured> {
+fn streams(target: SocketAddr, window: Window, stream: fn(Connection, Window) -> Result<Streamed>) -> Result<Measured> {
     let (mut total, mut counted, mut elapsed) = (0, 0, Duration::ZERO);
     for _ in 0..IN_A_ROW {
-        let one = stream(connect(target)?, window.part())?;
+        let one = stream(Connection::new(connect(target)?)?, window.part())?;
         total += one.total;
         counted += one.counted;
         elapsed += one.elapsed;
@@ -157,7 +158,7 @@ fn streams(target: SocketAddr, window: Window, stream: fn(TcpStream, Window) -> 
     })
 }
 
-fn stream_out(mut stream: TcpStream, window: Window) -> Result<Streamed> {
+fn stream_out(mut stream: Connection, window: Window) -> Result<Streamed> {
     let chunk = vec![0x5a; WRITE_SIZE];
     let (mut total, mut counted) = (0, 0);
     let elapsed = window.repeat(|measured| {
@@ -166,7 +167,7 @@ fn stream_out(mut stream: TcpStream, window: Window) -> Result<Streamed> {
         counted += if measured { WRITE_SIZE as u64 } else { 0 };
         Ok(Instant::now())
     })?;
-    stream.shutdown(Shutdown::Write)?;
+    stream.finish()?;
     let mut received = [0; 8];
     stream
         .read_exact(&mut received)
@@ -183,7 +184,7 @@ fn stream_out(mut stream: TcpStream, window: Window) -> Result<Streamed> {
     })
 }
 
-fn stream_in(mut stream: TcpStream, window: Window) -> Result<Streamed> {
+fn stream_in(mut stream: Connection, window: Window) -> Result<Streamed> {
     let mut chunk = vec![0; READ_SIZE];
     let (mut total, mut counted) = (0, 0);
     let elapsed = window.repeat(|measured| {

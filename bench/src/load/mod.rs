@@ -1,10 +1,10 @@
 //! The load: what one sample does, and the client and server processes that do it.
 //!
-//! Both ends are ours, so every byte is known; they are plain blocking sockets in processes of their own, bound to
-//! their cores, and cost the same whatever is between them. Every socket has a time-out: a proxy that
-//! hangs fails the sample instead of hanging the bench.
+//! Both ends are ours, so every byte is known; they are processes of their own, bound to their cores, and cost the same
+//! whatever is between them. Every socket has a time-out: a proxy that hangs fails the sample instead of hanging the bench.
 
 pub(crate) mod client;
+mod connection;
 pub(crate) mod hold;
 pub(crate) mod serve;
 pub(crate) mod steady;

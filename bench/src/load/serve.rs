@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
+use super::connection::Connection;
 use super::{GREETING_SIZE, READ_SIZE, WRITE_SIZE, prepare};
 
 /// Threads that accept; twice the most connections that a scenario has open at a time.
@@ -82,6 +83,7 @@ fn serve(mut stream: TcpStream, service: Service) -> Result<()> {
     prepare(&stream)?;
     match service {
         Service::Echo { size } => {
+            let mut stream = Connection::new(stream)?;
             let mut message = vec![0; size];
             loop {
                 stream.read_exact(&mut message)?;
@@ -94,6 +96,7 @@ fn serve(mut stream: TcpStream, service: Service) -> Result<()> {
             stream.write_all(&message)?;
         }
         Service::Sink => {
+            let mut stream = Connection::new(stream)?;
             let mut chunk = vec![0; READ_SIZE];
             let mut total = 0u64;
             loop {
@@ -105,6 +108,7 @@ fn serve(mut stream: TcpStream, service: Service) -> Result<()> {
             stream.write_all(&total.to_le_bytes())?;
         }
         Service::Source => {
+            let mut stream = Connection::new(stream)?;
             let chunk = vec![0x5a; WRITE_SIZE];
             loop {
                 stream.write_all(&chunk)?;
