@@ -75,7 +75,7 @@ act_capture() {
   pins=/sys/fs/bpf/$PREFIX-$$
   mkdir -p run captured && chmod 755 . captured run
   sed -e 's/127\.0\.0\.1:15000/127.0.0.1:15001/' -e '/^  listeners:/,/^workloads:/{/^workloads:/!d}' \
-    -e 's/access\.log/"-"/' -e 's/^- name: web$/- name: web\n  vips: [10.96.0.80]/' "$home/mesh.yaml" | sed '/^#/d' >captured/mesh.yaml
+    -e 's/access\.log/"-"/' -e 's/^node:$/node:\n  offload: {enabled: false, trust_readers: true}/' -e 's/^- name: web$/- name: web\n  vips: [10.96.0.80]/' "$home/mesh.yaml" | sed '/^#/d' >captured/mesh.yaml
   start_agent
   start_captured_proxy
   local pod
@@ -89,6 +89,7 @@ act_capture() {
   deny_captured
   fail_closed
   compare_captured
+  act_kernel
   print_command node 'underpass detach'
   stop "$captured_proxy" "$agent"
   underpass detach --run-dir "$work/run" --pin-dir "$pins" 2>&1 | indented

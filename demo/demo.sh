@@ -22,6 +22,8 @@ readonly home binary
 . "$home/programs.sh"
 # shellcheck source=capture.sh
 . "$home/capture.sh"
+# shellcheck source=kernel.sh
+. "$home/kernel.sh"
 
 readonly WEB=http://web.shop.svc.cluster.local
 readonly FIELDS='src.workload dst.workload policy reason'

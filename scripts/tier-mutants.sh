@@ -14,6 +14,7 @@ declare -A tests=(
     [messages]=tier::room         # many small messages are no small queue
     [armed]=tier::order           # the direction is armed
     [ends]=tier::ends             # the end of a hop closes its direction
+    [fin]=tier::ends              # an end that waits to be read is no unread byte
     [late]=tier::ends             # nothing that was let through before comes after the end
     [generation]=tier::order      # the place is still the flow's
     [blocking]=tier::joining      # O_NONBLOCK

@@ -1,10 +1,11 @@
-//! The two questions that the bench asks Underpass's admin interface.
+//! The questions that the bench asks Underpass's admin interface.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -15,18 +16,54 @@ pub(crate) fn is_ready(admin: SocketAddr) -> bool {
 
 /// Configuration updates so far: (applied, rejected).
 pub(crate) fn updates(admin: SocketAddr) -> Result<(u64, u64)> {
+    let metrics = metrics(admin)?;
+    let updates = |result: &str| total(&metrics, "underpass_config_updates", &format!("result=\"{result}\""));
+    Ok((updates("applied"), updates("rejected")))
+}
+
+/// Arguments of the hidden `tiers` subcommand.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Tiers {
+    /// The proxy's admin server, as it is reached from here.
+    #[arg(long)]
+    admin: SocketAddr,
+}
+
+/// Bytes that a proxy has moved so far, by tier.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct TierBytes {
+    pub(crate) relay: u64,
+    pub(crate) kernel: u64,
+}
+
+impl Tiers {
+    /// Prints the [`TierBytes`], as JSON.
+    pub(crate) fn run(self) -> Result<()> {
+        let metrics = metrics(self.admin)?;
+        let bytes = |tier: &str| total(&metrics, "underpass_tier_bytes", &format!("tier=\"{tier}\""));
+        let bytes = TierBytes {
+            relay: bytes("relay"),
+            kernel: bytes("kernel"),
+        };
+        println!("{}", serde_json::to_string(&bytes)?);
+        Ok(())
+    }
+}
+
+fn metrics(admin: SocketAddr) -> Result<String> {
     let metrics = get(admin, "/metrics")?;
     if !metrics.starts_with("HTTP/1.1 200 ") {
         bail!("/metrics answered {:?}", metrics.lines().next().unwrap_or_default());
     }
-    Ok((count(&metrics, "applied"), count(&metrics, "rejected")))
+    Ok(metrics)
 }
 
-fn count(metrics: &str, result: &str) -> u64 {
-    let label = format!("result=\"{result}\"");
+/// The sum of a counter's series that have this label.
+fn total(metrics: &str, counter: &str, label: &str) -> u64 {
+    let series = format!("{counter}_total{{");
     metrics
         .lines()
-        .filter(|line| line.starts_with("underpass_config_updates_total{") && line.contains(&label))
+        .filter(|line| line.starts_with(&series) && line.contains(label))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum::<f64>() as u64
 }
@@ -54,7 +91,11 @@ mod tests {
         let metrics = "# TYPE underpass_config_updates counter\n\
             underpass_config_updates_total{result=\"applied\"} 12\n\
             underpass_config_updates_total{result=\"rejected\"} 1\n";
-        assert_eq!((count(metrics, "applied"), count(metrics, "rejected")), (12, 1));
-        assert_eq!(count("", "applied"), 0);
+        let updates = |text, label| total(text, "underpass_config_updates", label);
+        assert_eq!(
+            (updates(metrics, "\"applied\""), updates(metrics, "\"rejected\"")),
+            (12, 1)
+        );
+        assert_eq!(updates("", "\"applied\""), 0);
     }
 }

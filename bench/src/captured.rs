@@ -5,12 +5,14 @@
 //! processes of the pods are in a cgroup of this bench's, and the capture programs are attached to that cgroup only.
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::admin::TierBytes;
 use crate::place::Place;
 use crate::process::Process;
 use crate::topology::Topology;
@@ -39,11 +41,14 @@ pub(crate) struct Task<'a> {
 pub(crate) struct Captured {
     /// Its namespaces. Client and server are to be started in [`Captured::pod`].
     pub(crate) topology: Topology,
+    /// Whether flows may move to the kernel.
+    pub(crate) has_kernel_tier: bool,
     agent: Process,
     proxy: Process,
     program: PathBuf,
     run_directory: PathBuf,
     pins: PathBuf,
+    admin_port: u16,
     // Last: a cgroup can only be removed when no process is left in it.
     cgroup: Cgroup,
 }
@@ -85,7 +90,9 @@ impl Captured {
             program: task.program.to_owned(),
             run_directory,
             pins,
+            admin_port: task.admin_port,
             cgroup,
+            has_kernel_tier: task.has_kernel_tier,
             topology,
         };
         captured.enrol("client", captured.topology.client_holder()?)?;
@@ -96,6 +103,14 @@ impl Captured {
     /// A place in one of its pods, on `cores`.
     pub(crate) fn pod(&self, place: &Place, cores: &[usize]) -> Result<Place> {
         Ok(place.on(cores).in_cgroup(&self.cgroup.child("pods")?))
+    }
+
+    /// Bytes that the proxy has moved so far, by tier.
+    pub(crate) fn tier_bytes(&self) -> Result<TierBytes> {
+        let mut command = self.topology.node.own("tiers")?;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port));
+        let output = command.arg("--admin").arg(admin.to_string()).output()?;
+        serde_json::from_slice(&output.stdout).context("asking the proxy for its bytes by tier")
     }
 
     /// Agent and proxy.
@@ -141,7 +156,7 @@ fn yaml(topology: &Topology, task: &Task<'_>) -> String {
     };
     format!(
         "node:\n  name: bench\n  workers: {}\n  admin: \"127.0.0.1:{}\"\n  log: warn\n  access_log: {{format: \"off\"}}\n  \
-         offload: {{enabled: {}}}\nworkloads:\n{}{}",
+         offload: {{enabled: {}, trust_readers: true}}\nworkloads:\n{}{}",
         task.workers,
         task.admin_port,
         task.has_kernel_tier,

@@ -70,6 +70,9 @@ enum Command {
     /// Holds idle connections (used by the bench itself).
     #[command(hide = true)]
     Hold(load::hold::Hold),
+    /// Says how many bytes went which way (used by the bench itself).
+    #[command(hide = true)]
+    Tiers(admin::Tiers),
     /// Makes connections at a steady rate (used by the bench itself).
     #[command(hide = true)]
     Steady(load::steady::Steady),
@@ -97,6 +100,7 @@ fn run(command: Command) -> Result<()> {
         Command::Serve(serve) => serve.run(),
         Command::Load(load) => load.run(),
         Command::Hold(hold) => hold.run(),
+        Command::Tiers(tiers) => tiers.run(),
         Command::Steady(steady) => steady.run(),
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::admin::TierBytes;
 use crate::captured::{self, Captured};
 use crate::load::serve::Service;
 use crate::load::{Direction, Figure, Measured, Work};
@@ -222,6 +223,14 @@ impl Proxies {
         self.processes().into_iter().map(Process::cpu_time).sum()
     }
 
+    /// By tier, where there are tiers.
+    fn tier_bytes(&self) -> Result<Option<TierBytes>> {
+        match self {
+            Proxies::Captured(captured) if captured.has_kernel_tier => captured.tier_bytes().map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn memory_kb(&self) -> Result<u64> {
         self.processes()
             .into_iter()
@@ -324,6 +333,7 @@ impl<'a> Stage<'a> {
         let (begin, busy) = (Instant::now(), machine::busy()?);
         let server = self.serve(system, work.service())?;
         let before = system.proxy.cpu_time()?;
+        let tiers_before = system.proxy.tier_bytes()?;
         let mut command = system.client.own("load")?;
         command
             .args([
@@ -345,6 +355,14 @@ impl<'a> Stage<'a> {
                 _ => Figure::new("cpu_us_per_op", "us", cpu * 1e6 / measured.operations as f64),
             });
             figures.push(Figure::new("rss_kb", "kB", system.proxy.memory_kb()? as f64));
+        }
+        if let (Some(before), Some(after)) = (tiers_before, system.proxy.tier_bytes()?) {
+            let (kernel, relay) = (after.kernel - before.kernel, after.relay - before.relay);
+            figures.push(Figure::new(
+                "kernel_share",
+                "",
+                kernel as f64 / (kernel + relay).max(1) as f64,
+            ));
         }
         let others = (machine::busy()? - busy).as_secs_f64() - ours;
         let available = begin.elapsed().as_secs_f64() * place::cores()?.len() as f64;

@@ -22,6 +22,9 @@ pub struct OffloadSettings {
     pub limit: ByteSize,
     /// A sender that waits goes on when the receiver's queue is down to this. Less than `limit`. Default 256 KiB.
     pub low_watermark: ByteSize,
+    /// Whether connections are moved also where the kernel cannot be asked to notice programs that read by splice(2): one of those would
+    /// wait for ever for what was brought to it in the kernel. Default false.
+    pub trust_readers: bool,
     /// What stays out of the kernel.
     pub except: OffloadExcept,
 }
@@ -33,6 +36,7 @@ impl Default for OffloadSettings {
             after: OffloadAfter::default(),
             limit: ByteSize(1 << 20),
             low_watermark: ByteSize(256 << 10),
+            trust_readers: false,
             except: OffloadExcept::default(),
         }
     }

@@ -171,7 +171,8 @@ impl Admin {
         let offload = &self.node.offload;
         let counts = &offload.counts;
         let refusals = counts.refusals().filter(|(_, count)| *count > 0);
-        let (state, reason) = offload.state();
+        let settings = &self.node.snapshot().config.node.offload;
+        let (state, reason) = offload.state(settings.trust_readers);
         json!({
             "state": state,
             "reason": reason,

@@ -90,6 +90,8 @@ pub enum FromAgent {
         build: String,
         /// Why flows cannot be moved to the kernel; `None`: they can.
         tier_off: Option<String>,
+        /// Why programs that read by splice(2) are not noticed on this node; `None`: they are.
+        blind: Option<String>,
     },
     /// A pod is to be served, or has other listeners than before. The descriptors are its listening sockets: those of `outbound`, then
     /// those of `inbound`.

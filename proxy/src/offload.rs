@@ -32,7 +32,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
-use underpass_config::ByteSize;
+use underpass_config::{ByteSize, OffloadSettings};
 
 use crate::handover::Side;
 use crate::stream::Stream;
@@ -73,7 +73,22 @@ pub enum Agency {
     /// An agent, which says why it does not.
     Off(String),
     /// An agent that does.
-    Joins(UnboundedSender<ToAgent>),
+    Joins {
+        /// How to ask it.
+        agent: UnboundedSender<ToAgent>,
+        /// Why programs that read by splice(2) are not noticed on this node, if they are not.
+        blind: Option<String>,
+    },
+}
+
+impl Agency {
+    /// The agent that joins, if there is one; `trust_readers` is the setting.
+    fn joining(&self, trust_readers: bool) -> Option<&UnboundedSender<ToAgent>> {
+        match self {
+            Self::Joins { agent, blind } if trust_readers || blind.is_none() => Some(agent),
+            _ => None,
+        }
+    }
 }
 
 /// What the agent is to be told.
@@ -152,30 +167,41 @@ impl Offload {
         self.agent.store(Arc::new(agency));
     }
 
-    /// Whether there is a kernel tier, in a word, and the agent's reason if it is off.
-    pub fn state(&self) -> (&'static str, Option<String>) {
+    /// Whether there is a kernel tier, in a word, and the reason if it is off; `trust_readers` is the setting.
+    pub fn state(&self, trust_readers: bool) -> (&'static str, Option<String>) {
         match &**self.agent.load() {
             Agency::NoAgent => ("no_agent", None),
             Agency::Off(reason) => ("off", Some(reason.clone())),
-            Agency::Joins(_) => ("on", None),
+            Agency::Joins {
+                blind: Some(reason), ..
+            } if !trust_readers => {
+                let remedy = "set node.offload.trust_readers if no program on this node does that";
+                let reason = format!("programs that read by splice(2) would not be noticed ({reason}); {remedy}");
+                ("off", Some(reason))
+            }
+            Agency::Joins { .. } => ("on", None),
         }
     }
 
     /// Whether flows can be joined now.
-    pub fn is_on(&self) -> bool {
-        matches!(**self.agent.load(), Agency::Joins(_))
+    pub fn is_on(&self, settings: &OffloadSettings) -> bool {
+        self.agent.load().joining(settings.trust_readers).is_some()
     }
 
     /// What speaks against moving a flow now.
-    pub fn objection(&self, flow: &FlowOffload, ends: &Ends) -> Option<WhyNot> {
+    pub fn objection(&self, flow: &FlowOffload, ends: &Ends, settings: &OffloadSettings) -> Option<WhyNot> {
         if flow.is_forbidden() {
             return Some(WhyNot::OffBySettings);
         }
-        match &**self.agent.load() {
-            Agency::NoAgent => return Some(WhyNot::NoAgent),
-            Agency::Off(_) => return Some(WhyNot::TierOff),
-            Agency::Joins(_) if self.asked.load(Ordering::Relaxed) >= ASKED_AT_ONCE => return Some(WhyNot::AgentBusy),
-            Agency::Joins(_) => {}
+        let agency = self.agent.load();
+        if matches!(**agency, Agency::NoAgent) {
+            return Some(WhyNot::NoAgent);
+        }
+        if agency.joining(settings.trust_readers).is_none() {
+            return Some(WhyNot::TierOff);
+        }
+        if self.asked.load(Ordering::Relaxed) >= ASKED_AT_ONCE {
+            return Some(WhyNot::AgentBusy);
         }
         self.blocking.knows(ends).then_some(WhyNot::Blocking)
     }
@@ -191,7 +217,7 @@ impl Offload {
         limit: ByteSize,
     ) -> Result<oneshot::Receiver<JoinAnswer>, WhyNot> {
         let agent = self.agent.load();
-        let Agency::Joins(agent) = &**agent else {
+        let Agency::Joins { agent, .. } = &**agent else {
             return Err(WhyNot::NoAgent);
         };
         let copy = |stream: &Stream| rustix::io::fcntl_dupfd_cloexec(stream, 0).map_err(|_| WhyNot::System);

@@ -14,6 +14,7 @@ pub(super) struct OffloadShape<'a> {
     after: AfterShape<'a>,
     limit: Option<Scalar<'a>>,
     low_watermark: Option<Scalar<'a>>,
+    trust_readers: Option<Scalar<'a>>,
     except: ExceptShape<'a>,
 }
 
@@ -71,6 +72,9 @@ impl OffloadShape<'_> {
             after: self.after.compile(path.field("after"), reading),
             limit,
             low_watermark,
+            trust_readers: reading
+                .choice(path.field("trust_readers"), self.trust_readers.as_ref(), &YES_OR_NO)
+                .unwrap_or(default.trust_readers),
             except: self.except.compile(path.field("except"), reading),
         }
     }

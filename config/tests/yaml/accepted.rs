@@ -85,6 +85,7 @@ fn every_node_setting_is_read() {
             },
             limit: ByteSize(512 << 10),
             low_watermark: ByteSize(100_000),
+            trust_readers: true,
             except: OffloadExcept {
                 namespaces: ["batch".into()].into(),
                 workloads: ["db-1", "db-2"].map(workload_name).into(),

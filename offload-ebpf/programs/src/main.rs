@@ -36,9 +36,12 @@ mod peer_name;
 mod tier;
 
 use aya_ebpf::bindings::sk_action;
-use aya_ebpf::macros::{cgroup_sock_addr, cgroup_sockopt, classifier, fentry, sk_lookup, sk_msg, sock_ops, stream_verdict};
+use aya_ebpf::macros::{
+    cgroup_sock_addr, cgroup_sockopt, classifier, fentry, sk_lookup, sk_msg, sock_ops, stream_verdict,
+};
 use aya_ebpf::programs::{
-    FEntryContext,    SkBuffContext, SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext, TcContext,
+    FEntryContext, SkBuffContext, SkLookupContext, SkMsgContext, SockAddrContext, SockOpsContext, SockoptContext,
+    TcContext,
 };
 
 /// connect(2) on an `AF_INET` socket.
@@ -102,9 +105,13 @@ pub fn gate(ctx: SkMsgContext) -> u32 {
     sk_action::SK_PASS
 }
 
-/// Lets everything pass: its presence has what comes by TCP go through the queue of what is redirected.
+/// Lets all bytes pass: its presence has what comes by TCP go through the queue of what is redirected. A FIN without
+/// bytes has had its effect by now; in the queue it would look like something unread.
 #[stream_verdict]
-pub fn through(_ctx: SkBuffContext) -> u32 {
+pub fn through(ctx: SkBuffContext) -> u32 {
+    if ctx.len() == 0 {
+        return sk_action::SK_DROP;
+    }
     sk_action::SK_PASS
 }
 

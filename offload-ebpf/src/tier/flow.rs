@@ -82,7 +82,7 @@ impl FlowMemory {
     }
 }
 
-/// A joined flow. Dropping it disarms both directions.
+/// A joined flow. Dropping it disarms both directions, if its place is still its own.
 #[derive(Debug)]
 pub struct JoinedFlow {
     memory: Arc<FlowMemory>,
@@ -146,7 +146,10 @@ impl JoinedFlow {
 impl Drop for JoinedFlow {
     fn drop(&mut self) {
         for direction in Direction::ALL {
-            self.disarm(direction);
+            // The place may be another flow's by now.
+            if self.cells(direction).generation.load(Acquire) == self.ticket.generation {
+                self.disarm(direction);
+            }
         }
     }
 }

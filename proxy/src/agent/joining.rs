@@ -28,6 +28,8 @@ pub trait Joiner: Send + Sync + fmt::Debug {
     fn join(&self, request: &JoinRequest<'_>) -> Result<Ticket, NotJoined>;
     /// Notes that a flow has ended.
     fn leave(&self, ticket: Ticket);
+    /// Why programs that read by splice(2) are not noticed, if they are not.
+    fn blind(&self) -> Option<String>;
     /// What proxies work with: the map `FLOWS` and the program `measure`.
     fn descriptors(&self) -> [BorrowedFd<'_>; 2];
 }
@@ -39,6 +41,10 @@ impl Joiner for Tier {
 
     fn leave(&self, ticket: Ticket) {
         Tier::leave(self, ticket);
+    }
+
+    fn blind(&self) -> Option<String> {
+        self.is_blind_to_splicing().map(ToString::to_string)
     }
 
     fn descriptors(&self) -> [BorrowedFd<'_>; 2] {

@@ -89,7 +89,7 @@ impl RealKernel {
         let tier: TierOrReason = match Tier::start(&capture) {
             Ok(tier) => {
                 if let Some(error) = tier.is_blind_to_splicing() {
-                    let advice = "programs that read by splice(2) are not noticed and would hang in the kernel tier; keep them out with node.offload.except";
+                    let advice = "programs that read by splice(2) are not noticed; only proxies with node.offload.trust_readers move flows to the kernel";
                     tracing::warn!(%error, advice);
                 }
                 Ok(Arc::new(tier))

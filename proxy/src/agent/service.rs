@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Agent;
 use super::cgroups::{self, CgroupError};
+use super::joining::Joiner;
 use super::namespace::Identity;
 use super::proxies::{Admitted, Proxy, ProxyId};
 use crate::handover::{FromAgent, FromProxy, VERSION};
@@ -125,6 +126,7 @@ impl Agent {
             version: VERSION,
             build: env!("CARGO_PKG_VERSION").to_owned(),
             tier_off: self.services.joining.tier().err().map(str::to_owned),
+            blind: self.services.joining.tier().ok().and_then(Joiner::blind),
         };
         let mut descriptors = self.kernel.maps().to_vec();
         descriptors.extend(self.services.joining.tier().iter().flat_map(|tier| tier.descriptors()));

@@ -106,13 +106,18 @@ impl Conversation {
         };
         say(&socket, &hello, &[]).await?;
         let (kernel, joins) = match hear(&socket).await? {
-            (FromAgent::Welcome { build, tier_off, .. }, mut descriptors) => {
+            (
+                FromAgent::Welcome {
+                    build, tier_off, blind, ..
+                },
+                mut descriptors,
+            ) => {
                 tracing::info!(agent = %build, "the agent answers");
                 let of_the_tier = descriptors.split_off(descriptors.len().min(2));
                 let kernel = open_maps(descriptors)?;
                 let of_the_tier = of_the_tier.try_into().ok();
                 let (offload, to_agent) = (served.node.offload.clone(), served.to_agent.clone());
-                (kernel, Joins::new(offload, to_agent, tier_off, of_the_tier))
+                (kernel, Joins::new(offload, to_agent, (tier_off, blind), of_the_tier))
             }
             (FromAgent::Refused { reason }, _) => return Err(Ended::Refused(reason)),
             _ => return Err(Ended::Misunderstood("something else than Welcome to begin with")),

@@ -35,7 +35,7 @@ impl Joins {
     pub(super) fn new(
         offload: Arc<Offload>,
         to_agent: UnboundedSender<ToAgent>,
-        tier_off: Option<String>,
+        (tier_off, blind): (Option<String>, Option<String>),
         descriptors: Option<[OwnedFd; 2]>,
     ) -> Self {
         let memory = match (tier_off, descriptors) {
@@ -44,7 +44,10 @@ impl Joins {
             (None, Some(descriptors)) => open(descriptors),
         };
         let agency = match &memory {
-            Ok(_) => Agency::Joins(to_agent.clone()),
+            Ok(_) => Agency::Joins {
+                agent: to_agent.clone(),
+                blind,
+            },
             Err(reason) => {
                 tracing::info!(%reason, "connections stay out of the kernel");
                 Agency::Off(reason.clone())
@@ -151,19 +154,19 @@ mod tests {
     #[test]
     fn without_its_memory_the_tier_is_off_until_the_next_agent() {
         let offload = Arc::new(Offload::default());
-        let joins = |tier_off| Joins::new(offload.clone(), unbounded_channel().0, tier_off, None);
+        let joins = |tier_off| Joins::new(offload.clone(), unbounded_channel().0, (tier_off, None), None);
         let off = joins(Some("no BTF".to_owned()));
-        assert_eq!(offload.state(), ("off", Some("no BTF".to_owned())));
+        assert_eq!(offload.state(false), ("off", Some("no BTF".to_owned())));
         drop(off);
-        assert_eq!(offload.state(), ("no_agent", None));
+        assert_eq!(offload.state(false), ("no_agent", None));
         let _off = joins(None);
-        assert_eq!(offload.state().0, "off");
+        assert_eq!(offload.state(false).0, "off");
     }
 
     #[test]
     fn an_answer_to_no_question_ends_the_conversation() {
         let offload = Arc::new(Offload::default());
-        let mut joins = Joins::new(offload, unbounded_channel().0, None, None);
+        let mut joins = Joins::new(offload, unbounded_channel().0, (None, None), None);
         assert!(joins.not_joined(1, "blocking", None, false).is_err());
         assert!(joins.joined(1, NO_FLOW).is_err());
     }

@@ -29,7 +29,7 @@ const PATIENCE: u32 = 4;
 const LONG: Duration = Duration::from_millis(10);
 
 /// until it has waited so long that the 10 ms would be less than this part of it; then so seldom, up to ten times a second.
-const STUCK: u32 = 100;
+const STUCK: u32 = 20;
 const LONGEST: Duration = Duration::from_millis(100);
 
 /// The thread wakes up when it asked to, not up to 50 µs later (prctl(2), `PR_SET_TIMERSLACK`).

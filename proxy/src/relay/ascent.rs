@@ -246,7 +246,7 @@ impl<'a> Ascent<'a> {
 
     /// Keeps the senders' windows from growing, if the flow may be joined.
     fn keep_windows(&self, sight: &Sight<'_>) {
-        if !self.prospect.offload.is_on() || sight.flow.offload.is_forbidden() {
+        if !self.prospect.offload.is_on(self.prospect.settings) || sight.flow.offload.is_forbidden() {
             return;
         }
         for stream in [sight.downstream, sight.upstream] {
@@ -283,7 +283,9 @@ impl<'a> Ascent<'a> {
         if !self.prospect.locality.is_here(ends[0], ends[1]) {
             return Some(WhyNot::NotLocal);
         }
-        self.prospect.offload.objection(&sight.flow.offload, &Ends::of(facts))
+        self.prospect
+            .offload
+            .objection(&sight.flow.offload, &Ends::of(facts), self.prospect.settings)
     }
 
     fn give_up(&mut self, flow: &Flow, refusal: Refusal) {

@@ -67,7 +67,10 @@ impl Agent {
     fn new() -> Self {
         let (to_agent, wishes) = unbounded_channel();
         let offload = Arc::new(Offload::default());
-        offload.set_agency(Agency::Joins(to_agent));
+        offload.set_agency(Agency::Joins {
+            agent: to_agent,
+            blind: None,
+        });
         Self { offload, wishes }
     }
 

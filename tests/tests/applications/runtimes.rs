@@ -38,7 +38,7 @@ fn go_copies_connections() {
 
 #[test]
 fn go_copies_connections_between_captured_pods() {
-    Place::captured(8080, &GO).iter().for_each(copy_by_go);
+    Place::captured_with_splicing(8080, &GO).iter().for_each(copy_by_go);
 }
 
 fn copy_by_go(place: &Place) {

@@ -93,9 +93,12 @@ fn changes_state(sk: *mut bpf_sock, state: u32) {
 #[inline(always)]
 fn changes_as_receiver(socket: Socket, way: &Way, receiving: Direction, state: u32) {
     // Only close(2) takes a socket out of the maps before its state changes (sock_map_close); then what waits in its
-    // queue is lost.
+    // queue is lost. The kernel empties the queue of TCP before it changes the state, so that all that still counts was
+    // redirected. Where there is something in it, it is no close that changes the state but a FIN that has come during
+    // or after one: it waits in the queue itself, and is no byte.
     if !socket.is_taken() {
-        if socket.queued() > 0 {
+        let is_closing = socket.received() == 0 || cfg!(mutant = "fin");
+        if is_closing && socket.queued() > 0 {
             receiving.end(way.generation, note::UNREAD_CLOSE);
         }
         return;

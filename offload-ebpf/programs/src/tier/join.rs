@@ -120,7 +120,7 @@ fn unfitness(socket: Socket, call: &JoinCall) -> Option<Outcome> {
     if socket.is_taken() {
         return Some(Outcome::Busy);
     }
-    let has_read_all = call.copied_seq == call.read_up_to && socket.read::<u32>(offset!(receive_queue_len)) == 0;
+    let has_read_all = call.copied_seq == call.read_up_to && socket.received() == 0;
     if is_application && !has_read_all && !cfg!(mutant = "quiet") {
         return Some(Outcome::NotQuiet);
     }

@@ -71,6 +71,12 @@ impl Socket {
         self.read(offset!(rmem_alloc))
     }
 
+    /// Segments in the queue of what came by TCP, in order and not read.
+    #[inline(always)]
+    pub fn received(self) -> u32 {
+        self.read(offset!(receive_queue_len))
+    }
+
     #[inline(always)]
     pub fn cookie(self) -> u64 {
         self.read(offset!(cookie))

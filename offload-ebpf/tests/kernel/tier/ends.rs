@@ -9,19 +9,34 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use underpass_ebpf::tier::Direction::{In, Out};
-use underpass_ebpf::tier::note;
+use underpass_ebpf::tier::{Variant, note};
 
 use super::relay::Relay;
-use super::world::{Flow, World, assert_nothing, drain, read, read_to_end, write};
+use super::world::{Flow, World, assert_nothing, drain, read, read_to_end, unacknowledged, write};
 use crate::needs_root;
 use crate::wait::eventually;
 
 /// A flow with a relay that has joined it, and its applications.
 fn relayed(world: &World) -> (TcpStream, TcpStream, Relay) {
+    relayed_as(world, world.tier.variant())
+}
+
+fn relayed_as(world: &World, variant: Variant) -> (TcpStream, TcpStream, Relay) {
     let Flow { a, pa, h, b } = world.flow();
-    let relay = Relay::start(pa, h, world.memory.clone(), world.joiner(world.tier.variant()));
+    let relay = Relay::start(pa, h, world.memory.clone(), world.joiner(variant));
     relay.join();
     (a, b, relay)
+}
+
+/// Whether the peer has sent its end.
+fn has_ended(socket: &TcpStream) -> bool {
+    let mut poll = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd.
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
 }
 
 fn reset(socket: TcpStream) {
@@ -123,6 +138,63 @@ fn closing_with_everything_read_does_not() {
     drop(a);
     let account = relay.end();
     assert!(!account.was_reset, "{account:?}");
+}
+
+/// The end that the hop sends waits in the receiver's queue like bytes, but is none.
+#[test]
+fn closing_after_the_end_of_the_stream_arrived_is_no_unread_close() {
+    needs_root!();
+    let world = World::new();
+    for variant in world.tier.variants() {
+        for unread in [&b""[..], b"u"] {
+            let flow = world.flow();
+            let joined = world.joined_as(&flow, *variant);
+            write(&flow.a, unread);
+            flow.h.shutdown(Shutdown::Write).unwrap();
+            eventually("the end has arrived", || has_ended(&flow.b));
+            drop(flow.b);
+            let noticed = joined.tally(Out).notes & note::UNREAD_CLOSE != 0;
+            assert_eq!(noticed, !unread.is_empty(), "{variant:?}, unread {unread:?}");
+        }
+    }
+}
+
+#[test]
+fn the_end_of_a_stream_that_comes_after_the_receiver_was_closed_is_no_unread_close() {
+    needs_root!();
+    let world = World::new();
+    for variant in world.tier.variants() {
+        let flow = world.flow();
+        let joined = world.joined_as(&flow, *variant);
+        joined.disarm(In);
+        // Its own end waits behind what nobody reads, so that it still awaits an answer when the other end comes.
+        while (&flow.b).write(&[0; 65536]).is_ok() {}
+        drop(flow.b);
+        flow.h.shutdown(Shutdown::Write).unwrap();
+        eventually("the end has arrived", || unacknowledged(&flow.h) == 0);
+        assert_eq!(joined.tally(Out).notes & note::UNREAD_CLOSE, 0, "{variant:?}");
+    }
+}
+
+#[test]
+fn both_ends_may_close_at_once() {
+    needs_root!();
+    let world = World::new();
+    for variant in world.tier.variants() {
+        for round in 0..100 {
+            let (a, b, relay) = relayed_as(&world, *variant);
+            write(&a, b"question");
+            assert_eq!(read(&b, 8), b"question");
+            std::thread::scope(|scope| {
+                scope.spawn(|| drop(a));
+                drop(b);
+            });
+            let account = relay.end();
+            assert!(!account.was_reset, "{variant:?}, round {round}: {account:?}");
+            let notes = account.tallies.map(|tally| tally.notes & note::UNREAD_CLOSE);
+            assert_eq!(notes, [0, 0], "{variant:?}, round {round}");
+        }
+    }
 }
 
 #[test]

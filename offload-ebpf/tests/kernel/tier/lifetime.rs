@@ -119,3 +119,24 @@ fn sockets_leave_the_maps_as_they_close_and_the_place_is_used_again() {
     assert_eq!(read(&flow.b, 4), b"past");
     assert_nothing(&flow.pa);
 }
+
+#[test]
+fn a_flow_that_is_forgotten_late_leaves_the_next_one_at_its_place_alone() {
+    needs_root!();
+    let mut world = World::new();
+    let sockets = || keys(&open_pin(&world.site.layout.pin_dir.join("maps/SOCKS")).unwrap()).len();
+    let [first, second] = [world.flow(), world.flow()];
+    let (forgotten, _second) = (world.joined(&first), world.joined(&second));
+    drop(first);
+    eventually("only the second is left", || sockets() == 4);
+    // An agent that knows nothing of the first.
+    world.tier = Arc::new(Tier::start(&world.capture).unwrap());
+    let flow = world.flow();
+    let joined = world.joined(&flow);
+    assert_eq!(joined.ticket().index, forgotten.ticket().index);
+    drop(forgotten);
+    assert!(joined.is_armed(Out) && joined.is_armed(In));
+    drop(joined);
+    write(&flow.a, b"through");
+    assert_eq!(read(&flow.pa, 7), b"through");
+}

@@ -108,7 +108,12 @@ impl World {
     /// Joins and arms.
     #[track_caller]
     pub fn joined(&self, flow: &Flow) -> JoinedFlow {
-        let ticket = self.join(flow).unwrap();
+        self.joined_as(flow, self.tier.variant())
+    }
+
+    #[track_caller]
+    pub fn joined_as(&self, flow: &Flow, variant: Variant) -> JoinedFlow {
+        let ticket = self.join_as(&flow.pa, &flow.h, LIMIT, Some(variant)).unwrap();
         let joined = self.memory.flow(ticket);
         joined.arm(Direction::Out);
         joined.arm(Direction::In);
@@ -284,6 +289,12 @@ pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) -> b
 
 /// Bytes that TCP has delivered, in order or not (`tcpi_bytes_received`).
 pub fn tcp_bytes_received(socket: &TcpStream) -> u64 {
+    // After 104 bytes, two pacing rates and the bytes acknowledged.
+    tcp_info(socket)[16]
+}
+
+/// `struct tcp_info` (linux/tcp.h).
+fn tcp_info(socket: &TcpStream) -> [u64; 32] {
     let mut info: [u64; 32] = [0; 32];
     let mut len = size_of_val(&info) as u32;
     let fd = socket.as_raw_fd();
@@ -293,8 +304,13 @@ pub fn tcp_bytes_received(socket: &TcpStream) -> u64 {
         libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info, &mut len)
     };
     assert_eq!(result, 0);
-    // struct tcp_info (linux/tcp.h): 104 bytes, then pacing rates, bytes acked, bytes received.
-    info[16]
+    info
+}
+
+/// Segments, an end among them, that the peer has not yet acknowledged (`tcpi_unacked`).
+pub fn unacknowledged(socket: &TcpStream) -> u32 {
+    // After eight single bytes, the fifth number.
+    tcp_info(socket)[3] as u32
 }
 
 /// What the application asked for, or was given: `TCP_NOTSENT_LOWAT`.
