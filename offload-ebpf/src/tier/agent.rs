@@ -1,5 +1,6 @@
 //! The agent's side of the kernel tier.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -107,7 +108,7 @@ impl Tier {
             flows,
             join: object.program("join")?,
             measure: object.program("measure")?,
-            places: Mutex::new(Places::new(live)),
+            places: Mutex::new(Places::new(live, RandomState::new().build_hasher().finish() as u32)),
             sockets,
             variants,
             blind,

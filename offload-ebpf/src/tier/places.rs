@@ -17,12 +17,11 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// All are free but those of `live` flows.
-    pub(super) fn new(live: impl IntoIterator<Item = Ticket>) -> Self {
+    /// All are free but those of `live` flows. Generations are counted from `first` on: a number that no agent before has come near, since proxies may
+    /// still hold tickets of flows that are no longer live.
+    pub(super) fn new(live: impl IntoIterator<Item = Ticket>, first: u32) -> Self {
         let mut taken = HashMap::new();
-        let mut newest = 0;
         for flow in live {
-            newest = newest.max(flow.generation);
             // Of an older flow at the same place some sockets are left; the newest has it.
             let generation = taken.entry(flow.index).or_insert(flow.generation);
             *generation = flow.generation.max(*generation);
@@ -30,7 +29,7 @@ impl Places {
         Self {
             free: (0..MAX_FLOWS).filter(|index| !taken.contains_key(index)).collect(),
             taken,
-            next_generation: newest.wrapping_add(1).max(1),
+            next_generation: first.max(1),
         }
     }
 
@@ -82,7 +81,7 @@ mod tests {
 
     #[test]
     fn places_of_live_flows_are_not_given_out() {
-        let mut places = Places::new([ticket(0, 7), ticket(0, 9), ticket(2, 3)]);
+        let mut places = Places::new([ticket(0, 7), ticket(0, 9), ticket(2, 3)], 10);
         assert_eq!(places.take().unwrap(), ticket(1, 10));
         assert_eq!(places.take().unwrap(), ticket(3, 11));
         places.give_back(ticket(0, 7));
@@ -93,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_place_is_given_out_once_and_again_after_all_others() {
-        let mut places = Places::new([]);
+        let mut places = Places::new([], 1);
         let first = places.take().unwrap();
         places.give_back(first);
         places.give_back(first);
@@ -108,7 +107,9 @@ mod tests {
 
     #[test]
     fn generations_never_are_0() {
-        let mut places = Places::new([ticket(5, u32::MAX)]);
+        let mut places = Places::new([], u32::MAX);
+        assert_eq!(places.take().unwrap().generation, u32::MAX);
         assert_eq!(places.take().unwrap().generation, 1);
+        assert_eq!(Places::new([], 0).take().unwrap().generation, 1);
     }
 }

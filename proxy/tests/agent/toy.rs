@@ -36,7 +36,7 @@ impl Toy {
         let socket = Arc::new(hello(&node.run_dir().join("agent.sock")));
         let (message, maps) = handover::receive::<FromAgent>(&socket).map_err(|error| error.to_string())?;
         match message {
-            FromAgent::Welcome { .. } => assert_eq!(maps.len(), 2),
+            FromAgent::Welcome { tier_off, .. } => assert_eq!(maps.len(), if tier_off.is_some() { 2 } else { 4 }),
             FromAgent::Refused { reason } => return Err(reason),
             other => panic!("{other:?}"),
         }
