@@ -53,10 +53,6 @@ const WINDOW: u32 = 16 * 1024;
 /// fires, five times a second (`tcp_snd_wnd_test` and `tcp_write_wakeup` in the kernel's tcp_output.c).
 const SEGMENTS: u32 = 2;
 
-/// A sender that was offered more than this before its flow was joined may first use it: a buffer that has become smaller than what is on
-/// its way into it drops segments.
-const MAY_BE_DROPPED: u64 = 128 * 1024;
-
 /// From this message on the receive windows of a flow that may be joined grow no more: what a sender was offered it may use before the brake
 /// holds it, and the kernel would offer a stream megabytes. Between two processes of one node a small window is no slower.
 const GROWN_AT: u32 = 3;
@@ -309,7 +305,10 @@ impl<'a> Ascent<'a> {
     }
 
     fn adopt(&mut self, kernel: Arc<InKernel>, sight: &Sight<'_>, offered: [u64; 2]) {
-        for stream in [sight.downstream, sight.upstream] {
+        for (stream, offered) in [sight.downstream, sight.upstream].into_iter().zip(offered) {
+            let buffer = u32::try_from(offered.max(NARROW)).unwrap_or(u32::MAX);
+            // It grows no more, and is no smaller than what may be on its way into it.
+            socket::set_receive_buffer(stream, buffer);
             socket::clamp_window(stream, window(stream));
             // If this process is killed, neither side may take what it has got for the whole.
             socket::reset_on_close(stream);
@@ -317,10 +316,9 @@ impl<'a> Ascent<'a> {
         sight.flow.offload.joined(kernel.clone());
         self.prospect.offload.joined(&Ends::of(&sight.flow.facts));
         let halves = Direction::ALL.map(|direction| Gate {
-            wide_until: Some(match offered[direction as usize] {
-                ..=MAY_BE_DROPPED => 0,
-                offered => sight.flow.relayed(direction) + offered,
-            }),
+            // What the sender was offered before it may first use: a buffer that has become smaller than that drops segments, which come again by
+            // timers that have backed off for as long as the receiver was stuck.
+            wide_until: Some(sight.flow.relayed(direction) + offered[direction as usize]),
             ..Gate::default()
         });
         let mut joined = Joined { kernel, halves };
