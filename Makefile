@@ -11,7 +11,7 @@ help:
 	@echo "make test    set up what the tests need, then run all of them"
 	@echo "make lint    rustfmt, clippy and shellcheck, warnings denied"
 	@echo "make bench   side by side with no proxy, HAProxy and Envoy; writes bench/out/results.json"
-	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect  SYSTEMS=direct,underpass-relay,haproxy,envoy  ROUNDS=5"
+	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect  SYSTEMS=direct,underpass-kernel,haproxy,envoy  ROUNDS=5"
 	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
 	@echo "make scale   10 000 services x 10 endpoints: load time, memory, updates under load"
 	@echo "make ebpf    compile the eBPF programs anew (offload-ebpf/underpass.bpf.o is checked in); ebpf-check: compare"

@@ -48,18 +48,9 @@ act_kernel() {
   has_flow 'shop/client.* kernel ' || fail 'the other connections are not untouched'
   conclude 'batch was reset in the middle of its stream; client goes on.'
   stop "$load" "$blocking"
-  compare_kernel "$target"
+  say 'The same measurement as in acts 7 and 8, in the kernel, beside what was measured without a proxy:'
+  compare_with_direct kernel 20000 60000
 }
 
 is_gone() { ! kill -0 "$1" 2>/dev/null; }
 
-compare_kernel() {
-  local target=$1 kernel=kernel-$1
-  for _ in 1 2 3; do
-    measure "$target" 1 20000 "$kernel"
-    measure "$target" 16 60000 "$kernel"
-  done
-  say 'The same measurement as in acts 7 and 8, in the kernel, beside what was measured without a proxy:'
-  table_row '1 connection, p50' us "$(lowest_p50 "$target-1")" "$(lowest_p50 "$kernel-1")"
-  table_row '16 connections' req/s "$(most_requests "$target-16")" "$(most_requests "$kernel-16")"
-}

@@ -26,7 +26,7 @@ use underpass_config::OffloadSettings;
 use super::Side;
 use super::direction::Direction as Half;
 use crate::flow::Flow;
-use crate::offload::{Direction, Ends, InKernel, JoinAnswer, Locality, Offload, Place, Refusal, WhyNot};
+use crate::offload::{Direction, Ends, InKernel, JoinAnswer, Locality, Offload, Place, Refusal, WaitingRoom, WhyNot};
 use crate::socket;
 use crate::stream::Stream;
 
@@ -338,13 +338,10 @@ impl<'a> Ascent<'a> {
             gate.wide_until = None;
             socket::set_receive_buffer(from, window(from));
         }
-        if let Some(place) = &gate.place {
-            ready!(place.poll(cx));
-            gate.place = None;
-            gate.room.0 = 0;
-            joined.kernel.set_parked(direction, false);
-            return Poll::Ready(());
+        if let Some(answer) = joined.poll_wait(direction, cx) {
+            return answer;
         }
+        let gate = &mut joined.halves[direction as usize];
         // While there is nothing to read there is nothing to measure for. What is wrong with the socket, reading it will tell.
         let _ = ready!(from.poll_readable(cx));
         let passed_by = joined.kernel.tally(direction).bypassed_bytes;
@@ -359,9 +356,7 @@ impl<'a> Ascent<'a> {
             return Poll::Ready(());
         }
         self.prospect.offload.counts.count_park();
-        joined.kernel.set_parked(direction, true);
-        let place = self.prospect.offload.room.enter(&joined.kernel, direction, low);
-        gate.place.insert(place).poll(cx)
+        joined.wait(&self.prospect.offload.room, direction, low, cx)
     }
 
     /// Before the end of what `sender` has sent is passed on: ready when its receiver has read all that was redirected to it. Sooner it would
@@ -371,22 +366,13 @@ impl<'a> Ascent<'a> {
             return Poll::Ready(());
         };
         let direction = sender.direction();
-        let gate = &mut joined.halves[sender as usize];
-        let place = match &gate.place {
-            Some(place) => place,
-            None if joined.kernel.measure().is_ok() && joined.kernel.flow().queued(direction) == 0 => {
-                return Poll::Ready(());
-            }
-            None => {
-                joined.kernel.set_parked(direction, true);
-                gate.place
-                    .insert(self.prospect.offload.room.enter(&joined.kernel, direction, 0))
-            }
-        };
-        ready!(place.poll(cx));
-        gate.place = None;
-        joined.kernel.set_parked(direction, false);
-        Poll::Ready(())
+        if let Some(answer) = joined.poll_wait(direction, cx) {
+            return answer;
+        }
+        if joined.kernel.measure().is_ok() && joined.kernel.flow().queued(direction) == 0 {
+            return Poll::Ready(());
+        }
+        joined.wait(&self.prospect.offload.room, direction, 0, cx)
     }
 
     /// The relay is over. An orderly end ends the sockets with FIN again.
@@ -411,6 +397,25 @@ impl Drop for Joined {
 }
 
 impl Joined {
+    /// Has the sender of a direction wait until no more than `low` bytes are in its receiver's queue.
+    fn wait(&mut self, room: &WaitingRoom, direction: Direction, low: u32, cx: &mut Context<'_>) -> Poll<()> {
+        self.kernel.set_parked(direction, true);
+        let place = room.enter(&self.kernel, direction, low);
+        self.halves[direction as usize].place.insert(place).poll(cx)
+    }
+
+    /// Goes on with such a wait, if there is one. Ready once: then it is over.
+    fn poll_wait(&mut self, direction: Direction, cx: &mut Context<'_>) -> Option<Poll<()>> {
+        let gate = &mut self.halves[direction as usize];
+        if gate.place.as_ref()?.poll(cx).is_pending() {
+            return Some(Poll::Pending);
+        }
+        gate.place = None;
+        gate.room.0 = 0;
+        self.kernel.set_parked(direction, false);
+        Some(Poll::Ready(()))
+    }
+
     /// Arms what may be armed, and takes back what may not.
     fn set_arms(&mut self, sight: &Sight<'_>) {
         let may_pass = || !sight.flow.offload.is_forbidden() && sight.flow.requested_end().is_none();
