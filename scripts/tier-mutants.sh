@@ -18,6 +18,7 @@ declare -A tests=(
     [late]=tier::ends             # nothing that was let through before comes after the end
     [generation]=tier::order      # the place is still the flow's
     [blocking]=tier::joining      # O_NONBLOCK
+    [locked]=tier::locked          # nobody waits asleep for the lock of a receiver
     [order]=tier::object_code     # the counter is loaded first
 )
 

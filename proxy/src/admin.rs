@@ -243,6 +243,7 @@ fn direction(kernel: &InKernel, direction: Direction) -> Value {
         "bypassed_messages": tally.bypassed_messages,
         "behind": tally.behind,
         "full": tally.full,
+        "busy": tally.busy,
         "closed_by": kernel.why_closed(direction).map(WhyNot::word),
     })
 }

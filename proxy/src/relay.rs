@@ -298,7 +298,7 @@ impl<'a> Pump<'a> {
                 }
                 Reading::Open if self.ascent.is_holding() && !was_reset => return Step::Waiting,
                 Reading::Open => {
-                    if !was_reset && self.ascent.poll_room(sender, from, self.flow, cx).is_pending() {
+                    if !was_reset && self.ascent.poll_room(sender, from, cx).is_pending() {
                         return Step::Waiting;
                     }
                     match direction.poll_fill(from, cx, was_reset) {

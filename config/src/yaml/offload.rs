@@ -53,16 +53,16 @@ impl OffloadShape<'_> {
                 remedy,
             );
         }
-        let quarter = ByteSize(limit.0 / 4);
+        let half = ByteSize(limit.0 / 2);
         let low_watermark = bytes(
             path.field("low_watermark"),
             self.low_watermark.as_ref(),
-            default.low_watermark.min(quarter),
+            default.low_watermark.min(half),
             reading,
         );
         if low_watermark >= limit {
             let problem = format!("is not below the limit, {limit}");
-            let remedy = "write less; a quarter of the limit is the default";
+            let remedy = "write less; half of the limit is the default";
             reading.report(path.field("low_watermark"), &low_watermark.to_string(), problem, remedy);
         }
         OffloadSettings {

@@ -153,7 +153,7 @@ fn node_settings_that_make_no_sense() {
             node.keepalive.interval | 0s | not possible for keepalive | whole seconds
             node.keepalive.probes | 128 | not a valid number | from 1 to 127
             node.offload.limit | 2GiB | not a sensible limit | 16KiB to 1GiB
-            node.offload.low_watermark | 2GiB | not below the limit | a quarter
+            node.offload.low_watermark | 2GiB | not below the limit | half
             node.offload.enabled | yes | not a known value | true, false
             node.offload.after.messages | 0 | not a valid number | from 1
             node.offload.after.bytes | 1.5MiB | not a number of bytes | 64KiB

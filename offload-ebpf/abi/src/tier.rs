@@ -49,8 +49,10 @@ pub struct FlowDirection {
     pub waiting: u32,
     /// The same of the hop's.
     pub hop_waiting: u32,
+    /// Messages left to TCP because a system call was at work on the receiver's socket for too long.
+    pub busy: u64,
     /// Always 0.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 impl FlowDirection {
@@ -69,7 +71,8 @@ impl FlowDirection {
             notes: 0,
             waiting: 0,
             hop_waiting: 0,
-            reserved: [0; 2],
+            busy: 0,
+            reserved: 0,
         }
     }
 }
@@ -137,6 +140,10 @@ pub struct Way {
     pub read: Progress,
     /// Where it was at a later moment.
     pub next: Progress,
+    /// How often in a row the sender has waited for the proxy in vain.
+    pub failures: u32,
+    /// So many messages it does not wait now.
+    pub impatience: u32,
 }
 
 /// How far a sender's redirected messages have come. Both counts may wrap.
@@ -354,6 +361,8 @@ pub struct Offsets {
     pub user_data: u32,
     /// `sock.__sk_common.skc_cookie`.
     pub cookie: u32,
+    /// `sock.sk_lock.owned`, an `int`.
+    pub lock_owned: u32,
 }
 
 #[cfg(test)]
@@ -376,8 +385,9 @@ mod tests {
         assert_eq!(offset_of!(FlowDirection, notes), 100);
         assert_eq!(offset_of!(FlowDirection, waiting), 104);
         assert_eq!(offset_of!(FlowDirection, hop_waiting), 108);
+        assert_eq!(offset_of!(FlowDirection, busy), 112);
 
-        assert_eq!((size_of::<Way>(), align_of::<Way>()), (80, 8));
+        assert_eq!((size_of::<Way>(), align_of::<Way>()), (88, 8));
         assert_eq!(offset_of!(Way, receiver), 8);
         assert_eq!(offset_of!(Way, receiver_cookie), 16);
         assert_eq!(offset_of!(Way, index), 24);
@@ -391,15 +401,17 @@ mod tests {
         assert_eq!(offset_of!(Way, redirected), 56);
         assert_eq!(offset_of!(Way, read), 64);
         assert_eq!(offset_of!(Way, next), 72);
+        assert_eq!(offset_of!(Way, failures), 80);
+        assert_eq!(offset_of!(Way, impatience), 84);
         assert_eq!(offset_of!(Progress, messages), 4);
     }
 
     #[test]
     fn calls_have_no_padding_and_fit_on_the_stack() {
-        assert_eq!((size_of::<JoinCall>(), align_of::<JoinCall>()), (168, 8));
-        assert_eq!(offset_of!(JoinCall, way) + size_of::<Way>(), 168);
+        assert_eq!((size_of::<JoinCall>(), align_of::<JoinCall>()), (176, 8));
+        assert_eq!(offset_of!(JoinCall, way) + size_of::<Way>(), 176);
         assert_eq!(size_of::<FlowId>(), 8);
-        assert_eq!(size_of::<Offsets>(), 20 * 4);
+        assert_eq!(size_of::<Offsets>(), 21 * 4);
     }
 
     #[test]

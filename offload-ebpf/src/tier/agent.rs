@@ -226,6 +226,7 @@ pub(super) fn begin(cells: &DirectionCells, generation: u32) {
         &cells.bypassed_messages,
         &cells.behind,
         &cells.full,
+        &cells.busy,
     ] {
         count.store(0, Relaxed);
     }

@@ -53,6 +53,7 @@ fn of_kernel(bytes: &[u8]) -> io::Result<Offsets> {
         is_mptcp: bytes("tcp_sock", "is_mptcp").unwrap_or(0),
         ulp_ops: bytes("inet_connection_sock", "icsk_ulp_ops")?,
         rmem_alloc: bytes("sock", "sk_backlog.rmem_alloc")?,
+        lock_owned: bytes("sock", "sk_lock.owned")?,
         receive_queue_len: bytes("sock", "sk_receive_queue.qlen")?,
         socket: bytes("sock", "sk_socket")?,
         sk: bytes("socket", "sk")?,

@@ -31,6 +31,8 @@ pub struct Tally {
     pub behind: u64,
     /// Messages left to the proxy because the receiver's queue was at the limit.
     pub full: u64,
+    /// Messages left to TCP because a system call was at work on the receiver's socket for too long.
+    pub busy: u64,
     /// Why the direction will not be armed again: bits of [`super::note`].
     pub notes: u32,
 }
@@ -133,6 +135,7 @@ impl JoinedFlow {
             bypassed_messages: cells.bypassed_messages.load(Acquire),
             behind: cells.behind.load(Acquire),
             full: cells.full.load(Acquire),
+            busy: cells.busy.load(Acquire),
             notes: cells.notes.load(Acquire),
         }
     }

@@ -24,7 +24,8 @@ pub(super) struct DirectionCells {
     pub(super) notes: AtomicU32,
     pub(super) waiting: AtomicU32,
     pub(super) hop_waiting: AtomicU32,
-    reserved: [u64; 2],
+    pub(super) busy: AtomicU64,
+    reserved: u64,
 }
 
 const _: () = {
@@ -40,6 +41,7 @@ const _: () = {
     assert!(offset_of!(DirectionCells, notes) == offset_of!(FlowDirection, notes));
     assert!(offset_of!(DirectionCells, waiting) == offset_of!(FlowDirection, waiting));
     assert!(offset_of!(DirectionCells, hop_waiting) == offset_of!(FlowDirection, hop_waiting));
+    assert!(offset_of!(DirectionCells, busy) == offset_of!(FlowDirection, busy));
 };
 
 const LEN: usize = MAX_FLOWS as usize * size_of::<FlowEntry>();

@@ -94,4 +94,5 @@ fn add_tally(sum: &mut Tally, tally: &Tally) {
     sum.bypassed_messages += tally.bypassed_messages;
     sum.behind += tally.behind;
     sum.full += tally.full;
+    sum.busy += tally.busy;
 }

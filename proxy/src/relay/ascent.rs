@@ -110,8 +110,6 @@ struct Gate {
     /// Bytes until the receiver would have to be waited for, and what had passed by when that was measured: while nothing else does, only the
     /// relay brings it any.
     room: (u64, u64),
-    /// The sender's socket keeps its receive buffer until so many bytes were relayed.
-    wide_until: Option<u64>,
 }
 
 /// See the head of this module.
@@ -307,7 +305,8 @@ impl<'a> Ascent<'a> {
     fn adopt(&mut self, kernel: Arc<InKernel>, sight: &Sight<'_>, offered: [u64; 2]) {
         for (stream, offered) in [sight.downstream, sight.upstream].into_iter().zip(offered) {
             let buffer = u32::try_from(offered.max(NARROW)).unwrap_or(u32::MAX);
-            // It grows no more, and is no smaller than what may be on its way into it.
+            // It grows no more, and never gets smaller, though the window does: the kernel drops what has no room in the buffer, offered or not, and
+            // it comes again only by timers that have backed off for as long as the receiver was stuck.
             socket::set_receive_buffer(stream, buffer);
             socket::clamp_window(stream, window(stream));
             // If this process is killed, neither side may take what it has got for the whole.
@@ -315,12 +314,7 @@ impl<'a> Ascent<'a> {
         }
         sight.flow.offload.joined(kernel.clone());
         self.prospect.offload.joined(&Ends::of(&sight.flow.facts));
-        let halves = Direction::ALL.map(|direction| Gate {
-            // What the sender was offered before it may first use: a buffer that has become smaller than that drops segments, which come again by
-            // timers that have backed off for as long as the receiver was stuck.
-            wide_until: Some(sight.flow.relayed(direction) + offered[direction as usize]),
-            ..Gate::default()
-        });
+        let halves = Default::default();
         let mut joined = Joined { kernel, halves };
         joined.set_arms(sight);
         self.stage = Stage::Joined(Box::new(joined));
@@ -328,16 +322,11 @@ impl<'a> Ascent<'a> {
 
     /// Before something is read from `sender`, whose socket is `from`: ready when its receiver has room for it. Nothing else may be sent to
     /// the receiver in between.
-    pub(super) fn poll_room(&mut self, sender: Side, from: &Stream, flow: &Flow, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_room(&mut self, sender: Side, from: &Stream, cx: &mut Context<'_>) -> Poll<()> {
         let Stage::Joined(joined) = &mut self.stage else {
             return Poll::Ready(());
         };
         let direction = sender.direction();
-        let gate = &mut joined.halves[sender as usize];
-        if gate.wide_until.is_some_and(|bytes| flow.relayed(direction) >= bytes) {
-            gate.wide_until = None;
-            socket::set_receive_buffer(from, window(from));
-        }
         if let Some(answer) = joined.poll_wait(direction, cx) {
             return answer;
         }

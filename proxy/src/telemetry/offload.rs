@@ -65,7 +65,7 @@ impl Collector for OffloadMetrics {
             (
                 "underpass_offload_messages",
                 "Messages of connections in the kernel: those that passed by the proxy, and those that came to it because earlier \
-                 ones were on their way there (behind) or the receiver had no room (full)",
+                 ones were on their way there (behind), the receiver had no room (full) or was in a long system call (busy)",
                 messages(&tiers),
             ),
             (
@@ -90,6 +90,7 @@ fn messages(tiers: &TierCounts) -> Series {
             (direction, "bypassed", tally.bypassed_messages),
             (direction, "behind", tally.behind),
             (direction, "full", tally.full),
+            (direction, "busy", tally.busy),
         ]
     });
     outcomes

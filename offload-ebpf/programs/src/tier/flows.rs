@@ -169,6 +169,11 @@ impl Direction {
     }
 
     #[inline(always)]
+    pub fn count_busy(self) {
+        self.add::<{ offset_of!(FlowDirection, busy) }>(1);
+    }
+
+    #[inline(always)]
     fn add<const OFFSET: usize>(self, change: u64) {
         // SAFETY: array entries stay; the offsets are those of counters.
         unsafe {

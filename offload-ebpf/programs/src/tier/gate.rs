@@ -4,6 +4,11 @@
 //! by the proxy, the direction is alive, and the receiver has room. That the receiver's queue has one order, is the
 //! business of those who join sockets and of the hops, which redirect whatever they send. Where anything is in doubt
 //! the message takes TCP: that is always right.
+//!
+//! **Two short waits**, in the sender's own send, for what is about to be done on another core (`patience`): for the
+//! proxy to have handed on the sender's last bytes, and for the receiver's lock. A stream needs both. Whoever is not
+//! waited for is waited for by a whole message, and by those that follow it; and the redirect would wait for the lock
+//! asleep, which costs two wake-ups for each message, and however long the receiver is kept from giving the lock back.
 
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::bindings::sk_action::SK_PASS;
@@ -13,7 +18,7 @@ use underpass_ebpf_abi::tier::{HOP, VERDICT, Way, cost};
 
 use super::flows::Direction;
 use super::kernel::Socket;
-use super::ways;
+use super::{patience, ways};
 use crate::address::word;
 use crate::maps::{SOCKS, SOCKS_VERDICT};
 
@@ -36,14 +41,23 @@ pub fn judge(ctx: &SkMsgContext) {
     if is_hop && cfg!(mutant = "hop") {
         return;
     }
-    if !is_hop && !is_next(sk, way, direction) {
+    if !is_hop && !is_alive(way, direction) {
         return;
     }
-    let queued = Socket(way.receiver).queued();
+    let receiver = Socket(way.receiver);
+    let queued = receiver.queued();
     let waiting = waiting(way, direction, queued);
     direction.set_waiting(way, waiting);
-    if !is_hop && !has_room(way, direction, queued) {
-        direction.count_full();
+    if !is_hop && !may_pass(sk, way, direction, queued) {
+        return;
+    }
+    let is_free = patience::until_free(receiver);
+    if !is_hop && !is_free && !cfg!(mutant = "locked") {
+        direction.count_busy();
+        return;
+    }
+    // It may have been closed while we waited.
+    if !is_hop && !is_alive(way, direction) {
         return;
     }
     let message = ctx.msg;
@@ -55,6 +69,32 @@ pub fn judge(ctx: &SkMsgContext) {
             direction.count_bypassed(bytes);
         }
     }
+}
+
+/// Whether the direction is open, and the receiver still who it was.
+#[inline(always)]
+fn is_alive(way: &Way, direction: Direction) -> bool {
+    direction.is_open(way.generation) && Socket(way.receiver).cookie() == way.receiver_cookie
+}
+
+/// Whether an application's message may go to a receiver with `queued` bytes in its queue: there is room, and all that
+/// the sender sent before has been handed on.
+#[inline(always)]
+fn may_pass(sk: *mut bpf_sock, way: &mut Way, direction: Direction, queued: u32) -> bool {
+    // SAFETY: the context's socket.
+    let Some(sender) = (unsafe { Socket::of(sk) }) else {
+        return false;
+    };
+    let has_room = has_room(way, direction, queued);
+    if !patience::until_next(sender, way, direction, has_room) && !cfg!(mutant = "behind") {
+        direction.count_behind();
+        return false;
+    }
+    if !has_room {
+        direction.count_full();
+        return false;
+    }
+    true
 }
 
 /// Learns what the receiver has read of this sender's messages, and says how many may still wait. The kernel does not
@@ -76,32 +116,6 @@ fn waiting(way: &mut Way, direction: Direction, queued: u32) -> u32 {
 fn count_redirected(way: &mut Way, bytes: u32) {
     way.redirected.bytes = way.redirected.bytes.wrapping_add(bytes);
     way.redirected.messages = way.redirected.messages.wrapping_add(1);
-}
-
-/// Whether the direction is open, and all that the sender sent before has been handed on to its receiver.
-#[inline(always)]
-fn is_next(sk: *mut bpf_sock, way: &Way, direction: Direction) -> bool {
-    // SAFETY: the context's socket.
-    let Some(sender) = (unsafe { Socket::of(sk) }) else {
-        return false;
-    };
-    // First of all that the decision rests on: what the proxy did before it counted has then been done.
-    let (forwarded, given_to_tcp) = if cfg!(mutant = "order") {
-        let given_to_tcp = sender.write_seq().wrapping_sub(way.first);
-        (direction.forwarded(), given_to_tcp)
-    } else {
-        let forwarded = direction.forwarded();
-        (forwarded, sender.write_seq().wrapping_sub(way.first))
-    };
-    if !direction.is_open(way.generation) {
-        return false;
-    }
-    // Modulo 2^32, as sequence numbers are: far more than can be on the way.
-    if given_to_tcp != forwarded as u32 && !cfg!(mutant = "behind") {
-        direction.count_behind();
-        return false;
-    }
-    Socket(way.receiver).cookie() == way.receiver_cookie
 }
 
 /// An empty queue has room for any message.

@@ -77,6 +77,12 @@ impl Socket {
         self.read(offset!(receive_queue_len))
     }
 
+    /// Whether a system call is at work on it.
+    #[inline(always)]
+    pub fn is_locked(self) -> bool {
+        self.read::<i32>(offset!(lock_owned)) != 0
+    }
+
     #[inline(always)]
     pub fn cookie(self) -> u64 {
         self.read(offset!(cookie))

@@ -13,6 +13,7 @@ use underpass_ebpf_abi::tier::{CALL_OFFSET, CLIENT, FlowId, IN, MEASURED_AT_ONCE
 
 use super::flows::Direction;
 use super::kernel::Socket;
+use super::patience;
 use crate::maps::{SOCKS, SOCKS_VERDICT};
 
 #[inline(always)]
@@ -72,7 +73,10 @@ fn queued(map: *mut c_void, key: &u64) -> Option<u32> {
         return None;
     }
     // SAFETY: the map holds full sockets.
-    let queued = unsafe { Socket::of(sk.cast()) }.map(Socket::queued);
+    let queued = unsafe { Socket::of(sk.cast()) }.map(|receiver| {
+        // Who sends to a socket on which a system call is at work, sleeps until that ends: for the proxy it has no room.
+        if patience::until_free(receiver) { receiver.queued() } else { u32::MAX }
+    });
     // SAFETY: not used any more.
     unsafe { bpf_sk_release(sk) };
     queued

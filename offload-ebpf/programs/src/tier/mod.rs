@@ -12,5 +12,6 @@ pub mod gate;
 pub mod join;
 mod kernel;
 pub mod measure;
+mod patience;
 pub mod splice;
 mod ways;

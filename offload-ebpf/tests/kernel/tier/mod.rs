@@ -5,6 +5,7 @@ mod cost;
 mod ends;
 mod joining;
 mod lifetime;
+mod locked;
 mod object_code;
 mod order;
 mod relay;
