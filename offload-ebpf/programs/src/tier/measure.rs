@@ -3,9 +3,11 @@
 //! Run by the unprivileged proxy: it learns the length of a queue of a flow whose generation it can name, and writes it
 //! to where the proxy could write anyway.
 
+use core::ffi::c_void;
 use core::mem::size_of;
 
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_sk_release, bpf_skb_load_bytes};
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_map_lookup_elem, bpf_sk_release, bpf_skb_load_bytes};
 use aya_ebpf::programs::TcContext;
 use underpass_ebpf_abi::tier::{CALL_OFFSET, CLIENT, FlowId, IN, MEASURED_AT_ONCE, OUT, SERVER, cost, key};
 
@@ -15,21 +17,32 @@ use crate::maps::{SOCKS, SOCKS_VERDICT};
 
 #[inline(always)]
 pub fn run(ctx: &TcContext) {
-    for number in 0..MEASURED_AT_ONCE as u32 {
-        let mut flow = FlowId::default();
-        let (offset, len) = (
-            CALL_OFFSET + number * size_of::<FlowId>() as u32,
-            size_of::<FlowId>() as u32,
-        );
-        // SAFETY: the helper writes a `FlowId`, of which any bytes are a value, or fails.
-        let read =
-            unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, core::ptr::from_mut(&mut flow).cast(), len) };
-        if read != 0 {
-            return;
-        }
-        measure(flow, OUT, SERVER);
-        measure(flow, IN, CLIENT);
+    let mut skb = ctx.skb.skb;
+    let (each, packet) = (measure_flow as *mut c_void, core::ptr::from_mut(&mut skb).cast());
+    // The kernel's own loop (Linux 5.17): the verifier looks at one turn. In a loop of ours that of 6.1 follows each turn
+    // with whatever those before it may have found, and gives up.
+    // SAFETY: a function that takes what it is given here, and a place that outlives the call.
+    unsafe { bpf_loop(MEASURED_AT_ONCE as u32, each, packet, 0) };
+}
+
+/// Measures the flow with this number in the packet; 1 when there is none, which ends the loop.
+unsafe extern "C" fn measure_flow(number: u32, packet: *mut c_void) -> i64 {
+    let mut flow = FlowId::default();
+    let (offset, len) = (
+        CALL_OFFSET + number * size_of::<FlowId>() as u32,
+        size_of::<FlowId>() as u32,
+    );
+    // SAFETY: `run` gives where its packet is; the helper writes a `FlowId`, of which any bytes are a value, or fails.
+    let read = unsafe {
+        let skb = packet.cast::<*mut __sk_buff>().read();
+        bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(&mut flow).cast(), len)
+    };
+    if read != 0 {
+        return 1;
     }
+    measure(flow, OUT, SERVER);
+    measure(flow, IN, CLIENT);
+    0
 }
 
 #[inline(always)]
@@ -52,7 +65,7 @@ fn measure(flow: FlowId, direction: u32, receiver: u32) {
 }
 
 #[inline(always)]
-fn queued(map: *mut core::ffi::c_void, key: &u64) -> Option<u32> {
+fn queued(map: *mut c_void, key: &u64) -> Option<u32> {
     // SAFETY: the map's key type; the socket is released below.
     let sk = unsafe { bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()) };
     if sk.is_null() {
