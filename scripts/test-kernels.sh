@@ -30,6 +30,7 @@ declare -rA BINARY_OF=(
     [exactness]="underpass-tests exactness"
     [endings]="underpass-tests endings"
     [kernel_tier]="underpass-tests kernel_tier"
+    [applications]="underpass-tests applications"
 )
 declare -rA VARIABLES_OF=(
     [exactness]="UNDERPASS_CYCLES=${UNDERPASS_CYCLES:-60}"

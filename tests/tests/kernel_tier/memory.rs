@@ -122,7 +122,7 @@ fn write_what_is_taken(mut stream: &TcpStream, message: usize, written: &mut u64
 fn read_all(mut stream: &TcpStream, bytes: u64) {
     let (mut buffer, mut position) = (vec![0; 64 * 1024], 0);
     // A segment that found no room comes again by a timer, which has backed off for as long as nobody read.
-    let end = Instant::now() + 10 * wait::SOON;
+    let end = Instant::now() + 10 * wait::soon();
     while position < bytes {
         match stream.read(&mut buffer) {
             Ok(0) => panic!("EOF after {position} of {bytes}"),
