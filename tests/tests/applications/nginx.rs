@@ -12,6 +12,7 @@ use crate::place::{Place, command, number_after};
 const PROGRAMS: [Need; 3] = [Need::Program("nginx"), Need::Program("curl"), Need::Program("wrk")];
 const LARGE_FILE: usize = 100 * 1024 * 1024;
 const WRK_CONNECTIONS: usize = 32;
+const WRK_RUNS: Duration = Duration::from_secs(3);
 /// curl asks for this answer before an upload; nginx doesn't count it.
 const CONTINUE: u64 = "HTTP/1.1 100 Continue\r\n\r\n".len() as u64;
 
@@ -62,8 +63,9 @@ fn serve(place: &Place) {
     );
 
     fs::write(place.path("report.lua"), WRK_REPORT).expect("write");
+    let seconds = wait::patient(WRK_RUNS).as_secs();
     let report = place.run(&format!(
-        "wrk -t 2 -c {WRK_CONNECTIONS} -d 3s -s {directory}/report.lua {url}/small"
+        "wrk -t 2 -c {WRK_CONNECTIONS} -d {seconds}s -s {directory}/report.lua {url}/small"
     ));
     let count = |name: &str| number_after(&report, &format!("{name}="));
     assert!(count("requests") > 1000 && count("errors") == 0, "{report}");
