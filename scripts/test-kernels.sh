@@ -52,7 +52,7 @@ binary_of() {
 suites_on() {
     case $1 in
     clean) echo "ebpf capture exactness kernel_tier applications:nginx" ;;
-    *) echo "exactness kernel_tier:exactness|ends applications:nginx_serves.*pods" ;;
+    *) echo "exactness kernel_tier:exactness|^ends applications:nginx_serves.*pods" ;;
     esac
 }
 
