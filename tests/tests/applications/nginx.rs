@@ -63,9 +63,9 @@ fn serve(place: &Place) {
     );
 
     fs::write(place.path("report.lua"), WRK_REPORT).expect("write");
-    let seconds = wait::patient(WRK_RUNS).as_secs();
+    let [runs, waits] = [wait::patient(WRK_RUNS), wait::soon()].map(|time| time.as_secs());
     let report = place.run(&format!(
-        "wrk -t 2 -c {WRK_CONNECTIONS} -d {seconds}s -s {directory}/report.lua {url}/small"
+        "wrk -t 2 -c {WRK_CONNECTIONS} -d {runs}s --timeout {waits}s -s {directory}/report.lua {url}/small"
     ));
     let count = |name: &str| number_after(&report, &format!("{name}="));
     assert!(count("requests") > 1000 && count("errors") == 0, "{report}");
