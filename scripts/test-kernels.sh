@@ -4,7 +4,8 @@
 # found its kernel to lack.
 #
 #   KERNELS="6.1 6.12"     which (see kernels-setup.sh)
-#   SUITES="ebpf capture"  which (see below), or SUITE:PATTERN for those of its tests that match
+#   SUITES="ebpf capture"  which (see below), or SUITE:PATTERN for those of its tests that match; by default all on clean
+#                          links, and what is about bytes and ends on lossy ones too
 #   LINKS="clean|loss 1%"  what netem does to every veth, one after the other; clean is without netem
 #   MACHINE_SECONDS        after which a machine is ended; TEST_SECONDS: a test
 #   UNDERPASS_PATIENCE     by which the tests' time-outs are multiplied: an emulated processor is slow
@@ -16,7 +17,6 @@ cd "$(dirname "$0")/.."
 export PATH="$PATH:/usr/sbin:/sbin"
 
 read -ra kernels <<<"${KERNELS:-6.1 6.12}"
-read -ra suites <<<"${SUITES:-ebpf capture exactness}"
 IFS='|' read -ra links <<<"${LINKS:-clean|loss 1%}"
 export MACHINE_SECONDS=${MACHINE_SECONDS:-3600}
 patience=${UNDERPASS_PATIENCE:-6}
@@ -30,6 +30,7 @@ declare -rA BINARY_OF=(
     [exactness]="underpass-tests exactness"
     [endings]="underpass-tests endings"
     [kernel_tier]="underpass-tests kernel_tier"
+    [applications]="underpass-tests applications"
 )
 declare -rA VARIABLES_OF=(
     [exactness]="UNDERPASS_CYCLES=${UNDERPASS_CYCLES:-60}"
@@ -48,10 +49,18 @@ binary_of() {
     realpath "$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$built")"
 }
 
+suites_on() {
+    case $1 in
+    clean) echo "ebpf capture exactness kernel_tier applications:nginx" ;;
+    *) echo "exactness kernel_tier:exactness|^ends applications:nginx_serves.*pods" ;;
+    esac
+}
+
 # What inside.sh is to run, one line for each suite and kind of link.
 list_runs() {
-    local link entry suite pattern binary
+    local link entry suite pattern binary suites
     for link in "${links[@]}"; do
+        read -ra suites <<<"${SUITES:-$(suites_on "$link")}"
         for entry in "${suites[@]}"; do
             suite=${entry%%:*} pattern=.
             [[ $entry != *:* ]] || pattern=${entry#*:}
@@ -62,27 +71,33 @@ list_runs() {
     done
 }
 
-# What a machine wrote, as a table: a row for each test, a column for each kind of link.
+# What a machine wrote, counted: a row for each suite and kind of link.
 table() {
-    printf '## Linux %s\n\n| suite | test |' "$(cat "$cache/$1/release")"
-    printf ' %s |' "${links[@]}"
-    printf '\n|---|---|'
-    printf '%0.s---|' "${links[@]}"
-    printf '\n'
-    awk -F '\t' -v links="$(IFS='|'; echo "${links[*]}")" '
-        BEGIN { columns = split(links, link, "|") }
-        !(($1, $3) in seen) { seen[$1, $3] = 1; suite[++rows] = $1; test[rows] = $3 }
-        { said[$1, $3, $2] = $4 ($6 == "" ? "" : ": " $6) }
+    printf '## Linux %s\n\n| suite | links | passed | lacks | failed | seconds |\n|---|---|---|---|---|---|\n' \
+        "$(cat "$cache/$1/release")"
+    awk -F '\t' '
+        { run = $1 " | " $2; seconds[run] += $5; if (!(run in count)) order[++runs] = run; count[run]++ }
+        $4 == "ok" { passed[run]++ }
+        $4 == "skipped" { lacks[run]++ }
         END {
-            for (row = 1; row <= rows; row++) {
-                line = "| " suite[row] " | " test[row] " |"
-                for (column = 1; column <= columns; column++) {
-                    result = said[suite[row], test[row], link[column]]
-                    line = line " " (result == "" ? "not run" : result) " |"
-                }
-                print line
+            for (n = 1; n <= runs; n++) {
+                run = order[n]
+                failed = count[run] - passed[run] - lacks[run]
+                printf "| %s | %d | %d | %d | %d |\n", run, passed[run], lacks[run], failed, seconds[run]
             }
         }' "$2/results"
+    printf '\n'
+}
+
+# What tests found the kernel to lack, and which.
+lacks() {
+    awk -F '\t' '
+        $4 == "skipped" && !(($1, $3) in seen) {
+            seen[$1, $3] = 1
+            if (!($6 in tests)) order[++reasons] = $6
+            tests[$6] = tests[$6] "\n  * " $1 " " $3
+        }
+        END { for (n = 1; n <= reasons; n++) printf "* %s:%s\n", order[n], tests[order[n]] }' "$1/results"
     printf '\n'
 }
 
@@ -117,7 +132,7 @@ for kernel in "${kernels[@]}"; do
     say "booting Linux $(cat "$cache/$kernel/release")"
     scripts/kernels/boot.sh "$cache/$kernel" "$share" || say "the machine was ended, or could not be started"
     touch "$share/results"
-    { table "$kernel" "$share"; doctor "$share"; } >>"$out/results.md"
+    { table "$kernel" "$share"; lacks "$share"; doctor "$share"; } >>"$out/results.md"
     failed=$(failures "$share")
     if [[ -n $failed ]]; then
         status=1

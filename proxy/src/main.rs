@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
 use underpass::{flows, run};
+use underpass_ebpf::tier::Variant;
 
 /// Gives memory back after a burst of connections, which the system's allocator does not reliably do.
 #[global_allocator]
@@ -134,6 +135,15 @@ struct AgentArguments {
     /// Move to a cgroup of its own, even if it is alone in the one that it was started in.
     #[arg(long)]
     own_cgroup: bool,
+    /// Move connections to the kernel in this way (plain, verdict), whatever the self-test finds. For tests: on a kernel where it fails,
+    /// programs hang or lose bytes.
+    #[arg(long, hide = true, value_parser = variant)]
+    untested_variant: Option<Variant>,
+}
+
+fn variant(name: &str) -> Result<Variant, String> {
+    let named = Variant::ALL.into_iter().find(|variant| variant.name() == name);
+    named.ok_or_else(|| "there are: plain, verdict".to_owned())
 }
 
 impl AgentArguments {
@@ -147,6 +157,7 @@ impl AgentArguments {
         options.proxy_user = self.proxy_user.or(options.proxy_user.take());
         options.refuse_after = self.refuse_after.unwrap_or(options.refuse_after);
         options.own_cgroup = self.own_cgroup;
+        options.untested_variant = self.untested_variant;
     }
 }
 

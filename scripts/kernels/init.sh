@@ -33,6 +33,7 @@ $bb mount -t devpts devpts /root/dev/pts
 $bb mount -t tmpfs memory /root/dev/shm
 $bb mount -t tmpfs memory /root/run
 $bb mount -t cgroup2 cgroups /root/sys/fs/cgroup
+$bb echo +cpu >/root/sys/fs/cgroup/cgroup.subtree_control
 $bb mount -t bpf bpf /root/sys/fs/bpf
 $bb ln -s /proc/self/fd /root/dev/fd
 $bb mkdir -p /root/lib/modules

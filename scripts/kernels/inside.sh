@@ -38,7 +38,7 @@ run_test() {
         "$binary" --exact "$name" --nocapture --test-threads=1 >"$output" 2>&1
     status=$?
     # The test runner may have begun the line.
-    why=$(sed -n 's/^.*SKIP [^ ]*: //p' "$output" | head -1)
+    why=$(sed -n 's/^.*SKIP\( [^ ]*\)\{0,1\}: //p' "$output" | head -1)
     # An ignored test is no test of this suite.
     grep -q '^test result: ok. 0 passed; 0 failed; 1 ignored' "$output" && { rm -f "$output"; return; }
     case $status in

@@ -8,6 +8,7 @@
 //! Capture goes by the cgroup in which a socket was made. So the sockets of a pod come from a process that runs inside it
 //! ([`Inside`]) and hands them to the test; programs are started inside it too. Everything else in the harness works as in any [`Host`].
 
+mod ability;
 mod agent;
 mod cgroup;
 mod inside;
@@ -15,8 +16,9 @@ mod kernel;
 mod node;
 mod pod;
 
+pub use ability::{can_guard, why_no_tier};
 pub use agent::Agent;
-pub use cgroup::{can_guard, cgroup2_mount, is_bpf_usable, run_janitor};
+pub use cgroup::{cgroup2_mount, is_bpf_usable, run_janitor};
 pub(crate) use inside::Inside;
 pub use inside::run_keeper;
 pub use kernel::{KernelObject, Objects};

@@ -17,6 +17,8 @@ pub enum Need {
     Capture,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
     Guard,
+    /// As `Capture`, where the kernel moves connections from socket to socket as applications expect.
+    KernelTier,
 }
 
 /// Whether all of `needs` are here. If not: panics where `CI` is set, otherwise prints why the test is skipped (past the test
@@ -43,6 +45,10 @@ impl Need {
             Need::Guard => missing_for_capture().or_else(|| {
                 let why = "this kernel has no tcx (Linux 6.6), so no pod is guarded";
                 (!capture::can_guard()).then(|| why.to_owned())
+            }),
+            Need::KernelTier => missing_for_capture().or_else(|| {
+                let why = capture::why_no_tier()?;
+                Some(format!("this kernel has no kernel tier: {why}"))
             }),
             Need::Program(name) => find_program(name)
                 .is_none()

@@ -107,7 +107,7 @@ impl Server {
 
     /// Reads a server's greeting: which server it is.
     pub fn greeting(stream: &mut TcpStream) -> io::Result<SocketAddr> {
-        stream.set_read_timeout(Some(wait::SOON))?;
+        stream.set_read_timeout(Some(wait::soon()))?;
         let mut name = Vec::new();
         loop {
             // A read with a time-out may be interrupted for no reason of ours; read_exact() then reads again.
@@ -125,7 +125,7 @@ impl Server {
 
     /// Sends `message` and reads its echo.
     pub fn echo(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
-        stream.set_read_timeout(Some(wait::SOON))?;
+        stream.set_read_timeout(Some(wait::soon()))?;
         stream.write_all(message)?;
         let mut echo = vec![0; message.len()];
         stream.read_exact(&mut echo)?;

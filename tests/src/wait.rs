@@ -17,6 +17,11 @@ pub fn patient(deadline: Duration) -> Duration {
     deadline * times
 }
 
+/// [`SOON`] on this machine, for what takes a time-out of its own.
+pub fn soon() -> Duration {
+    patient(SOON)
+}
+
 /// Waits until `condition` holds. Panics with `what` when it doesn't within `deadline`.
 #[track_caller]
 pub fn eventually(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {

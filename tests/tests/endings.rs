@@ -198,7 +198,7 @@ fn pair(client: &Host, way: Way, listener: &TcpListener) -> (TcpStream, TcpStrea
     let client = open(client, way, target).unwrap_or_else(|e| panic!("{way:?}: {e:?}"));
     let (server, _) = listener.accept().expect("accept");
     for stream in [&client, &server] {
-        stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
+        stream.set_read_timeout(Some(wait::soon())).expect("SO_RCVTIMEO");
     }
     (client, server)
 }

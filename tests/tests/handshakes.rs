@@ -125,7 +125,7 @@ fn socks5_commands_and_address_types_that_are_not_offered_are_answered_by_their_
         (b"\x05\x01\x00\x09\x7f\x00\x00\x01\x00\x50", 8),
     ] {
         let mut stream = place.client.connect(place.socks).expect("connect");
-        stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
+        stream.set_read_timeout(Some(wait::soon())).expect("SO_RCVTIMEO");
         stream.write_all(b"\x05\x01\x00").expect("write");
         stream.write_all(request).expect("write");
         let mut answer = [0; 4];
@@ -138,7 +138,7 @@ fn socks5_commands_and_address_types_that_are_not_offered_are_answered_by_their_
 fn a_socks5_client_that_insists_on_authentication_is_told_no() {
     let place = Place::start("timeouts: {handshake: 5s}");
     let mut stream = place.client.connect(place.socks).expect("connect");
-    stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
+    stream.set_read_timeout(Some(wait::soon())).expect("SO_RCVTIMEO");
     stream.write_all(b"\x05\x01\x02").expect("write");
     let mut answer = [0; 2];
     stream.read_exact(&mut answer).expect("an answer");

@@ -93,11 +93,21 @@ impl Tier {
     /// # Errors
     /// When the tier cannot work here; the error says why.
     pub fn start(capture: &Capture) -> Result<Self, Error> {
-        let off = |reason: &str| Error::TierOff {
-            reason: reason.to_owned(),
-        };
         offsets().map_err(off)?;
-        let variants = fit_variants().map_err(|reason| off(&reason))?;
+        let variants = fit_variants().map_err(off)?;
+        Self::of_variants(capture, variants)
+    }
+
+    /// The same with one variant, whatever becomes of applications on a kernel where it does not behave: for tests.
+    ///
+    /// # Errors
+    /// When the kernel does not take the programs, or not the way in which their maps are used.
+    pub fn start_untested(capture: &Capture, variant: Variant) -> Result<Self, Error> {
+        offsets().map_err(off)?;
+        Self::of_variants(capture, vec![variant])
+    }
+
+    fn of_variants(capture: &Capture, variants: Vec<Variant>) -> Result<Self, Error> {
         let mut object = capture.programs().of_node()?;
         let blind = notice_splicing(&mut object, &capture.pins.link(SPLICES)).err();
         let sockets = SocketMaps::new(&mut object)?;
@@ -190,6 +200,10 @@ impl Tier {
     pub fn leave(&self, ticket: Ticket) {
         self.places().give_back(ticket);
     }
+}
+
+fn off(reason: impl Into<String>) -> Error {
+    Error::TierOff { reason: reason.into() }
 }
 
 /// Attaches the program that notices readers by splice(2).

@@ -106,13 +106,15 @@ fn doctor_finds_nothing_foreign_where_there_is_nothing() {
 #[test]
 fn every_program_loads_on_this_kernel() {
     needs_root!();
-    // Without tcx nothing can be attached to devices; every program loads all the same. Tracing programs may be forbidden, as no other kind is.
-    let may_fail = ["tcx", "splices"];
-    for trial in doctor::trials()
-        .unwrap()
-        .iter()
-        .filter(|trial| !may_fail.contains(&trial.name))
-    {
-        assert_eq!(trial.failure, None, "{}", trial.name);
+    for trial in doctor::trials().unwrap() {
+        let failure = trial.failure.as_deref().unwrap_or_default();
+        let is_bearable = match trial.name {
+            // Without it nothing can be attached to devices; every program loads all the same.
+            "tcx" => true,
+            // A tracing program may be forbidden, as no other kind is: that is no word of the verifier's.
+            "splices" => failure.contains("Operation not permitted"),
+            _ => false,
+        };
+        assert!(failure.is_empty() || is_bearable, "{}: {failure}", trial.name);
     }
 }

@@ -10,7 +10,7 @@ use underpass_ebpf::{Capture, HandshakeKey, Note};
 use crate::needs_root;
 use crate::pod::{Pod, Server, at, connect, converse, enrolled, handshakes, peer_name};
 use crate::site::{Place, Site};
-use crate::wait::{SOON, eventually};
+use crate::wait::{eventually, soon};
 
 /// A process of the node in some cgroup.
 fn on_node(site: &Site, role: &str) -> Place {
@@ -81,7 +81,7 @@ fn announced(
         handshakes.expect(key, Note::peer(client)).unwrap();
         socket.connect(&to.into()).unwrap();
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(soon())).unwrap();
         (stream, key)
     })
 }
@@ -144,7 +144,7 @@ fn noted(capture: &Capture, from: &Place, to: SocketAddr, client: SocketAddr) ->
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
         handshakes.announce(socket.as_fd(), Note::peer(client))?;
         socket.connect(&to.into())?;
-        socket.set_read_timeout(Some(SOON))?;
+        socket.set_read_timeout(Some(soon()))?;
         Ok(socket.into())
     })
 }

@@ -12,7 +12,7 @@ use underpass_ebpf::Capture;
 use crate::needs_root;
 use crate::pod::{OUTBOUND, Pod, accept, at, connect, converse, enrolled, handshakes, peer_name, serve};
 use crate::site::Place;
-use crate::wait::{SOON, eventually};
+use crate::wait::{eventually, soon};
 
 /// A destination that nobody has.
 const SERVICE: &str = "10.96.0.10";
@@ -29,7 +29,7 @@ fn connected_by(
         begin(&socket)?;
         let stream = TcpStream::from(socket);
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(soon()))?;
         Ok(stream)
     })
 }
@@ -283,7 +283,7 @@ fn a_socket_belongs_to_the_namespace_that_made_it_whoever_connects_it() {
     let mut client = node
         .run(move || of_pod.connect(&gateway.into()).map(|()| TcpStream::from(of_pod)))
         .unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
+    client.set_read_timeout(Some(soon())).unwrap();
     assert_captured(&capture, &pod, &mut client, gateway);
 
     let local = at("127.0.0.1", server.port);
@@ -340,7 +340,7 @@ fn a_socket_connected_again_is_known_by_its_last_destination() {
         .app
         .run(move || socket.connect(&second.into()).map(|()| TcpStream::from(socket)))
         .unwrap();
-    client.set_read_timeout(Some(SOON)).unwrap();
+    client.set_read_timeout(Some(soon())).unwrap();
     assert_captured(&capture, &pod, &mut client, second);
     assert_eq!(capture.pending_handshakes(pod.cookie).unwrap(), 0);
 }

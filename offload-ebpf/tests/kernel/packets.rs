@@ -131,7 +131,7 @@ impl Wire {
 
     /// Receives frames until one ends with `mark`; those before it.
     pub fn receive_until(&self, mark: &[u8]) -> Vec<Vec<u8>> {
-        self.socket.set_read_timeout(Some(crate::wait::SOON)).unwrap();
+        self.socket.set_read_timeout(Some(crate::wait::soon())).unwrap();
         let mut frames = Vec::new();
         loop {
             let mut buffer = Vec::with_capacity(4096);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use underpass_ebpf::{Capture, Handshakes, PodSpec, netns_cookie};
 
 use crate::site::{Namespace, Place, Site};
-use crate::wait::{SOON, eventually};
+use crate::wait::{eventually, soon};
 
 /// The port of the outbound listeners.
 pub const OUTBOUND: u16 = 15001;
@@ -181,13 +181,13 @@ pub fn address_v6(number: u8) -> Ipv6Addr {
 pub fn accept(place: &Place, listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let listener = listener.try_clone().unwrap();
     place.run(move || {
-        let end = std::time::Instant::now() + SOON;
+        let end = std::time::Instant::now() + soon();
         listener.set_nonblocking(true).unwrap();
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
                     stream.set_nonblocking(false).unwrap();
-                    stream.set_read_timeout(Some(SOON)).unwrap();
+                    stream.set_read_timeout(Some(soon())).unwrap();
                     return (stream, peer);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
@@ -203,8 +203,8 @@ pub fn accept(place: &Place, listener: &TcpListener) -> (TcpStream, SocketAddr) 
 /// Connects at `place`.
 pub fn connect(place: &Place, address: SocketAddr) -> std::io::Result<TcpStream> {
     place.run(move || {
-        let stream = TcpStream::connect_timeout(&address, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
+        let stream = TcpStream::connect_timeout(&address, soon())?;
+        stream.set_read_timeout(Some(soon()))?;
         Ok(stream)
     })
 }

@@ -94,7 +94,7 @@ impl<T> Underway<T> {
     #[track_caller]
     pub fn end(self) -> T {
         self.0
-            .recv_timeout(crate::wait::patient(crate::wait::SOON))
+            .recv_timeout(crate::wait::soon())
             .expect("the work panicked or hangs")
     }
 }

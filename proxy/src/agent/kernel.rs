@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use underpass_ebpf::tier::Tier;
+use underpass_ebpf::tier::{Tier, Variant};
 use underpass_ebpf::{Capture, Detached, Error, Layout, PodSpec};
 
 use super::joining::TierOrReason;
@@ -80,13 +80,22 @@ pub struct RealKernel {
 }
 
 impl RealKernel {
-    /// Loads and attaches the programs, or takes over those that an earlier agent left.
+    /// Loads and attaches the programs, or takes over those that an earlier agent left. Flows are moved in a variant that the self-test has
+    /// found to behave, or in `untested`.
     ///
     /// # Errors
     /// When the kernel, the privileges or the mounts do not allow it.
-    pub fn start(layout: Layout) -> Result<Self, Error> {
+    pub fn start(layout: Layout, untested: Option<Variant>) -> Result<Self, Error> {
         let capture = Capture::start(&layout)?;
-        let tier: TierOrReason = match Tier::start(&capture) {
+        let started = match untested {
+            None => Tier::start(&capture),
+            Some(variant) => {
+                let advice = "whether redirected bytes reach applications here has not been tested; this is for tests";
+                tracing::warn!(variant = variant.name(), advice);
+                Tier::start_untested(&capture, variant)
+            }
+        };
+        let tier: TierOrReason = match started {
             Ok(tier) => {
                 if let Some(error) = tier.is_blind_to_splicing() {
                     let advice = "programs that read by splice(2) are not noticed; only proxies with node.offload.trust_readers move flows to the kernel";

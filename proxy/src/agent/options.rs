@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::unistd::User;
 use underpass_config::{CaptureSettings, CapturedPod, Keepalive, NodeSettings};
+use underpass_ebpf::tier::Variant;
 
 use super::AgentError;
 
@@ -27,6 +28,8 @@ pub struct AgentOptions {
     pub pods: Vec<CapturedPod>,
     /// Whether to move to a cgroup of its own in any case.
     pub own_cgroup: bool,
+    /// How flows are moved to the kernel, whatever the self-test finds; for tests.
+    pub untested_variant: Option<Variant>,
     /// What accepted connections inherit.
     pub keepalive: Keepalive,
     /// The filter of the log.
@@ -47,6 +50,7 @@ impl AgentOptions {
             refuse_after: capture.refuse_after,
             pods: capture.pods.clone(),
             own_cgroup: false,
+            untested_variant: None,
             keepalive: node.map(|node| node.keepalive).unwrap_or_default(),
             log: node.map_or_else(|| "info".to_owned(), |node| node.log.to_string()),
         }

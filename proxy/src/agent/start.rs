@@ -248,10 +248,11 @@ impl Process {
             .map(|path| cgroup_of(path))
             .collect::<Result<_, _>>()?;
         let claim = Claim::stake(&options.run_dir, may_take_over)?;
-        let kernel = RealKernel::start(Layout {
+        let layout = Layout {
             pin_dir: options.pin_dir.clone(),
             cgroup: self.attach.clone(),
-        })?;
+        };
+        let kernel = RealKernel::start(layout, options.untested_variant)?;
         order::check(&kernel, &self.attach, &options.pin_dir)?;
         kubelets
             .into_iter()

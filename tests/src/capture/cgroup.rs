@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use serde_json::Value;
-
-use crate::{process, proxy};
+use crate::process;
 
 /// Where cgroup2 is mounted, if it is: what the kernel's own list of mounts says.
 pub fn cgroup2_mount() -> Option<PathBuf> {
@@ -22,19 +20,6 @@ pub fn cgroup2_mount() -> Option<PathBuf> {
 pub fn is_bpf_usable() -> bool {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     known.lines().any(|line| line.split_whitespace().last() == Some("bpf")) && nix::unistd::geteuid().is_root()
-}
-
-/// Whether the kernel lets the pods' devices be guarded: what `underpass doctor` finds by trying.
-pub fn can_guard() -> bool {
-    let mut doctor = Command::new(proxy::binary());
-    let answer = doctor
-        .args(["doctor", "--json"])
-        .output()
-        .expect("run underpass doctor");
-    let report: Value = serde_json::from_slice(&answer.stdout).unwrap_or_else(|e| panic!("{e}: {answer:?}"));
-    let mut findings = report["findings"].as_array().expect("a list").iter();
-    let found = findings.find(|finding| finding["subject"] == "program tcx");
-    found.unwrap_or_else(|| panic!("doctor does not try tcx: {report}"))["grade"] == "good"
 }
 
 /// `<cgroup2>/underpass-test-PID-N` and what is in it.
@@ -95,7 +80,7 @@ impl Drop for CgroupTree {
 pub fn run_janitor(cgroup: &Path, folders: &[PathBuf]) -> io::Result<()> {
     io::stdin().read_to_end(&mut Vec::new())?;
     fs::write(cgroup.join("cgroup.kill"), "1")?;
-    let end = std::time::Instant::now() + crate::wait::SOON;
+    let end = std::time::Instant::now() + crate::wait::soon();
     // A killed process leaves its cgroup a moment later.
     while remove_tree(cgroup).is_err() && std::time::Instant::now() < end {
         std::thread::sleep(std::time::Duration::from_millis(2));

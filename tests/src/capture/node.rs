@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
+use super::ability::chosen_variant;
 use super::agent::Agent;
 use super::cgroup::{self, CgroupTree};
 use super::inside::{Inside, enter};
@@ -18,12 +20,13 @@ use super::pod::Pod;
 use crate::config::Config;
 use crate::process::Process;
 use crate::proxy::{self, Proxy};
+use crate::wait;
 use crate::world::{Families, Host, World};
 
 /// Where bpffs belongs; in the node's own mounts it is a filesystem of its own.
 const BPFFS: &str = "/sys/fs/bpf";
 /// A command of the node's command line that takes longer hangs.
-const COMMAND_SECONDS: &str = "30";
+const COMMAND: Duration = Duration::from_secs(30);
 /// The user as which proxies run: nobody.
 const PROXY_USER: u32 = 65_534;
 /// The first proxy's admin port; each has its own.
@@ -163,7 +166,7 @@ impl CaptureNode {
             umount2(&path, MntFlags::MNT_DETACH).expect("unbind a namespace");
             fs::remove_file(&path).expect("remove the namespace's path");
         });
-        crate::wait::eventually(crate::wait::SOON, "the pod's cgroup is removed", || {
+        wait::eventually(wait::SOON, "the pod's cgroup is removed", || {
             cgroup::remove_tree(&cgroup).is_ok()
         });
     }
@@ -193,6 +196,11 @@ impl CaptureNode {
         self.start_agent_with(&[])
     }
 
+    /// Starts one that moves connections to the kernel in this variant, whatever becomes of them.
+    pub fn start_untested_agent(&self, variant: &str) -> Agent {
+        self.start_agent_with(&["--untested-variant", variant])
+    }
+
     /// As [`CaptureNode::start_agent`], with further arguments.
     pub fn start_agent_with(&self, more: &[&str]) -> Agent {
         let agent = self.launch_agent(more);
@@ -210,6 +218,11 @@ impl CaptureNode {
             .arg(self.cgroup(""))
             .args(["--proxy-user", "65534"])
             .args(more);
+        if let Some(variant) = chosen_variant()
+            && !more.contains(&"--untested-variant")
+        {
+            command.args(["--untested-variant", &variant]);
+        }
         let command = enter(&self.cgroup(&format!("agent-{number}")), &command);
         Agent::new(Process::start(&self.world, &self.host(), "agent", command))
     }
@@ -324,7 +337,7 @@ impl CaptureNode {
     pub fn program(&self, user: u32, arguments: &[&str]) -> Outcome {
         let mut command = as_user(user, Path::new("timeout"));
         command
-            .args(["--signal=KILL", COMMAND_SECONDS])
+            .args(["--signal=KILL", &wait::patient(COMMAND).as_secs().to_string()])
             .arg(proxy::binary())
             .args(arguments);
         self.run(command)

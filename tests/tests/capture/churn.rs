@@ -97,7 +97,7 @@ impl Place {
     #[track_caller]
     fn assert_costs(&self, before: &Footprint, pods: usize) {
         let mut now = self.rest(pods);
-        let end = Instant::now() + wait::SOON;
+        let end = Instant::now() + wait::soon();
         while !now.is_at_most(before) && Instant::now() < end {
             now = self.footprint();
         }

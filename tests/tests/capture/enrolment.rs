@@ -122,7 +122,7 @@ fn a_removed_pod_is_free_and_what_was_held_in_it_ends() {
 
 #[track_caller]
 fn assert_ends(mut stream: TcpStream) {
-    stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
+    stream.set_read_timeout(Some(wait::soon())).expect("SO_RCVTIMEO");
     let end = stream.read(&mut [0]).expect_err("a reset");
     assert!(is_reset(&end), "{end}");
 }

@@ -90,7 +90,7 @@ fn a_change_of_policy_resets_open_connections_at_both_ends() {
     place.proxy.apply(&place.config("").policy("mesh/rule", DENY_CLIENT));
     for mut stream in denied {
         let source = stream.local_addr().expect("open");
-        stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
+        stream.set_read_timeout(Some(wait::soon())).expect("SO_RCVTIMEO");
         let end = stream.read(&mut [0]).expect_err("a reset");
         assert!(is_reset(&end), "{end}");
         place.proxy.access_line(source).assert_reason("policy_revoked", "DENY");
@@ -149,7 +149,7 @@ fn an_address_that_is_another_pods_is_no_identity() {
 fn ask_from(host: &Host, from: std::net::IpAddr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
     let socket = host.socket(to);
     socket.bind(&std::net::SocketAddr::from((from, 0)).into())?;
-    socket.connect_timeout(&to.into(), wait::SOON)?;
+    socket.connect_timeout(&to.into(), wait::soon())?;
     let mut stream = TcpStream::from(socket);
     crate::place::round_trip(&mut stream)?;
     Ok(stream)

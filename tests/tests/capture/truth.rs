@@ -22,7 +22,7 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 /// Connects a socket of `domain` without binding it first.
 fn connect_as(host: &Host, domain: Domain, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = host.socket_of(domain, Type::STREAM);
-    socket.connect_timeout(&SockAddr::from(to), wait::SOON)?;
+    socket.connect_timeout(&SockAddr::from(to), wait::soon())?;
     Ok(socket.into())
 }
 
@@ -263,7 +263,7 @@ fn udp_is_not_touched() {
         let socket = host.socket_of(Domain::for_address(at), Type::DGRAM);
         socket.bind(&at.into()).expect("bind");
         let socket = UdpSocket::from(socket);
-        socket.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
+        socket.set_read_timeout(Some(wait::soon())).expect("SO_RCVTIMEO");
         socket
     };
     let mut buffer = [0; 8];

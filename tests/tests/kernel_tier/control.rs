@@ -158,7 +158,7 @@ fn a_connection_that_talks_in_the_kernel_is_not_idle() {
 /// When a socket was reset; none if it was not within a long time.
 fn reset_at(stream: &std::net::TcpStream) -> Option<Instant> {
     let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::empty())];
-    poll(&mut descriptors, PollTimeout::try_from(wait::SOON).expect("fits")).expect("poll");
+    poll(&mut descriptors, PollTimeout::try_from(wait::soon()).expect("fits")).expect("poll");
     let shown = descriptors[0].revents().expect("known flags");
     shown.contains(PollFlags::POLLERR).then(Instant::now)
 }

@@ -47,7 +47,7 @@ fn a_reset_is_seen_by_a_peer_that_does_not_read() {
         SockRef::from(&a.0).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
         drop(a);
         let mut descriptors = [PollFd::new(b.0.as_fd(), PollFlags::empty())];
-        poll(&mut descriptors, PollTimeout::try_from(wait::SOON).expect("fits")).expect("poll");
+        poll(&mut descriptors, PollTimeout::try_from(wait::soon()).expect("fits")).expect("poll");
         let shown = descriptors[0].revents().expect("known flags");
         assert!(
             shown.contains(PollFlags::POLLERR),
@@ -210,7 +210,7 @@ fn for_every_pair(check: impl Fn(&str, Waiting, Waiting)) {
 
 fn wait_for_data(side: &Waiting) {
     let mut descriptors = [PollFd::new(side.0.as_fd(), PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(wait::SOON).expect("fits");
+    let timeout = PollTimeout::try_from(wait::soon()).expect("fits");
     assert_eq!(poll(&mut descriptors, timeout).expect("poll"), 1, "it has arrived");
 }
 

@@ -92,7 +92,7 @@ fn longest_send(place: &Place, sender: &Host, receiver: &Host, to: SocketAddr) -
 
 fn poll_out(stream: &TcpStream) {
     let mut descriptors = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
-    let timeout = PollTimeout::try_from(wait::SOON).expect("fits");
+    let timeout = PollTimeout::try_from(wait::soon()).expect("fits");
     assert!(
         poll(&mut descriptors, timeout).expect("poll") > 0,
         "the receiver reads, if slowly"

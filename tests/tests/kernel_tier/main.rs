@@ -5,6 +5,7 @@ mod control;
 mod death;
 mod ends;
 mod exactness;
+mod fitness;
 mod isolation;
 mod lanes;
 mod memory;

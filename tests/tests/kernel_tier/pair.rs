@@ -48,7 +48,7 @@ pub(crate) fn pass(mut from: &TcpStream, mut to: &TcpStream, message: &[u8]) -> 
         if sent < message.len() {
             sent += unless_it_waits(from.write(&message[sent..]))?;
         }
-        let timeout = PollTimeout::try_from(wait::SOON).expect("fits");
+        let timeout = PollTimeout::try_from(wait::soon()).expect("fits");
         let mut both = [
             PollFd::new(to.as_fd(), PollFlags::POLLIN),
             PollFd::new(from.as_fd(), PollFlags::POLLOUT),
@@ -81,7 +81,7 @@ pub(crate) struct Waiting(pub(crate) TcpStream);
 
 impl Waiting {
     fn retry<T>(&self, events: PollFlags, mut call: impl FnMut(&TcpStream) -> io::Result<T>) -> io::Result<T> {
-        let timeout = PollTimeout::try_from(wait::SOON).expect("fits");
+        let timeout = PollTimeout::try_from(wait::soon()).expect("fits");
         loop {
             match call(&self.0) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}

@@ -105,10 +105,22 @@ impl Place {
         Self::start(Hosts::on_loopback, |hosts| hosts.config(offload))
     }
 
+    /// As [`Place::captured`], also where the kernel has no tier.
+    pub(crate) fn captured_as_it_is(offload: &str) -> Option<Self> {
+        available(&[Need::Capture]).then(|| Self::build(Hosts::captured, |hosts| hosts.config(offload)))
+    }
+
     fn start(hosts: impl FnOnce(&CaptureNode) -> Hosts, config: impl FnOnce(&Hosts) -> Config) -> Option<Self> {
-        if !available(&[Need::Capture]) {
+        if !available(&[Need::KernelTier]) {
             return None;
         }
+        let place = Self::build(hosts, config);
+        let tier = place.proxy.offload();
+        assert_eq!(tier["state"], "on", "there is a kernel tier: {tier}");
+        Some(place)
+    }
+
+    fn build(hosts: impl FnOnce(&CaptureNode) -> Hosts, config: impl FnOnce(&Hosts) -> Config) -> Self {
         let node = CaptureNode::new();
         let hosts = hosts(&node);
         let agent = node.start_agent();
@@ -116,14 +128,12 @@ impl Place {
         if let Way::Captured(pods) = &hosts.way {
             pods.iter().for_each(|pod| node.enrol(pod));
         }
-        let tier = proxy.offload();
-        assert_eq!(tier["state"], "on", "there is a kernel tier: {tier}");
-        Some(Self {
+        Self {
             proxy,
             agent,
             hosts,
             node,
-        })
+        }
     }
 }
 

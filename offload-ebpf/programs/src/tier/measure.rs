@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use core::mem::size_of;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_map_lookup_elem, bpf_sk_release, bpf_skb_load_bytes};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::programs::TcContext;
 use underpass_ebpf_abi::tier::{CALL_OFFSET, CLIENT, FlowId, IN, MEASURED_AT_ONCE, OUT, SERVER, cost, key};
 
@@ -28,19 +28,19 @@ pub fn run(ctx: &TcContext) {
 
 /// Measures the flow with this number in the packet; 1 when there is none, which ends the loop.
 unsafe extern "C" fn measure_flow(number: u32, packet: *mut c_void) -> i64 {
-    let mut flow = FlowId::default();
-    let (offset, len) = (
-        CALL_OFFSET + number * size_of::<FlowId>() as u32,
-        size_of::<FlowId>() as u32,
-    );
-    // SAFETY: `run` gives where its packet is; the helper writes a `FlowId`, of which any bytes are a value, or fails.
-    let read = unsafe {
+    // SAFETY: `run` gives where its packet is.
+    let (data, end) = unsafe {
         let skb = packet.cast::<*mut __sk_buff>().read();
-        bpf_skb_load_bytes(skb.cast(), offset, core::ptr::from_mut(&mut flow).cast(), len)
+        ((*skb).data as usize, (*skb).data_end as usize)
     };
-    if read != 0 {
+    // A number that the verifier knows the bounds of.
+    let offset = CALL_OFFSET as usize + (number as usize & (MEASURED_AT_ONCE - 1)) * size_of::<FlowId>();
+    let place = data + offset;
+    if place + size_of::<FlowId>() > end {
         return 1;
     }
+    // SAFETY: within the packet; any bytes are a value.
+    let flow = unsafe { (place as *const FlowId).read_unaligned() };
     measure(flow, OUT, SERVER);
     measure(flow, IN, CLIENT);
     0

@@ -11,7 +11,6 @@ use underpass_ebpf::tier::{Side, note};
 use super::world::{
     Flow, LIMIT, World, assert_nothing, bypassed, connect, join_between, listen, memory, read, set_option, write,
 };
-use crate::needs_root;
 use crate::objects::{ForeignSockMap, keys, open_pin};
 use crate::pod::{Pod, accept, handshakes};
 use crate::site::{Namespace, Site};
@@ -54,8 +53,7 @@ fn joined_sockets(site: &Site) -> usize {
 
 #[test]
 fn messages_of_a_flow_joined_in_mid_stream_pass_the_proxy_by() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     write(&flow.a, b"before");
     flow.relay_out(6);
@@ -66,8 +64,7 @@ fn messages_of_a_flow_joined_in_mid_stream_pass_the_proxy_by() {
 
 #[test]
 fn ipv6_and_mapped_addresses_are_joined() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     for (address, by) in [
         ("::1", "::1"),
         ("::", "127.0.0.1"),
@@ -80,9 +77,16 @@ fn ipv6_and_mapped_addresses_are_joined() {
 
 #[test]
 fn a_captured_connection_between_two_pods_is_joined() {
-    needs_root!();
-    let site = Site::new();
-    let capture = site.start();
+    let Some(World {
+        site,
+        capture,
+        tier,
+        agent,
+        ..
+    }) = World::new()
+    else {
+        return;
+    };
     let pods = [Pod::new(&site, 1), Pod::new(&site, 2)];
     for pod in &pods {
         capture.enrol(&pod.spec()).unwrap();
@@ -102,8 +106,6 @@ fn a_captured_connection_between_two_pods_is_joined() {
     let b = accept(&server.app, &listener.listener).0;
     let flow = Flow::new(a, pa, h, b);
 
-    let tier = std::sync::Arc::new(underpass_ebpf::tier::Tier::start(&capture).unwrap());
-    let agent = site.node.place(Some(&site.cgroup("agent")));
     let namespaces = [client.namespace.handle.as_fd(), server.namespace.handle.as_fd()];
     let ticket = join_between(&agent, &tier, &flow.pa, &flow.h, namespaces, LIMIT, None).unwrap();
     let joined = memory(&tier).flow(ticket);
@@ -116,8 +118,7 @@ fn a_captured_connection_between_two_pods_is_joined() {
 
 #[test]
 fn a_blocking_application_is_refused() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     flow.a.set_nonblocking(false).unwrap();
     assert_refused(&world, &flow, "blocking", Some(Side::Client), false);
@@ -130,8 +131,7 @@ fn a_blocking_application_is_refused() {
 
 #[test]
 fn a_connection_that_waits_to_be_accepted_is_refused_for_now() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let [front, back] = [&world.proxy, &world.app].map(|place| listen(place, "127.0.0.1"));
     let a = connect(&world.app, front.local_addr().unwrap());
     let pa = accept(&world.proxy, &front).0;
@@ -148,8 +148,7 @@ fn a_connection_that_waits_to_be_accepted_is_refused_for_now() {
 
 #[test]
 fn an_application_that_has_not_read_everything_is_refused_for_now() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     write(&flow.h, b"unread");
     eventually("it has arrived", || flow.b.peek(&mut [0; 6]).is_ok_and(|len| len == 6));
@@ -180,8 +179,7 @@ const REQUESTS: [(i32, i32, i32, &str, u32); 4] = [
 
 #[test]
 fn an_application_that_asks_for_what_redirected_bytes_cannot_give_is_refused_for_good() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     for (level, name, value, reason, _) in REQUESTS {
         let flow = world.flow();
         let was_set = set_option(&flow.b, level, name, value);
@@ -218,8 +216,7 @@ fn an_application_that_asks_for_what_redirected_bytes_cannot_give_is_refused_for
 
 #[test]
 fn an_application_that_asks_later_takes_its_flow_out() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     for (level, name, value, _, note) in REQUESTS {
         for client_asks in [true, false] {
             let flow = world.flow();
@@ -248,8 +245,7 @@ fn an_application_that_asks_later_takes_its_flow_out() {
 
 #[test]
 fn a_socket_in_another_programs_map_is_refused() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let foreign = ForeignSockMap::new();
     foreign.insert(flow.b.as_fd());
@@ -260,8 +256,7 @@ fn a_socket_in_another_programs_map_is_refused() {
 
 #[test]
 fn a_joined_flow_is_not_joined_again() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let _joined = world.joined(&flow);
     let refusal = world.join(&flow).unwrap_err();
@@ -271,8 +266,7 @@ fn a_joined_flow_is_not_joined_again() {
 
 #[test]
 fn a_connection_that_has_begun_to_end_is_refused() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     flow.b.shutdown(std::net::Shutdown::Write).unwrap();
     eventually("the end has arrived", || {
@@ -284,8 +278,7 @@ fn a_connection_that_has_begun_to_end_is_refused() {
 
 #[test]
 fn a_socket_elsewhere_is_not_found() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let (here, elsewhere) = (world.site.node.handle.as_fd(), Namespace::new());
     let namespaces = [here, elsewhere.handle.as_fd()];
@@ -295,8 +288,7 @@ fn a_socket_elsewhere_is_not_found() {
 
 #[test]
 fn a_connection_that_is_not_followed_is_refused() {
-    needs_root!();
-    let mut world = World::new();
+    let Some(mut world) = World::new() else { return };
     // Of no cgroup to which the programs are attached.
     world.app = world.site.node.place(None);
     let flow = world.flow();
@@ -305,8 +297,7 @@ fn a_connection_that_is_not_followed_is_refused() {
 
 #[test]
 fn descriptors_that_are_no_sockets_are_an_error() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let pipe: std::os::fd::OwnedFd = std::io::pipe().unwrap().0.into();
     // SAFETY: a descriptor of another kind than it says, which is the point.

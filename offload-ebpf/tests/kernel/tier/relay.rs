@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use underpass_ebpf::tier::{Direction, FlowMemory, JoinedFlow, NotJoined, Tally, Ticket, note};
 
 use super::world::set_option;
-use crate::wait::SOON;
+use crate::wait::soon;
 
 /// The proxy reads on when no more than this waits at the receiver.
 pub const LOW: u32 = 64 * 1024;
@@ -70,7 +70,7 @@ impl Relay {
     pub fn join(&self) {
         let (answer, joined) = channel();
         self.commands.send(Command::Join(answer)).unwrap();
-        joined.recv_timeout(SOON).expect("joined");
+        joined.recv_timeout(soon()).expect("joined");
     }
 
     pub fn set_armed(&self, armed: bool) {
@@ -80,7 +80,7 @@ impl Relay {
     fn look(&self) -> [(u32, Tally); 2] {
         let (answer, seen) = channel();
         self.commands.send(Command::Look(answer)).unwrap();
-        seen.recv_timeout(SOON).expect("the relay looks")
+        seen.recv_timeout(soon()).expect("the relay looks")
     }
 
     /// The longest queue of both receivers now.
@@ -124,7 +124,7 @@ struct Worker {
 impl Worker {
     fn run(mut self, commands: &Receiver<Command>) -> Account {
         let mut joining: Option<Sender<()>> = None;
-        let end = Instant::now() + 6 * SOON;
+        let end = Instant::now() + 6 * soon();
         while self.halves.iter().any(|half| !half.is_over) {
             assert!(Instant::now() < end, "the relay hangs");
             match commands.try_recv() {

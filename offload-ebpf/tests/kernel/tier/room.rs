@@ -8,7 +8,6 @@ use underpass_ebpf::tier::{FlowMemory, Ticket};
 
 use super::relay::Relay;
 use super::world::{Flow, LIMIT, World, memory, read, set_option, write};
-use crate::needs_root;
 use crate::wait::eventually;
 
 const MESSAGE: usize = 60_000;
@@ -36,8 +35,7 @@ fn fill_up(mut socket: &std::net::TcpStream, relay: &Relay) -> usize {
 
 #[test]
 fn a_sleeping_reader_costs_the_limit_and_one_message_and_its_writer_sleeps() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let Flow { a, pa, h, b } = world.flow();
     let relay = Relay::start(pa, h, world.memory.clone(), world.joiner(world.tier.variant()));
     relay.join();
@@ -63,8 +61,7 @@ fn a_sleeping_reader_costs_the_limit_and_one_message_and_its_writer_sleeps() {
 
 #[test]
 fn a_receiver_with_small_buffers_has_less_room() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     for option in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
         assert!(set_option(&flow.b, libc::SOL_SOCKET, option, 8192));
@@ -82,8 +79,7 @@ fn a_receiver_with_small_buffers_has_less_room() {
 
 #[test]
 fn small_messages_count_for_what_they_cost_the_kernel() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let joined = world.joined(&flow);
     for round in 0..3 {
@@ -111,8 +107,7 @@ fn small_messages_count_for_what_they_cost_the_kernel() {
 
 #[test]
 fn queues_are_measured_many_at_a_time() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flows: Vec<_> = (0..70).map(|_| world.flow()).collect();
     let joined: Vec<_> = flows.iter().map(|flow| world.joined(flow)).collect();
     for (number, flow) in flows.iter().enumerate() {
@@ -143,8 +138,7 @@ fn queues_are_measured_many_at_a_time() {
 
 #[test]
 fn a_proxy_without_privileges_maps_the_flows_and_measures() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let joined = world.joined(&flow);
     write(&flow.a, b"waiting");
@@ -170,8 +164,7 @@ fn a_proxy_without_privileges_maps_the_flows_and_measures() {
 
 #[test]
 fn the_writer_sleeps_as_soon_as_something_of_it_is_left_unread() {
-    needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     for socket in [&flow.pa, &flow.h] {
         set_option(socket, libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 16 * 1024);

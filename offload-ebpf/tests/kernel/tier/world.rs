@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use underpass_ebpf::Capture;
 use underpass_ebpf::tier::{Direction, FlowMemory, JoinRequest, JoinedFlow, NotJoined, Tally, Ticket, Tier, Variant};
+use underpass_ebpf::{Capture, Error};
 
 use super::relay::Join;
 use crate::pod::accept;
-use crate::site::{Place, Site};
-use crate::wait::SOON;
+use crate::site::{Place, Site, is_root, skip};
+use crate::wait::soon;
 
 /// What tests have waiting at a receiver at most.
 pub const LIMIT: u32 = 256 * 1024;
@@ -39,10 +39,37 @@ pub fn memory(tier: &Tier) -> Arc<FlowMemory> {
 }
 
 impl World {
-    pub fn new() -> Self {
+    /// None, having said why, if there can be no tier here.
+    pub fn new() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
         let site = Site::new();
         let capture = site.start();
-        let tier = Arc::new(Tier::start(&capture).unwrap());
+        match Tier::start(&capture) {
+            Ok(tier) => Some(Self::of(site, capture, tier)),
+            Err(Error::TierOff { reason }) => {
+                skip(&format!("this kernel has no kernel tier: {reason}"));
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// With a tier whether or not the kernel treats redirected bytes as applications expect.
+    pub fn untested() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let site = Site::new();
+        let capture = site.start();
+        let tier = Tier::start_untested(&capture, Variant::Plain).unwrap();
+        Some(Self::of(site, capture, tier))
+    }
+
+    /// With a tier that is started.
+    pub fn of(site: Site, capture: Capture, tier: Tier) -> Self {
+        let tier = Arc::new(tier);
         Self {
             memory: memory(&tier),
             app: site.node.place(Some(&site.cgroup("pods"))),
@@ -154,7 +181,7 @@ pub fn listen(place: &Place, address: &str) -> TcpListener {
 }
 
 pub fn connect(place: &Place, to: SocketAddr) -> TcpStream {
-    place.run(move || TcpStream::connect_timeout(&to, SOON).unwrap_or_else(|e| panic!("{to}: {e}")))
+    place.run(move || TcpStream::connect_timeout(&to, soon()).unwrap_or_else(|e| panic!("{to}: {e}")))
 }
 
 fn connect_as_proxy(place: &Place, to: SocketAddr) -> TcpStream {
@@ -196,7 +223,7 @@ impl Flow {
 pub fn read(mut socket: &TcpStream, bytes: usize) -> Vec<u8> {
     let mut buffer = vec![0; bytes];
     let mut filled = 0;
-    let end = Instant::now() + SOON;
+    let end = Instant::now() + soon();
     while filled < bytes {
         match socket.read(&mut buffer[filled..]) {
             Ok(0) => panic!("end after {filled} of {bytes} bytes"),
@@ -223,7 +250,7 @@ pub fn read_to_end(socket: &TcpStream) -> (Vec<u8>, Option<ErrorKind>) {
 #[track_caller]
 pub fn drain(mut socket: &TcpStream, mut each: impl FnMut(&[u8])) -> Option<ErrorKind> {
     let mut buffer = [0; 65536];
-    let end = Instant::now() + SOON;
+    let end = Instant::now() + soon();
     loop {
         match socket.read(&mut buffer) {
             Ok(0) => return None,
@@ -240,7 +267,7 @@ pub fn drain(mut socket: &TcpStream, mut each: impl FnMut(&[u8])) -> Option<Erro
 /// Writes all.
 #[track_caller]
 pub fn write(mut socket: &TcpStream, mut bytes: &[u8]) {
-    let end = Instant::now() + SOON;
+    let end = Instant::now() + soon();
     while !bytes.is_empty() {
         match socket.write(bytes) {
             Ok(len) => bytes = &bytes[len..],

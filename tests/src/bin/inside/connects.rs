@@ -141,7 +141,7 @@ fn fastopen_connect(target: SocketAddr) -> io::Result<TcpStream> {
 /// The server greets first and echoes then: what was sent early comes behind the greeting, which is left to read.
 fn take_early_echo(socket: Socket) -> io::Result<TcpStream> {
     let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(wait::SOON))?;
+    stream.set_read_timeout(Some(wait::soon()))?;
     let mut seen = vec![0; 128];
     let whole = || ErrorKind::UnexpectedEof.into();
     loop {

@@ -45,7 +45,7 @@ pub(crate) fn run(target: SocketAddr, threads: usize) -> io::Result<()> {
 pub(crate) fn load(target: SocketAddr) -> io::Result<()> {
     let mut answered = 0;
     loop {
-        let outcome = Outcome::of(TcpStream::connect_timeout(&target, wait::SOON));
+        let outcome = Outcome::of(TcpStream::connect_timeout(&target, wait::soon()));
         if matches!(outcome, Outcome::Echoed { .. }) {
             answered += 1;
             println!("answered {answered}");
@@ -76,7 +76,7 @@ pub(crate) fn hold(target: SocketAddr, connections: usize) -> io::Result<()> {
     let mut held = Vec::new();
     for _ in 0..connections {
         let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
-        if socket.connect_timeout(&target.into(), wait::SOON).is_ok() {
+        if socket.connect_timeout(&target.into(), wait::soon()).is_ok() {
             held.push(socket);
         }
     }
