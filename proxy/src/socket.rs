@@ -234,12 +234,41 @@ pub struct Delivery {
     pub is_waiting: bool,
 }
 
-/// Bytes that the peer may have sent, or may still send, before it has to wait for somebody to read (`SIOCINQ`, `tcpi_rcv_wnd`, which
-/// kernels have since 6.2).
-pub fn offered(socket: &(impl AsFd + AsRawFd)) -> u64 {
-    let unread = rustix::io::ioctl_fionread(socket).unwrap_or(0);
-    let window = tcp_info(socket).map_or(0, |raw| field(&raw, tcp_info_offset::RCV_WND));
-    unread + u64::from(window)
+/// Bytes that the peer may send before it is offered more, as last told to it (`tcpi_rcv_wnd`, which kernels have since 6.2; 0 before).
+pub fn receive_window(socket: &impl AsRawFd) -> u32 {
+    tcp_info(socket).map_or(0, |raw| field(&raw, tcp_info_offset::RCV_WND))
+}
+
+/// Bytes of memory that wait in the receive queue of `socket` (`SO_MEMINFO`, `SK_MEMINFO_RMEM_ALLOC`).
+pub fn receive_queue(socket: &impl AsRawFd) -> u32 {
+    memory(socket)[0]
+}
+
+/// Keeps the receive buffer of `socket` at its present size: from now on it neither grows by itself nor is the window larger than that.
+pub fn keep_receive_buffer(socket: &(impl AsFd + AsRawFd)) {
+    // The kernel doubles what it is asked for.
+    let [_, buffer] = memory(socket);
+    if buffer > 0 {
+        set_receive_buffer(socket, buffer / 2);
+    }
+}
+
+/// Memory in the receive queue, and what there may be (linux/sock_diag.h). Zeros if the kernel does not answer.
+fn memory(socket: &impl AsRawFd) -> [u32; 2] {
+    let mut answer = [0u32; 2];
+    let mut length = size_of_val(&answer) as libc::socklen_t;
+    // SAFETY: `answer` is writable for `length` bytes, `length` says so, and the kernel writes no more than that.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            answer.as_mut_ptr().cast(),
+            &mut length,
+        );
+    }
+    answer
 }
 
 /// The largest segment that `socket` takes (`tcpi_advmss`).

@@ -55,10 +55,7 @@ const SEGMENTS: u32 = 2;
 
 /// From this message on the receive windows of a flow that may be joined grow no more: what a sender was offered it may use before the brake
 /// holds it, and the kernel would offer a stream megabytes. Between two processes of one node a small window is no slower.
-const GROWN_AT: u32 = 3;
-
-/// What such a window has at least, as at its beginning.
-const NARROW: u64 = 64 * 1024;
+const GROWN_AT: u32 = 2;
 
 /// What a relay needs to know to move its flow into the kernel.
 #[derive(Debug)]
@@ -91,8 +88,6 @@ struct Hold {
     asked: Option<oneshot::Receiver<JoinAnswer>>,
     /// What the agent said last; else why it was not asked yet.
     why: Refusal,
-    /// What the senders were offered when it was asked.
-    offered: [u64; 2],
 }
 
 struct Joined {
@@ -110,6 +105,21 @@ struct Gate {
     /// Bytes until the receiver would have to be waited for, and what had passed by when that was measured: while nothing else does, only the
     /// relay brings it any.
     room: (u64, u64),
+    /// The sender's socket still has the receive buffer that it was joined with.
+    is_wide: bool,
+}
+
+impl Gate {
+    /// Makes the buffer of `from`, the sender's socket, small, which is what stops a sender while nobody reads. Not before the queue is empty, and what
+    /// the sender may still send has room in the small one: the kernel drops what has none, offered or not, and it comes again by timers, which
+    /// back off for as long as the receiver is stuck.
+    fn narrow(&mut self, from: &Stream) {
+        let window = window(from);
+        if self.is_wide && socket::receive_queue(from) == 0 && socket::receive_window(from) <= window {
+            self.is_wide = false;
+            socket::set_receive_buffer(from, window);
+        }
+    }
 }
 
 /// See the head of this module.
@@ -229,10 +239,7 @@ impl<'a> Ascent<'a> {
             return Poll::Pending;
         };
         match ready!(hold.poll(cx, &self.prospect, sight)) {
-            Ok(kernel) => {
-                let offered = hold.offered;
-                self.adopt(kernel, sight, offered);
-            }
+            Ok(kernel) => self.adopt(kernel, sight),
             Err(refusal) => self.give_up(sight.flow, refusal),
         }
         Poll::Ready(())
@@ -244,8 +251,7 @@ impl<'a> Ascent<'a> {
             return;
         }
         for stream in [sight.downstream, sight.upstream] {
-            let offered = u32::try_from(socket::offered(stream).max(NARROW)).unwrap_or(u32::MAX);
-            socket::set_receive_buffer(stream, offered);
+            socket::keep_receive_buffer(stream);
         }
     }
 
@@ -302,19 +308,19 @@ impl<'a> Ascent<'a> {
         self.stage = Stage::Relayed;
     }
 
-    fn adopt(&mut self, kernel: Arc<InKernel>, sight: &Sight<'_>, offered: [u64; 2]) {
-        for (stream, offered) in [sight.downstream, sight.upstream].into_iter().zip(offered) {
-            let buffer = u32::try_from(offered.max(NARROW)).unwrap_or(u32::MAX);
-            // It grows no more, and never gets smaller, though the window does: the kernel drops what has no room in the buffer, offered or not, and
-            // it comes again only by timers that have backed off for as long as the receiver was stuck.
-            socket::set_receive_buffer(stream, buffer);
+    fn adopt(&mut self, kernel: Arc<InKernel>, sight: &Sight<'_>) {
+        for stream in [sight.downstream, sight.upstream] {
+            socket::keep_receive_buffer(stream);
             socket::clamp_window(stream, window(stream));
             // If this process is killed, neither side may take what it has got for the whole.
             socket::reset_on_close(stream);
         }
         sight.flow.offload.joined(kernel.clone());
         self.prospect.offload.joined(&Ends::of(&sight.flow.facts));
-        let halves = Default::default();
+        let halves = Direction::ALL.map(|_| Gate {
+            is_wide: true,
+            ..Gate::default()
+        });
         let mut joined = Joined { kernel, halves };
         joined.set_arms(sight);
         self.stage = Stage::Joined(Box::new(joined));
@@ -327,8 +333,14 @@ impl<'a> Ascent<'a> {
             return Poll::Ready(());
         };
         let direction = sender.direction();
+        let (low, limit) = (self.prospect.settings.low_watermark.0, self.prospect.settings.limit.0);
+        joined.halves[direction as usize].narrow(from);
         if let Some(answer) = joined.poll_wait(direction, cx) {
-            return answer;
+            ready!(answer);
+            // Now all that the sender has sent may follow, up to the limit. Who stopped it again in the middle of a message would never have it caught up.
+            let passed_by = joined.kernel.tally(direction).bypassed_bytes;
+            joined.halves[direction as usize].room = (u64::from(limit - low), passed_by);
+            return Poll::Ready(());
         }
         let gate = &mut joined.halves[direction as usize];
         // While there is nothing to read there is nothing to measure for. What is wrong with the socket, reading it will tell.
@@ -337,7 +349,6 @@ impl<'a> Ascent<'a> {
         if gate.room.0 > 0 && gate.room.1 == passed_by {
             return Poll::Ready(());
         }
-        let low = self.prospect.settings.low_watermark.0;
         let measured = joined.kernel.measure();
         let queued = joined.kernel.flow().queued(direction);
         if measured.is_ok() && queued <= low {
@@ -439,7 +450,6 @@ impl Hold {
             still_since: now,
             asked: None,
             why: WhyNot::NotDrained.into(),
-            offered: [0; 2],
         }
     }
 
@@ -466,8 +476,6 @@ impl Hold {
             if !was_sent(sight) {
                 continue;
             }
-            // Of a joined socket the kernel may not say it.
-            self.offered = [sight.downstream, sight.upstream].map(socket::offered);
             match prospect
                 .offload
                 .ask(sight.downstream, sight.upstream, prospect.settings.limit)

@@ -25,6 +25,10 @@ use crate::maps::{self, SOCKS, SOCKS_VERDICT};
 
 const IPPROTO_TCP: i32 = 6;
 const TCP_NOTSENT_LOWAT: i32 = 25;
+/// `TCP_RTO_MAX_MS` (linux/tcp.h; Linux 6.15).
+const TCP_RTO_MAX_MS: i32 = 44;
+/// `TCP_BPF_RTO_MIN` (linux/bpf.h), in microseconds.
+const TCP_BPF_RTO_MIN: i32 = 1004;
 
 #[inline(always)]
 pub fn follow(ctx: &SockOpsContext) {
@@ -130,7 +134,8 @@ fn take_out(way: &Way) {
 }
 
 /// A round trip was measured, so something went by TCP. The first time after the join: from now on the application's
-/// send shall block as soon as something of it is unsent, because the proxy has left it unread.
+/// send shall block as soon as something of it is unsent, because the proxy has left it unread. And what finds no room in
+/// the small buffer at the other end comes again soon: between two processes of one node nothing is on its way for long.
 #[inline(always)]
 fn measured(ctx: &SockOpsContext, sk: *mut bpf_sock) {
     // SAFETY: the context's socket.
@@ -138,10 +143,17 @@ fn measured(ctx: &SockOpsContext, sk: *mut bpf_sock) {
         return;
     };
     if way.role == APPLICATION {
-        let mut bytes: i32 = 1;
-        let value = core::ptr::from_mut(&mut bytes).cast();
-        // SAFETY: the helper reads four bytes.
-        unsafe { bpf_setsockopt(ctx.as_ptr(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, value, 4) };
+        set_option(ctx, TCP_NOTSENT_LOWAT, 1);
+        set_option(ctx, TCP_BPF_RTO_MIN, 4_000);
+        set_option(ctx, TCP_RTO_MAX_MS, 1_000);
     }
     set_callbacks(ctx, 0, BPF_SOCK_OPS_RTT_CB_FLAG);
+}
+
+/// A kernel that does not know the option goes on without.
+#[inline(always)]
+fn set_option(ctx: &SockOpsContext, option: i32, mut value: i32) {
+    let value = core::ptr::from_mut(&mut value).cast();
+    // SAFETY: the helper reads four bytes.
+    unsafe { bpf_setsockopt(ctx.as_ptr(), IPPROTO_TCP, option, value, 4) };
 }

@@ -33,7 +33,14 @@ impl AbsentPage {
             let faults = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
             assert!(faults >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let at = libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            );
             assert_ne!(at, libc::MAP_FAILED);
             (OwnedFd::from_raw_fd(faults as i32), at as usize)
         };
@@ -74,7 +81,7 @@ impl Drop for AbsentPage {
 #[test]
 fn a_receiver_that_is_stuck_in_its_read_does_not_stop_its_sender() {
     needs_root!();
-    let world = World::new();
+    let Some(world) = World::new() else { return };
     let flow = world.flow();
     let joined = world.joined(&flow);
     write(&flow.a, b"first");

@@ -29,7 +29,10 @@ fn code_of(name: &str) -> Vec<Instruction> {
     let path = std::env::var("UNDERPASS_EBPF_OBJECT").unwrap_or_else(|_| built.to_owned());
     let bytes = std::fs::read(path).unwrap();
     let file = object::File::parse(&*bytes).unwrap();
-    let symbol = file.symbols().find(|symbol| symbol.name().is_ok_and(|it| it.contains(name))).unwrap();
+    let symbol = file
+        .symbols()
+        .find(|symbol| symbol.name().is_ok_and(|it| it.contains(name)))
+        .unwrap();
     let section = file.section_by_index(symbol.section_index().unwrap()).unwrap();
     let code = &section.data().unwrap()[symbol.address() as usize..][..symbol.size() as usize];
     let instruction = |bytes: &[u8; 8]| Instruction {
