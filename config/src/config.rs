@@ -61,7 +61,8 @@ impl Config {
     }
 
     /// The configuration that `yaml` says, made from this one: resources that are written as before are the same
-    /// objects (`Arc`) with the same balancer state, and [`Touched`] names what open connections may notice.
+    /// objects (`Arc`) with the same balancer state, and [`Touched`] names what open connections may notice. A mesh that
+    /// comes from istiod stays as it is.
     ///
     /// # Errors
     /// As [`from_yaml`](Self::from_yaml). This configuration stays as it is in any case.
@@ -72,7 +73,10 @@ impl Config {
             false => Arc::new(document.node.clone()),
         };
         let mut mesh = self.mesh.clone();
-        let touched = mesh.apply(differences(&self.mesh, document));
+        let touched = match document.node.istiod {
+            Some(_) => Touched::default(),
+            None => mesh.apply(differences(&self.mesh, document)),
+        };
         Ok((Self { node, mesh }, touched))
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::{CaptureSettings, Locality, OffloadSettings, Text};
+use crate::{CaptureSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, Text};
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -28,6 +28,10 @@ pub struct NodeSettings {
     pub locality: Locality,
     /// Threads that carry traffic; `None`: one per core.
     pub workers: Option<NonZeroUsize>,
+    /// Where the mesh comes from, if not from the file; `None`: from the file.
+    pub istiod: Option<IstiodSettings>,
+    /// Who the pods of this node are, and where their certificates come from.
+    pub identities: IdentitySettings,
     /// Address of the admin server, always on loopback: it has no authentication. Default `127.0.0.1:15000`.
     pub admin: SocketAddr,
     /// Where connections come in. Names and addresses are unique.
@@ -59,6 +63,8 @@ impl Default for NodeSettings {
             cluster_id: "Kubernetes".into(),
             locality: Locality::default(),
             workers: None,
+            istiod: None,
+            identities: IdentitySettings::default(),
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000),
             listeners: Vec::new(),
             timeouts: Timeouts::default(),

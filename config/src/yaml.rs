@@ -9,6 +9,8 @@
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
 mod capture;
+mod identities;
+mod istiod;
 mod locate;
 mod nearest;
 mod node;
@@ -25,7 +27,7 @@ use crate::{Authorization, ConfigError, NodeSettings, Problems, Service, Workloa
 use capture::CaptureShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
-use reading::Reading;
+use reading::{Path, Reading};
 use services::{ServiceShape, Services};
 use workloads::{WorkloadShape, Workloads};
 
@@ -41,6 +43,22 @@ struct DocumentShape<'a> {
     #[serde(default)]
     authorization_policies: Vec<PolicyShape<'a>>,
     capture: Option<CaptureShape<'a>>,
+}
+
+impl DocumentShape<'_> {
+    /// The mesh has one source: see [`IstiodSettings`](crate::IstiodSettings).
+    fn refuse_a_second_mesh(&self, reading: &mut Reading) {
+        let sections = [
+            ("workloads", self.workloads.len()),
+            ("services", self.services.len()),
+            ("authorization_policies", self.authorization_policies.len()),
+        ];
+        for (section, _) in sections.into_iter().filter(|(_, resources)| *resources > 0) {
+            let problem = "the mesh comes from istiod (`node.istiod`), and from nowhere else";
+            let remedy = format!("remove `{section}`, or `node.istiod`");
+            reading.report(Path::Section(section), "", problem, remedy);
+        }
+    }
 }
 
 /// A document that has been understood whole.
@@ -67,11 +85,15 @@ impl Document {
     fn compile(shape: &DocumentShape<'_>) -> Result<Self, Problems> {
         let mut reading = Reading::default();
         let mut node = shape.node.compile(&mut reading);
+        if node.istiod.is_some() {
+            shape.refuse_a_second_mesh(&mut reading);
+        }
         let policies = Policies::compile(&shape.authorization_policies, &mut reading);
         let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
         let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);
         shape.node.check_destinations(&services, &mut reading);
-        node.capture = (shape.capture.as_ref()).map(|capture| capture.compile(&workloads, &mut reading));
+        node.capture =
+            (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
         if !reading.problems.is_empty() {
             return Err(reading.problems);
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
-use underpass_config::{ConfigError, NodeSettings};
+use underpass_config::{Config, ConfigError, NodeSettings};
 
 use crate::cores::Cores;
 use crate::listener::{ListenError, OpenListener, RunningListener};
@@ -240,7 +240,10 @@ impl Configuration {
         if new.log != old.log {
             self.log.set(filter);
         }
-        let denied = self.node.publish(config, &touched);
+        let (workloads, services, policies) = (touched.workloads.len(), touched.services.len(), touched.policies.len());
+        let denied = self
+            .node
+            .publish(|in_force| (keep_istiods_mesh(config, in_force), touched));
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);
         }
@@ -249,13 +252,7 @@ impl Configuration {
             .into_iter()
             .map(|opened| opened.run(self.node.clone(), self.cores.clone()));
         state.running.extend(started);
-        tracing::info!(
-            workloads = touched.workloads.len(),
-            services = touched.services.len(),
-            policies = touched.policies.len(),
-            denied,
-            "configuration update applied"
-        );
+        tracing::info!(workloads, services, policies, denied, "configuration update applied");
         Ok(())
     }
 
@@ -329,6 +326,15 @@ fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result
             old: old.admin.to_string(),
         });
     }
+    for (setting, changed) in [
+        ("istiod", old.istiod != new.istiod),
+        ("identities", old.identities != new.identities),
+    ] {
+        if changed {
+            let old = "what it was".to_owned();
+            return Err(UpdateError::NeedsRestart { setting, old });
+        }
+    }
     if old.workers != new.workers {
         let old = old
             .workers
@@ -339,6 +345,17 @@ fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result
         });
     }
     Ok(())
+}
+
+/// The mesh that istiod tells of may have changed while the file was read.
+fn keep_istiods_mesh(config: Config, in_force: &Config) -> Config {
+    match config.node.istiod {
+        Some(_) => Config {
+            mesh: in_force.mesh.clone(),
+            ..config
+        },
+        None => config,
+    }
 }
 
 /// Gives a running listener its new settings. False if its address is no longer listened on.

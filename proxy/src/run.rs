@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
+use underpass_certs::SourceError;
 use underpass_config::{Config, ConfigError};
 
 use crate::admin::{self, Admin};
@@ -19,6 +20,7 @@ use crate::cores::Cores;
 use crate::ending::Ending;
 use crate::flow_table::FlowTable;
 use crate::footprint;
+use crate::identities::Identities;
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
 use crate::offload::Offload;
@@ -66,6 +68,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// Roots or revocations cannot be used.
+    #[error("node.identities: {0}")]
+    Identities(#[from] SourceError),
     /// The configuration file cannot be watched.
     #[error("{} cannot be watched for changes: {source}; raise fs.inotify.max_user_watches or max_user_instances", path.display())]
     Watch {
@@ -151,7 +156,8 @@ fn serve(
     let offload = Arc::new(Offload::default());
     let telemetry = Telemetry::new(&flows, &offload, access_log.clone());
     let admin_address = admin.unwrap_or(config.node.admin);
-    let node = Node::new(config, flows, offload, telemetry);
+    let (identities, upkeep) = Identities::new(&config.node).unzip();
+    let node = Node::new(config, identities, flows, offload, telemetry);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
@@ -162,6 +168,9 @@ fn serve(
             address: admin_address,
             source,
         })?;
+        if let Some(upkeep) = upkeep {
+            upkeep.start().await?;
+        }
         let configuration = Configuration::start(path.into(), &text, node.clone(), cores.clone(), log.clone())?;
         drop(text);
         let watcher = configuration.watch().map_err(|source| StartError::Watch {

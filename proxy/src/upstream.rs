@@ -407,13 +407,13 @@ mod tests {
             let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
             Self {
                 server,
-                node: Node::new(config, flows, offload, telemetry),
+                node: Node::new(config, None, flows, offload, telemetry),
             }
         }
 
         fn publish(&self, yaml: &str) -> usize {
             let (config, touched) = self.node.snapshot().config.updated(yaml).unwrap();
-            self.node.publish(config, &touched)
+            self.node.publish(|_| (config, touched))
         }
 
         async fn attempt(&self, snapshot: &Snapshot) -> Attempt {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
+use super::identities::IdentitiesShape;
+use super::istiod::IstiodShape;
 use super::offload::OffloadShape;
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
@@ -28,6 +30,8 @@ pub(super) struct NodeShape<'a> {
     cluster_id: Option<Scalar<'a>>,
     locality: Option<LocalityShape<'a>>,
     workers: Option<Scalar<'a>>,
+    istiod: Option<IstiodShape<'a>>,
+    identities: IdentitiesShape<'a>,
     admin: Option<Scalar<'a>>,
     timeouts: TimeoutsShape<'a>,
     limits: LimitsShape<'a>,
@@ -135,6 +139,8 @@ impl NodeShape<'_> {
                 .as_ref()
                 .map_or(default.locality, |locality| locality.compile(reading)),
             workers: workers.and_then(|workers| NonZeroUsize::new(workers as usize)),
+            istiod: (self.istiod.as_ref()).map(|istiod| istiod.compile(path("istiod"), reading)),
+            identities: self.identities.compile(path("identities"), reading),
             admin: admin.unwrap_or(default.admin),
             listeners: Vec::with_capacity(self.listeners.len()),
             timeouts: self.timeouts.compile(path("timeouts"), reading),

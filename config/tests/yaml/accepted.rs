@@ -4,11 +4,11 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use underpass_config::{
-    AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, Config, ConnectionFacts,
-    Destination, Group, Health, HealthPolicy, Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality,
-    LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept, OffloadSettings, PodPlace, PolicyKey, PolicyScope,
-    PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol,
-    UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
+    AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, CertificateFile, Config,
+    ConnectionFacts, Destination, Group, Health, HealthPolicy, IdentitySettings, IstiodSettings, Keepalive, Limits,
+    Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept,
+    OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey,
+    StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
 };
 
 use super::COMPLETE;
@@ -44,6 +44,19 @@ fn every_node_setting_is_read() {
             region: "r1".into(),
             zone: "z1".into(),
             subzone: "s1".into(),
+        },
+        istiod: None,
+        identities: IdentitySettings {
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: vec!["example.com".into(), "old.example.com".into()],
+            certificates: vec![CertificateFile {
+                identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+                chain: "/etc/mesh/web.pem".into(),
+                key: "/etc/mesh/web.key".into(),
+            }],
+            roots: Some("/etc/mesh/roots.pem".into()),
+            revocations: Some("/etc/mesh/revoked.pem".into()),
+            validity: Duration::from_secs(12 * 60 * 60),
         },
         workers: NonZeroUsize::new(2),
         admin: "[::1]:15000".parse().unwrap(),
@@ -341,6 +354,7 @@ node:
   network: ''
   cluster_id: Kubernetes
   locality: {}
+  identities: {trust_domain: cluster.local, trust_domain_aliases: [], certificates: [], validity: 24h}
   admin: 127.0.0.1:15000
   timeouts: {connect: 5s, idle: 1h, drain: 30s, handshake: 10s}
   limits: {connections: 1000000, connections_per_namespace: 1000000, connections_per_workload: 1000000, connect_attempts: 3}
@@ -444,4 +458,66 @@ fn capture_is_off_unless_it_is_asked_for_and_has_defaults_then() {
     let node = |yaml: &str| Config::from_yaml(yaml).unwrap().node;
     assert_eq!(node("node: {}").capture, None);
     assert_eq!(node("capture: {}").capture, Some(CaptureSettings::default()));
+}
+
+/// Every field of `node.istiod`.
+const ISTIOD: &str = "
+node:
+  istiod:
+    address: 10.0.0.1:15012
+    roots: /etc/mesh/root.pem
+    server_name: istiod.istio-system.svc
+    token: /etc/mesh/token
+    root_namespace: mesh-root
+    pod: underpass-x7
+    namespace: mesh
+    pod_ip: 10.244.0.7
+    service_account: underpass
+    connect_timeout: 2s
+    policy_grace: 0s
+";
+
+#[test]
+fn every_setting_of_istiod_is_read_and_has_a_default() {
+    let node = Config::from_yaml(ISTIOD).unwrap().node;
+    let expected = IstiodSettings {
+        address: "10.0.0.1:15012".parse().unwrap(),
+        roots: "/etc/mesh/root.pem".into(),
+        server_name: Some("istiod.istio-system.svc".into()),
+        token: "/etc/mesh/token".into(),
+        root_namespace: "mesh-root".into(),
+        pod: "underpass-x7".into(),
+        namespace: "mesh".into(),
+        pod_ip: "10.244.0.7".parse().unwrap(),
+        service_account: Some("underpass".into()),
+        connect_timeout: Duration::from_secs(2),
+        policy_grace: Duration::ZERO,
+    };
+    assert_eq!(node.istiod, Some(expected));
+    let shown = serde_json::json!({"node": serde_json::to_value(&*node).unwrap()}).to_string();
+    assert_eq!(Config::from_yaml(&shown).unwrap().node, node);
+
+    let defaults = Config::from_yaml("node: {istiod: {}}").unwrap().node;
+    assert_eq!(defaults.istiod, Some(IstiodSettings::default()));
+}
+
+#[test]
+fn with_istiod_captured_pods_are_named_by_uid() {
+    let yaml = "
+node: {istiod: {}}
+capture: {pods: [{netns: /run/netns/a, workload: Kubernetes//Pod/shop/a}]}
+";
+    let capture = Config::from_yaml(yaml).unwrap().node.capture.clone().unwrap();
+    assert_eq!(capture.pods[0].workload, uid("Kubernetes//Pod/shop/a"));
+}
+
+#[test]
+fn a_workload_is_of_the_nodes_trust_domain_unless_it_names_one() {
+    let yaml = "
+node: {identities: {trust_domain: example.com}}
+workloads: [{name: a, namespace: b}]
+";
+    let mesh = Config::from_yaml(yaml).unwrap().mesh;
+    let workload = mesh.workloads().next().unwrap();
+    assert_eq!(workload.identity.to_string(), "spiffe://example.com/ns/b/sa/default");
 }
