@@ -2,6 +2,8 @@
 //!
 //! It listens on loopback only and has no authentication, as Envoy's and ztunnel's; nothing secret is ever in its answers.
 
+mod status;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -33,8 +35,9 @@ pub struct Admin {
 
 const HELP: &str = "\
 GET  /metrics               OpenMetrics text
-GET  /ready                 200 when serving, 503 when draining
+GET  /ready                 200 when serving, 503 when draining or waiting
 GET  /config_dump           the configuration in force, and the last rejected update
+GET  /status                how istiod, the mesh and the certificates stand
 GET  /connections           open connections
 GET  /offload               the kernel tier: whether there is one, and what it has done
 GET  /refusals              the last connections that were refused, and why
@@ -96,6 +99,7 @@ impl Admin {
             (&Method::GET, "/metrics") => self.metrics(),
             (&Method::GET, "/ready") => self.ready(),
             (&Method::GET, "/config_dump") => json_answer(&self.config_dump()),
+            (&Method::GET, "/status") => json_answer(&status::status(&self.node)),
             (&Method::GET, "/connections") => json_answer(&self.connections()),
             (&Method::GET, "/offload") => json_answer(&self.offload()),
             (&Method::GET, "/refusals") => json_answer(&Value::Array(self.node.telemetry.refusals())),
@@ -107,8 +111,8 @@ impl Admin {
             }
             (
                 _,
-                "/" | "/metrics" | "/ready" | "/config_dump" | "/connections" | "/offload" | "/refusals" | "/logging"
-                | "/drain",
+                "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/offload" | "/refusals"
+                | "/logging" | "/drain",
             ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }
@@ -131,6 +135,8 @@ impl Admin {
     fn ready(&self) -> Answer {
         if self.node.is_draining() {
             text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+        } else if self.node.awaits_mesh() {
+            text(StatusCode::SERVICE_UNAVAILABLE, "waiting for istiod\n")
         } else if self.node.awaits_agent() {
             text(StatusCode::SERVICE_UNAVAILABLE, "waiting for the agent\n")
         } else {

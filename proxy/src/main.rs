@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
-use underpass::{flows, run};
+use underpass::{flows, run, status};
 
 /// Gives memory back after a burst of connections, which the system's allocator does not reliably do.
 #[global_allocator]
@@ -73,6 +73,15 @@ enum Command {
     },
     /// List the open connections of a proxy: where their bytes go, and why they are not in the kernel.
     Flows {
+        /// The proxy's admin server.
+        #[arg(long, default_value = "127.0.0.1:15000")]
+        admin: SocketAddr,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how a proxy stands with istiod, what of it was rejected, and which certificates it has for how long.
+    Status {
         /// The proxy's admin server.
         #[arg(long, default_value = "127.0.0.1:15000")]
         admin: SocketAddr,
@@ -235,6 +244,7 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Enrol { place, uid, call } => commands::enrol(&call.run_dir, &uid, place.place()?, call.json)?,
         Command::Pods { call } => commands::pods(&call.run_dir, call.json)?,
         Command::Flows { admin, json } => flows::show(admin, json)?,
+        Command::Status { admin, json } => status::show(admin, json)?,
         Command::Remove { which, call } => {
             let which = commands::which(which.uid, which.netns.as_deref())?;
             commands::remove(&call.run_dir, which, call.json)?;

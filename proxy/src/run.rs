@@ -21,6 +21,7 @@ use crate::ending::Ending;
 use crate::flow_table::FlowTable;
 use crate::footprint;
 use crate::identities::Identities;
+use crate::istiod::Feed;
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
 use crate::offload::Offload;
@@ -154,10 +155,12 @@ fn serve(
     let (cores, threads) = Cores::start(count)?;
     let flows = Arc::new(FlowTable::new(count));
     let offload = Arc::new(Offload::default());
-    let telemetry = Telemetry::new(&flows, &offload, access_log.clone());
-    let admin_address = admin.unwrap_or(config.node.admin);
     let (identities, upkeep) = Identities::new(&config.node).unzip();
-    let node = Node::new(config, identities, flows, offload, telemetry);
+    let (feed, istiod) = Feed::new(&config.node).unzip();
+    let telemetry =
+        Telemetry::new(&flows, &offload, access_log.clone()).with_control_plane(istiod.clone(), identities.clone());
+    let admin_address = admin.unwrap_or(config.node.admin);
+    let node = Node::new(config, identities, istiod, flows, offload, telemetry);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
@@ -185,8 +188,12 @@ fn serve(
                 log,
             },
         ));
+        if let Some(feed) = feed {
+            tokio::spawn(feed.serve(node.clone()));
+        }
         if let Some(agent) = agent {
-            tokio::spawn(capture::converse(agent.into(), node.clone(), cores.clone()));
+            node.await_agent(true);
+            tokio::spawn(serve_pods(agent.into(), node.clone(), cores.clone()));
         }
         footprint::forget_start();
         tracing::info!(admin = %admin_address, cores = count, "serving");
@@ -199,6 +206,12 @@ fn serve(
     drop(threads);
     access_log.close();
     outcome
+}
+
+/// A proxy that has no mesh yet asks for no pods: its predecessor serves them on, or their connections wait.
+async fn serve_pods(agent: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
+    node.mesh_came().await;
+    capture::converse(agent, node, cores).await;
 }
 
 fn available_cores() -> usize {

@@ -407,7 +407,7 @@ mod tests {
             let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
             Self {
                 server,
-                node: Node::new(config, None, flows, offload, telemetry),
+                node: Node::new(config, None, None, flows, offload, telemetry),
             }
         }
 

@@ -8,4 +8,9 @@
 mod certificates;
 mod cluster;
 mod consumer;
+mod faults;
+mod place;
+mod policy;
+mod services;
 mod subscription;
+mod timing;
