@@ -1,6 +1,7 @@
 //! The admin server: metrics, readiness, the configuration in force, open connections, log level, drain.
 //!
-//! It listens on loopback only and has no authentication, as Envoy's and ztunnel's; nothing secret is ever in its answers.
+//! It listens on loopback only and has no authentication, as Envoy's and ztunnel's; nothing secret is ever in its answers. Metrics and
+//! readiness, which change nothing, may be asked for from elsewhere, at addresses of their own ([`View`]).
 
 mod status;
 
@@ -46,8 +47,19 @@ POST /logging?level=FILTER  change it: debug, or underpass::relay=trace,info
 POST /drain                 stop accepting, let connections finish, exit
 ";
 
+/// What may be asked for at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Everything, on loopback.
+    Everything,
+    /// Metrics, from anywhere: at `/metrics`, and where Envoy and ztunnel have them.
+    Metrics,
+    /// Readiness, from anywhere: at `/healthz/ready`, as of ztunnel.
+    Readiness,
+}
+
 /// Serves `listener` for as long as the process lives.
-pub async fn serve(listener: TcpListener, admin: Admin) {
+pub async fn serve(listener: TcpListener, view: View, admin: Admin) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -60,7 +72,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         let admin = admin.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let answer = admin.answer(&request);
+                let answer = admin.answer(view, &request);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -93,7 +105,17 @@ fn json_answer(value: &Value) -> Answer {
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
+    fn answer(&self, view: View, request: &Request<Incoming>) -> Answer {
+        match (view, request.method(), request.uri().path()) {
+            (View::Everything, ..) => self.answer_everything(request),
+            (View::Metrics, &Method::GET, "/metrics" | "/stats/prometheus") => self.metrics(),
+            (View::Readiness, &Method::GET, "/healthz/ready") => self.ready(),
+            (View::Metrics, ..) => text(StatusCode::NOT_FOUND, "GET /metrics\n"),
+            (View::Readiness, ..) => text(StatusCode::NOT_FOUND, "GET /healthz/ready\n"),
+        }
+    }
+
+    fn answer_everything(&self, request: &Request<Incoming>) -> Answer {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => text(StatusCode::OK, HELP),
             (&Method::GET, "/metrics") => self.metrics(),

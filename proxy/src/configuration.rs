@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
-use underpass_config::{Config, ConfigError, NodeSettings};
+use underpass_config::{Config, ConfigError, NodeSettings, Role};
 
 use crate::cores::Cores;
 use crate::listener::{ListenError, OpenListener, RunningListener};
@@ -111,6 +111,7 @@ pub enum Reload {
 #[derive(Debug)]
 pub struct Configuration {
     path: PathBuf,
+    role: Role,
     node: Arc<Node>,
     cores: Arc<Cores>,
     log: LogFilter,
@@ -129,13 +130,14 @@ struct State {
 }
 
 impl Configuration {
-    /// Opens what `node`'s first snapshot asks for.
+    /// Opens what `node`'s first snapshot asks for. `role` is the file's unless it says another.
     ///
     /// # Errors
     /// When a listener cannot be bound; then none is left open.
     pub fn start(
         path: PathBuf,
         text: &str,
+        role: Role,
         node: Arc<Node>,
         cores: Arc<Cores>,
         log: LogFilter,
@@ -153,6 +155,7 @@ impl Configuration {
         });
         Ok(Arc::new(Self {
             path,
+            role,
             node,
             cores,
             log,
@@ -226,7 +229,7 @@ impl Configuration {
     fn apply(&self, state: &mut State, text: &str) -> Result<(), UpdateError> {
         let snapshot = self.node.snapshot();
         let old = &snapshot.config.node;
-        let (config, mut touched) = snapshot.config.updated(text)?;
+        let (config, mut touched) = snapshot.config.updated_in_role(text, self.role)?;
         let new = config.node.clone();
         refuse_what_needs_a_restart(old, &new)?;
         // Addresses mean other workloads in another network.
@@ -327,6 +330,9 @@ fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result
         });
     }
     for (setting, changed) in [
+        ("role", old.role != new.role),
+        ("metrics", old.metrics != new.metrics),
+        ("readiness", old.readiness != new.readiness),
         ("istiod", old.istiod != new.istiod),
         ("identities", old.identities != new.identities),
     ] {

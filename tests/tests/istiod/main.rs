@@ -11,6 +11,7 @@ mod consumer;
 mod faults;
 mod place;
 mod policy;
+mod role;
 mod services;
 mod subscription;
 mod timing;
