@@ -202,6 +202,51 @@ fn a_service_entry_brings_what_is_not_of_the_cluster() {
     place.wait_until_refused(&place.client, "10.96.0.50:80".parse().unwrap());
 }
 
+/// `localhost` is a name that every machine's resolver knows, and the proxy's own host a client that may go there.
+#[test]
+fn an_endpoint_that_is_a_name_is_asked_of_dns() {
+    let Some(place) = Place::start() else { return };
+    let ports = format!("ports: [{{number: 80, name: tcp, protocol: TCP, targetPort: {PORT}}}]");
+    let here = Server::start(&place.node.host().loopback(), PORT);
+    let dns = format!(
+        "hosts: [dns.example.com], addresses: [10.96.0.51], location: MESH_EXTERNAL, resolution: DNS, {ports}, \
+         endpoints: [{{address: localhost}}]"
+    );
+    place.istiod.apply("dns", service_entry("dns", &dns));
+    let listener = place.node.host().loopback().at(15001);
+    place
+        .proxy
+        .apply(&config(&place.istiod).listener("connect", listener, Listen::Connect));
+    wait::eventually(wait::SOON, "the name of the entry is resolved", || {
+        let host = place.node.host().loopback();
+        let stream = open(&host, Way::Connect(listener), Target::Name("dns.example.com", 80));
+        stream.is_ok_and(|mut stream| round_trip(&mut stream).ok() == Some(here.address()))
+    });
+    let line = wait::some(wait::SOON, "the log names the service", || {
+        let lines = place.proxy.access_lines();
+        lines
+            .into_iter()
+            .find(|line| line.field("dst.service") == "dns.example.com")
+    });
+    assert_eq!(
+        (line.field("dst.addr"), line.field("dst.workload")),
+        (&*here.address().to_string(), "dns")
+    );
+    // A captured pod must not get at what listens on the node's loopback, by whatever name.
+    place.wait_until_refused(&place.client, "10.96.0.51:80".parse().unwrap());
+    let accepted = here.accepted();
+    assert!(ask(&place.client, "10.96.0.51:80".parse().unwrap()).is_err());
+    assert_eq!(here.accepted(), accepted);
+    place.istiod.apply(
+        "dns",
+        service_entry("dns", &dns.replace("localhost", "no-such-host.invalid")),
+    );
+    let host = place.node.host().loopback();
+    wait::eventually(wait::SOON, "a name that nobody has is nobody", || {
+        open(&host, Way::Connect(listener), Target::Name("dns.example.com", 80)).is_err()
+    });
+}
+
 /// Endpoints and services come and go; what stays is never disturbed, and what goes ends as it should.
 #[test]
 fn services_change_under_load_and_no_connection_that_could_be_made_is_lost() {
