@@ -396,3 +396,21 @@ fn stamp(path: &Path) -> Option<Stamp> {
         modified_ns: (metadata.mtime(), metadata.mtime_nsec()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// While the file was read, istiod has told of a workload.
+    #[test]
+    fn a_file_does_not_undo_what_istiod_has_told_meanwhile() {
+        let mut in_force = Config::from_yaml("node: {istiod: {}}").unwrap();
+        let (from_file, _) = in_force.updated("node: {istiod: {}, log: debug}").unwrap();
+        let elsewhere = Config::from_yaml("workloads: [{name: a, namespace: b}]").unwrap().mesh;
+        in_force.mesh = elsewhere;
+        let next = keep_istiods_mesh(from_file, &in_force);
+        assert_eq!((next.mesh.workloads().count(), &*next.node.log), (1, "debug"));
+        let alone = Config::from_yaml("node: {}").unwrap();
+        assert_eq!(keep_istiods_mesh(alone, &in_force).mesh.workloads().count(), 0);
+    }
+}
