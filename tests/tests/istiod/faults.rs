@@ -224,3 +224,50 @@ fn status_tells_of_istiod_certificates_and_pods() {
         identities(&place.proxy.status()).len() == 2
     });
 }
+
+/// A certificate of ten seconds is renewed after four to five, again and again; with the CA gone it lasts until it expires, and is renewed when
+/// there is one again.
+#[test]
+fn certificates_are_renewed_in_time_and_expire_only_without_a_ca() {
+    let Some(mut place) = Place::start_as(|istiod| config(istiod).node("identities: {validity: 10s}")) else {
+        return;
+    };
+    let client = "spiffe://cluster.local/ns/shop/sa/client";
+    let certificate = |proxy: &Proxy| -> (String, String) {
+        let status = proxy.status();
+        let certificates = status["identities"]["certificates"].as_array().unwrap();
+        let of_client = certificates.iter().find(|one| one["identity"] == client).unwrap();
+        let serial = of_client["serial"].as_str().unwrap_or_default();
+        (of_client["state"].as_str().unwrap().to_owned(), serial.to_owned())
+    };
+    let mut serials = std::collections::BTreeSet::new();
+    wait::eventually(wait::SOON, "the first certificate", || {
+        certificate(&place.proxy).0 == "valid"
+    });
+    wait::eventually(2 * wait::SOON, "it is renewed twice, and valid all the time", || {
+        let (state, serial) = certificate(&place.proxy);
+        assert_eq!(state, "valid");
+        serials.insert(serial);
+        serials.len() == 3
+    });
+    place.istiod.kill();
+    wait::eventually(2 * wait::SOON, "without a CA it expires", || {
+        certificate(&place.proxy).0 == "expired"
+    });
+    assert!(
+        place
+            .proxy
+            .metrics()
+            .sum("underpass_certificates", &[("state", "expired")])
+            >= 1
+    );
+    let failure = place.proxy.status()["identities"]["certificates"][0]["last_error"].clone();
+    assert!(
+        failure.as_str().unwrap().contains("istiod") || failure.as_str().unwrap().contains("CA"),
+        "{failure}"
+    );
+    place.istiod.start_again();
+    wait::eventually(6 * wait::SOON, "with one it is renewed", || {
+        certificate(&place.proxy).0 == "valid"
+    });
+}

@@ -45,11 +45,11 @@ pub(crate) fn object(pod: &Pod) -> PodObject {
 impl Place {
     /// A node whose proxy has the mesh, if this machine can have one.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_with(|_, _| {})
+        Self::start_as(config)
     }
 
-    /// As [`Place::start`], with further objects from the beginning on.
-    pub(crate) fn start_with(objects: impl FnOnce(&Istiod, &Pod)) -> Option<Self> {
+    /// As [`Place::start`], with another configuration.
+    pub(crate) fn start_as(config: impl FnOnce(&Istiod) -> Config) -> Option<Self> {
         if !available(&[Need::Capture, Need::Istiod]) {
             return None;
         }
@@ -64,7 +64,6 @@ impl Place {
         for pod in [&client, &other, &web] {
             istiod.apply(&pod.name().replace('/', "-"), object(pod));
         }
-        objects(&istiod, &web);
         let agent = place.start_agent();
         let proxy = place.start_proxy(&config(&istiod));
         for pod in [&client, &other, &web] {

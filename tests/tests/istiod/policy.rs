@@ -4,7 +4,7 @@ use std::io::Read;
 use std::net::TcpStream;
 
 use underpass_tests::istiod::Pod as PodObject;
-use underpass_tests::load::ask;
+use underpass_tests::load::{ask, under_load};
 use underpass_tests::{Host, Server, is_reset, wait};
 
 use crate::place::{PORT, Place, object};
@@ -266,4 +266,25 @@ fn a_pod_that_gets_another_account_is_somebody_else() {
     place.wait_until_refused(&place.client, server.address());
     place.istiod.apply("shop-client", object(&place.client));
     place.wait_until_answered(&place.client, server.address());
+}
+
+/// istiod tells of the pods that a new policy selects before it tells of the policy, and a pod that refers to a policy that is not there
+/// refuses everybody. Nobody may notice.
+#[test]
+fn a_policy_that_comes_and_goes_refuses_nobody_whom_it_allows() {
+    let Some(place) = Place::start() else { return };
+    let server = Server::start(&place.web, PORT);
+    let allow = policy("shop/rule", &rule(&format!("{WEB},"), "ALLOW", CLIENT));
+    let lanes = [(&*place.client, server.address())];
+    under_load(&lanes, |tallies| {
+        for _ in 0..10 {
+            place.istiod.apply("rule", &allow);
+            place.wait_until_refused(&place.other, server.address());
+            tallies[0].wait_for(20);
+            place.istiod.apply("rule", "");
+            place.wait_until_answered(&place.other, server.address());
+            tallies[0].wait_for(20);
+            tallies[0].assert_none_lost();
+        }
+    });
 }
