@@ -96,11 +96,12 @@ fn the_mesh_comes_with_its_policies_and_then_each_change_of_it() {
         "{status:?}"
     );
     assert!(status.types.values().all(|of_type| of_type.acks > 0), "{status:?}");
-    let held = status.types[&ResourceType::Address].resources;
-    assert_eq!(
-        held,
-        consumer.mesh.workloads().count() + consumer.mesh.services().count()
-    );
+    // It is told after the change has been handed on.
+    let mesh = &consumer.mesh;
+    wait::eventually(wait::SOON, "the status counts what the mesh has", || {
+        let held = consumer.status().types[&ResourceType::Address].resources;
+        held == mesh.workloads().count() + mesh.services().count()
+    });
 }
 
 #[test]
