@@ -271,3 +271,46 @@ fn certificates_are_renewed_in_time_and_expire_only_without_a_ca() {
         certificate(&place.proxy).0 == "valid"
     });
 }
+
+/// What istiod sends and we do not serve is named with its reason, and everything else is in force.
+#[test]
+fn what_is_rejected_is_in_view_and_the_rest_in_force() {
+    let Some(place) = Place::start() else { return };
+    let server = Server::start(&place.web, PORT);
+    let range = "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {namespace: shop, name: range}
+spec:
+  hosts: [range.example.com]
+  addresses: [10.97.0.0/24]
+  ports: [{number: 80, name: tcp, protocol: TCP}]
+  resolution: NONE
+";
+    place.istiod.apply("range", range);
+    let status = wait::some(wait::SOON, "something is rejected", || {
+        Some(place.proxy.status()).filter(|status| status["istiod"]["rejected_count"] == 1)
+    });
+    let (name, reason) = (
+        "shop/range.example.com",
+        "`addresses` is a range of addresses (24 bits)",
+    );
+    let rejected = &status["istiod"]["rejected"][0];
+    assert_eq!(rejected["name"], name);
+    assert!(rejected["reason"].as_str().unwrap().contains(reason), "{rejected}");
+    let shown = place
+        .node
+        .program(0, &["status", "--admin", &place.proxy.admin().to_string()]);
+    assert!(
+        shown.stdout.contains(&format!("REJECTED Address {name}: {reason}")),
+        "{shown:?}"
+    );
+    let metrics = place.proxy.metrics();
+    assert_eq!(metrics.sum("underpass_xds_rejected_resources", &[]), 1);
+    assert_eq!(metrics.sum("underpass_xds_responses_total", &[("result", "nack")]), 1);
+    ask(&place.client, server.address()).expect("the rest is in force");
+    place.istiod.delete("range");
+    wait::eventually(wait::SOON, "nothing is rejected any longer", || {
+        place.proxy.status()["istiod"]["rejected_count"] == 0
+    });
+}
