@@ -266,17 +266,19 @@ fn services_change_under_load_and_no_connection_that_could_be_made_is_lost() {
         (&*place.client, three.servers[0].address()),
     ];
     let added: SocketAddr = (ip("10.96.0.11"), 80).into();
+    let another = Service::new("shop/another", added.ip()).port(80, PORT);
     under_load(&lanes, |tallies| {
         for round in 0..3 {
             go_on(tallies);
-            place.istiod.apply(
-                "another",
-                Service::new("shop/another", ip("10.96.0.11"))
-                    .selecting("app: web")
-                    .port(80, PORT),
-            );
-            place.wait_until_answered(&place.other, added);
-            go_on(tallies);
+            // Added, scaled to zero, and up again.
+            for labels in ["app: web", "app: none", "app: web"] {
+                place.istiod.apply("another", another.clone().selecting(labels));
+                match labels {
+                    "app: web" => place.wait_until_answered(&place.other, added),
+                    _ => place.wait_until_refused(&place.other, added),
+                }
+                go_on(tallies);
+            }
             place.istiod.apply("near", object(&three.near).labels("app: gone"));
             wait_for_answerers(&place.other, added, &[&three.servers[0], &three.servers[2]]);
             go_on(tallies);
