@@ -82,6 +82,25 @@ fn encode_subscription(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> 
         "underpass_xds_disconnects",
         "Streams to istiod that have ended",
         vec![(Vec::new(), status.disconnects)],
+    )?;
+    let messages = status.types.iter().map(|(kind, of_type)| {
+        let labels = vec![("url", kind.url().to_owned())];
+        (labels, of_type.acks + of_type.nacks)
+    });
+    counters(
+        encoder,
+        "istio_xds_message",
+        "Responses of istiod, as ztunnel counts them",
+        messages.collect(),
+    )?;
+    let terminations = status.terminations.iter();
+    counters(
+        encoder,
+        "istio_xds_connection_terminations",
+        "Connections to istiod that have ended or could not be had, as ztunnel counts them",
+        terminations
+            .map(|(why, count)| (vec![("reason", why.word().to_owned())], *count))
+            .collect(),
     )
 }
 

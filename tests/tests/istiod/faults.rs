@@ -103,6 +103,14 @@ fn istiod_may_go_and_come_and_no_connection_notices() {
     let metrics = proxy.metrics();
     assert!(metrics.sum("underpass_xds_disconnects_total", &[]) >= 2);
     assert_eq!(metrics.sum("underpass_xds_connected", &[]), 1);
+    assert!(
+        metrics.sum(
+            "istio_xds_connection_terminations_total",
+            &[("reason", "ConnectionError")]
+        ) > 0
+    );
+    let url = "type.googleapis.com/istio.workload.Address";
+    assert!(metrics.sum("istio_xds_message_total", &[("url", url)]) > 0);
 }
 
 /// A node whose istiod has never answered has no policies, and so must serve nobody.
