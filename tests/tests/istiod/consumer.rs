@@ -20,7 +20,7 @@ pub(crate) struct Consumer {
 }
 
 /// Who the client says it is.
-pub(crate) fn node_a() -> Node {
+fn node_a() -> Node {
     Node {
         role: NodeRole::Node,
         pod: "ztunnel-a".into(),
@@ -38,18 +38,30 @@ pub(crate) fn node_a() -> Node {
 impl Consumer {
     /// A client of an istiod that asks nobody who he is.
     pub(crate) fn plain(istiod: &underpass_tests::istiod::Istiod) -> Self {
-        Self::of(Istiod::new(istiod.plain().to_string(), IstiodSecurity::Plaintext, None))
+        Self::plain_as(istiod, |_| {})
+    }
+
+    /// As [`Consumer::plain`], as another node.
+    pub(crate) fn plain_as(istiod: &underpass_tests::istiod::Istiod, adjust: impl FnOnce(&mut Node)) -> Self {
+        let istiod = Istiod::new(istiod.plain().to_string(), IstiodSecurity::Plaintext, None);
+        Self::start(istiod, adjust)
     }
 
     /// A client of this istiod.
     pub(crate) fn of(istiod: Istiod) -> Self {
+        Self::start(istiod, |_| {})
+    }
+
+    fn start(istiod: Istiod, adjust: impl FnOnce(&mut Node)) -> Self {
         let short = Duration::from_millis(50);
         let settings = ClientSettings {
             backoff: Backoff::new(short, short),
             ..Default::default()
         };
+        let mut node = node_a();
+        adjust(&mut node);
         let runtime = Runtime::new().unwrap();
-        let (client, incoming, status) = client(istiod, node_a(), settings);
+        let (client, incoming, status) = client(istiod, node, settings);
         runtime.spawn(client.run());
         Self {
             mesh: Mesh::default(),
