@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the proxy until SIGTERM or SIGINT, then drain. With a `capture` section in the configuration: the agent and the proxy.
+    /// Run the proxy until SIGTERM or SIGINT, then drain. With a `capture` section, or in the role `node`: the agent and the proxy.
     Run {
         /// YAML configuration; it is watched, and valid changes are applied (to `capture` at the next start).
         #[arg(long)]
@@ -251,10 +251,11 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Validate { config, role } => {
             let (_, loaded) = run::load(&config, role.role)?;
             let (workloads, services) = (loaded.mesh.workloads().count(), loaded.mesh.services().count());
-            println!(
-                "{} is valid: {workloads} workloads, {services} services",
-                config.display()
-            );
+            let mesh = match &loaded.node.istiod {
+                None => format!("{workloads} workloads, {services} services"),
+                Some(istiod) => format!("the mesh comes from istiod at {}", istiod.address),
+            };
+            println!("{} is valid: {mesh}", config.display());
         }
         Command::Agent(mut arguments) => {
             let config = arguments.config.take();
