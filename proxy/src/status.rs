@@ -73,7 +73,8 @@ fn subscription(istiod: &Value, now: SystemTime) -> String {
         let of = |field: &str| word(&rejected[field]);
         let _ = writeln!(text, "  REJECTED {} {}: {}", of("type"), of("name"), of("reason"));
     }
-    let more = istiod["rejected_count"].as_u64().unwrap_or(0) as usize - list(&istiod["rejected"]).len();
+    let listed = list(&istiod["rejected"]).len() as u64;
+    let more = istiod["rejected_count"].as_u64().unwrap_or(0).saturating_sub(listed);
     if more > 0 {
         let _ = writeln!(text, "  and {more} more are rejected");
     }
