@@ -4,11 +4,12 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help build setup test test-kernels lint demo bench bench-check memory scale soak fuzz clean ebpf ebpf-check tier-mutants
+.PHONY: help build setup test test-istio test-kernels lint demo bench bench-check memory scale soak fuzz clean ebpf ebpf-check tier-mutants
 
 help:
 	@echo "make demo    see it work: namespaces, unmodified programs, live policy, metrics, latency (root shows most)"
 	@echo "make test    set up what the tests need, then run all of them"
+	@echo "make test-istio  only what runs against a real istiod (its first build takes minutes)"
 	@echo "make lint    rustfmt, clippy and shellcheck, warnings denied"
 	@echo "make bench   side by side with no proxy, HAProxy and Envoy; writes bench/out/results.json"
 	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect  SYSTEMS=direct,underpass-kernel,haproxy,envoy  ROUNDS=5"
@@ -29,7 +30,13 @@ build: setup
 
 test: build
 	@scripts/test-setup.sh
+	@scripts/istiod-setup.sh
 	$(CARGO) test --workspace --locked
+
+test-istio: build
+	@scripts/test-setup.sh
+	@scripts/istiod-setup.sh
+	$(CARGO) test --locked -p underpass-tests --test istiod
 
 lint: setup
 	$(CARGO) fmt --all --check

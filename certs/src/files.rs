@@ -1,5 +1,6 @@
 //! Certificates, roots and revocations from files, for use without Istio and beside it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,23 @@ impl CertificateSource for CertificateFiles {
             encoded.zeroize();
             Ok(WorkloadCertificate::new(identity, chain, key?, Vec::new())?)
         })
+    }
+
+    fn ask_again_after(&self) -> Option<Duration> {
+        Some(LOOK_EVERY)
+    }
+}
+
+/// The certificates of several identities in files, and of no others.
+#[derive(Clone, Debug, Default)]
+pub struct CertificateFilesByIdentity(pub HashMap<Identity, CertificateFiles>);
+
+impl CertificateSource for CertificateFilesByIdentity {
+    fn obtain<'a>(&'a self, identity: &'a Identity) -> Pending<'a, Result<WorkloadCertificate, SourceError>> {
+        match self.0.get(identity) {
+            Some(files) => files.obtain(identity),
+            None => Box::pin(async { Err(SourceError::NoFiles) }),
+        }
     }
 
     fn ask_again_after(&self) -> Option<Duration> {

@@ -75,7 +75,7 @@ mod verify;
 
 pub use backoff::Backoff;
 pub use certificate::{CertificateError, WorkloadCertificate, identity_of};
-pub use files::{CertificateFiles, TrustFiles};
+pub use files::{CertificateFiles, CertificateFilesByIdentity, TrustFiles};
 pub use istio_ca::{IstioCa, IstioCaSettings, chain_and_roots};
 pub use istiod::{Istiod, IstiodError, IstiodSecurity};
 pub use slot::{Clock, Slot};

@@ -61,6 +61,9 @@ pub enum SourceError {
         /// What is wrong with it.
         why: String,
     },
+    /// There are files, but none for this identity.
+    #[error("no certificate file is configured for it")]
+    NoFiles,
     /// No key could be made.
     #[error("no key or request could be made: {0}")]
     Key(String),
@@ -72,6 +75,6 @@ pub enum SourceError {
 impl SourceError {
     /// Whether trying again soon makes no sense.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, Self::Invalid { .. })
+        matches!(self, Self::Invalid { .. } | Self::NoFiles)
     }
 }

@@ -9,6 +9,8 @@
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
 mod capture;
+mod identities;
+mod istiod;
 mod locate;
 mod nearest;
 mod node;
@@ -21,11 +23,11 @@ mod workloads;
 
 use serde::Deserialize;
 
-use crate::{Authorization, ConfigError, NodeSettings, Problems, Service, Workload};
+use crate::{Authorization, CaptureSettings, ConfigError, NodeSettings, Problems, Role, Service, Workload};
 use capture::CaptureShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
-use reading::Reading;
+use reading::{Path, Reading};
 use services::{ServiceShape, Services};
 use workloads::{WorkloadShape, Workloads};
 
@@ -43,6 +45,22 @@ struct DocumentShape<'a> {
     capture: Option<CaptureShape<'a>>,
 }
 
+impl DocumentShape<'_> {
+    /// The mesh has one source: see [`IstiodSettings`](crate::IstiodSettings).
+    fn refuse_a_second_mesh(&self, reading: &mut Reading) {
+        let sections = [
+            ("workloads", self.workloads.len()),
+            ("services", self.services.len()),
+            ("authorization_policies", self.authorization_policies.len()),
+        ];
+        for (section, _) in sections.into_iter().filter(|(_, resources)| *resources > 0) {
+            let problem = "the mesh comes from istiod (`node.istiod`), and from nowhere else";
+            let remedy = format!("remove `{section}`, or `node.istiod`");
+            reading.report(Path::Section(section), "", problem, remedy);
+        }
+    }
+}
+
 /// A document that has been understood whole.
 pub(crate) struct Document {
     pub(crate) node: NodeSettings,
@@ -52,26 +70,33 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Reads and checks the whole text.
-    pub(crate) fn read(text: &str) -> Result<Self, ConfigError> {
+    /// Reads and checks the whole text. `role` is what it is for unless it says so itself.
+    pub(crate) fn read(text: &str, role: Role) -> Result<Self, ConfigError> {
         let malformed = |problem| ConfigError::Malformed(Box::new(problem));
         let shape: Option<DocumentShape<'_>> = serde_saphyr::from_str_with_options(text, options(text))
             .map_err(|error| malformed(locate::malformed(text, error)))?;
         let shape = shape.ok_or_else(|| malformed(locate::empty()))?;
-        Self::compile(&shape).map_err(|mut problems| {
+        Self::compile(&shape, role).map_err(|mut problems| {
             locate::add_positions(text, &mut problems);
             ConfigError::Invalid(problems)
         })
     }
 
-    fn compile(shape: &DocumentShape<'_>) -> Result<Self, Problems> {
+    fn compile(shape: &DocumentShape<'_>, role: Role) -> Result<Self, Problems> {
         let mut reading = Reading::default();
-        let mut node = shape.node.compile(&mut reading);
+        let mut node = shape.node.compile(role, &mut reading);
+        if node.istiod.is_some() {
+            shape.refuse_a_second_mesh(&mut reading);
+        }
         let policies = Policies::compile(&shape.authorization_policies, &mut reading);
         let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
         let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);
         shape.node.check_destinations(&services, &mut reading);
-        node.capture = (shape.capture.as_ref()).map(|capture| capture.compile(&workloads, &mut reading));
+        node.capture =
+            (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
+        if node.role == Role::Node {
+            node.capture.get_or_insert_with(CaptureSettings::default);
+        }
         if !reading.problems.is_empty() {
             return Err(reading.problems);
         }

@@ -112,12 +112,13 @@ impl Pods {
         self.by_address.load().get(&ip).cloned()
     }
 
-    /// Adds a pod, in the place of what was known of it.
-    fn add(&self, pod: &Arc<Pod>) {
+    /// Adds a pod, in the place of what was known of it. Called by the node.
+    pub(crate) fn add(&self, pod: &Arc<Pod>) {
         self.replace(pod.cookie, Some(pod));
     }
 
-    fn remove(&self, cookie: u64) {
+    /// Removes a pod. Called by the node.
+    pub(crate) fn remove(&self, cookie: u64) {
         self.replace(cookie, None);
     }
 

@@ -2,13 +2,14 @@
 //!
 //! A connection's way through this crate: `listener` accepts it and learns where it wants to go, `cores` gives it to a core,
 //! `serve` walks it through the steps, `source` says who opened it, `destination`, `authorization` and `upstream` decide and connect, `relay` moves
-//! its bytes, `offload` moves it into the kernel, `flow` and `flow_table` are its trace, `telemetry` tells of it. `node` holds what they share, `configuration` changes
+//! its bytes, `offload` moves it into the kernel, `flow` and `flow_table` are its trace, `identities` has the certificates, `istiod` brings the mesh, `telemetry` tells of it. `node` holds what they share, `configuration` changes
 //! it, `admin` shows it, `run` starts and stops everything.
 
 #![deny(unsafe_code)]
 
 mod admin;
 pub mod agent;
+mod ask;
 mod authorization;
 mod buffer;
 mod capture;
@@ -23,6 +24,8 @@ mod flow_table;
 pub mod flows;
 mod footprint;
 pub mod handover;
+mod identities;
+mod istiod;
 mod limits;
 mod listener;
 mod logging;
@@ -33,6 +36,7 @@ pub mod run;
 mod serve;
 mod socket;
 mod source;
+pub mod status;
 mod stream;
 mod telemetry;
 mod upstream;

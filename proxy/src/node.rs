@@ -3,19 +3,24 @@
 //! **Changing.** A new snapshot is published first and the flow table is told second; a connection is entered into the
 //! table first and looks at the generation second. Whichever comes first, a flow that was decided on the older snapshot is
 //! seen by one of the two, so no connection outlives a policy that denies it.
+//!
+//! Settings come from the file and the mesh, perhaps, from istiod: each change is made of the configuration that it
+//! finds in force, one after the other, so that none undoes another's.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use underpass_config::{Config, Decision, Mesh, Touched};
+use underpass_xds_client::StatusReader;
 
 use crate::authorization::judge;
-use crate::capture::Pods;
+use crate::capture::{Pod, Pods};
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
+use crate::identities::Identities;
 use crate::offload::Offload;
 use crate::telemetry::Telemetry;
 
@@ -33,16 +38,21 @@ pub struct Snapshot {
 pub struct Node {
     snapshot: ArcSwap<Snapshot>,
     generation: AtomicU64,
-    /// Serialises changes; never taken by connections.
+    /// Serialises changes of the configuration and of the enrolled pods; never taken by connections.
     changing: Mutex<()>,
     /// Open connections.
     pub flows: Arc<FlowTable>,
     /// Enrolled pods.
     pub pods: Pods,
+    /// Their certificates, where there is a source of them.
+    pub identities: Option<Identities>,
+    /// How the connection to istiod stands, where the mesh comes from there.
+    pub istiod: Option<StatusReader>,
     /// The kernel tier.
     pub offload: Arc<Offload>,
     /// Metrics and access log.
     pub telemetry: Telemetry,
+    mesh_came: watch::Sender<bool>,
     awaits_agent: AtomicBool,
     draining: AtomicBool,
     closed: AtomicBool,
@@ -52,13 +62,23 @@ pub struct Node {
 
 impl Node {
     /// A node that serves `config` on `cores` cores.
-    pub fn new(config: Config, flows: Arc<FlowTable>, offload: Arc<Offload>, telemetry: Telemetry) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        identities: Option<Identities>,
+        istiod: Option<StatusReader>,
+        flows: Arc<FlowTable>,
+        offload: Arc<Offload>,
+        telemetry: Telemetry,
+    ) -> Arc<Self> {
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(Snapshot { config, generation: 1 }),
             generation: AtomicU64::new(1),
             changing: Mutex::new(()),
             flows,
             pods: Pods::default(),
+            identities,
+            mesh_came: watch::Sender::new(istiod.is_none()),
+            istiod,
             offload,
             telemetry,
             awaits_agent: AtomicBool::new(false),
@@ -79,16 +99,20 @@ impl Node {
         self.generation.load(Ordering::SeqCst) == snapshot.generation
     }
 
-    /// Puts `config` in force: new connections are decided by it, and open ones that it concerns are decided again.
-    /// Returns how many were denied.
-    pub fn publish(self: &Arc<Self>, config: Config, touched: &Touched) -> usize {
-        let _one_at_a_time = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Puts in force what `change` makes of the configuration: new connections are decided by it, and open ones that it
+    /// concerns are decided again. Returns how many were denied.
+    pub fn publish(self: &Arc<Self>, change: impl FnOnce(&Config) -> (Config, Touched)) -> usize {
+        let _one_at_a_time = self.one_at_a_time();
+        let (config, touched) = change(&self.snapshot.load().config);
+        if let Some(identities) = &self.identities {
+            identities.mesh_changes(&touched, &config.mesh);
+        }
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         let snapshot = Arc::new(Snapshot { config, generation });
         let replaced = self.snapshot.swap(snapshot.clone());
         self.generation.store(generation, Ordering::SeqCst);
         self.changes.send_replace(());
-        let affected = self.flows.apply(touched, &snapshot.config);
+        let affected = self.flows.apply(&touched, &snapshot.config);
         if replaced.config.node.offload != snapshot.config.node.offload {
             self.flows
                 .flows()
@@ -96,6 +120,28 @@ impl Node {
                 .for_each(|(_, flow)| reconsider_offload(flow, &snapshot.config));
         }
         affected.iter().filter(|flow| self.reconsider(flow, &snapshot)).count()
+    }
+
+    /// Serves an enrolled pod, in the place of what was known of it.
+    pub fn add_pod(&self, pod: &Arc<Pod>) {
+        let _one_at_a_time = self.one_at_a_time();
+        if let Some(identities) = &self.identities {
+            identities.pod_added(pod.cookie, &pod.uid, &self.snapshot.load().config.mesh);
+        }
+        self.pods.add(pod);
+    }
+
+    /// Serves a pod no more.
+    pub fn remove_pod(&self, cookie: u64) {
+        let _one_at_a_time = self.one_at_a_time();
+        self.pods.remove(cookie);
+        if let Some(identities) = &self.identities {
+            identities.pod_removed(cookie);
+        }
+    }
+
+    fn one_at_a_time(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decides an open flow again. True if it is denied now.
@@ -146,6 +192,22 @@ impl Node {
     /// Whether the drain has run out of time.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether istiod has yet to tell of the mesh. Until then nobody is served.
+    pub fn awaits_mesh(&self) -> bool {
+        !*self.mesh_came.borrow()
+    }
+
+    /// Notes that it has, and that what it told is in force.
+    pub fn mesh_has_come(&self) {
+        self.mesh_came.send_if_modified(|came| !std::mem::replace(came, true));
+    }
+
+    /// Resolves when there is a mesh.
+    pub async fn mesh_came(&self) {
+        // The sender lives as long as the node, so this waits for the value.
+        let _ = self.mesh_came.subscribe().wait_for(|came| *came).await;
     }
 
     /// Whether an agent has yet to tell which pods there are. One that has, and is gone, is not waited for: its pods are served.

@@ -12,7 +12,9 @@
 //! * [`Config`]: YAML by a few words, for a proxy.
 //! * [`Server`] and [`Way`]: a destination that says who it is, and the ways to reach it (directly or through a listener).
 //! * [`capture`]: a node whose pods are captured, with its agent and its proxies.
+//! * [`istiod`]: a real istiod, whose cluster is a folder of YAML files.
 //! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
+//! * [`load`]: connections with a round trip, one or many, and what came of them.
 //! * [`Process`]: a program that ends with its test. [`available`]: what a test needs of the machine.
 
 #![forbid(unsafe_code)]
@@ -23,6 +25,8 @@ pub mod capture;
 mod client;
 mod config;
 pub mod conversation;
+pub mod istiod;
+pub mod load;
 mod namespace;
 mod process;
 mod proxy;

@@ -43,8 +43,13 @@ impl Process {
 
     /// Starts `command` on `host`; `name` names its output file and its failures.
     pub fn start(world: &World, host: &Host, name: &str, command: Command) -> Self {
+        Self::start_in(world.directory(), host, name, command)
+    }
+
+    /// As [`Process::start`], with the output's file in this folder.
+    pub(crate) fn start_in(folder: &Path, host: &Host, name: &str, command: Command) -> Self {
         let mut command = host.prepare(command);
-        let (output, file) = output_file(world.directory(), name);
+        let (output, file) = output_file(folder, name);
         command.stdout(file.try_clone().expect("dup")).stderr(file);
         let child = host.spawn(command).unwrap_or_else(|e| panic!("start {name}: {e}"));
         Self {

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::capture;
+use crate::istiod;
 
 /// Something a machine may lack.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +16,8 @@ pub enum Need {
     Program(&'static str),
     /// What capture needs of the kernel: cgroup2 and bpf(2), and what the harness looks at them with.
     Capture,
+    /// A real istiod (scripts/istiod-setup.sh).
+    Istiod,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
     Guard,
     /// As `Capture`, where the kernel moves connections from socket to socket as applications expect.
@@ -42,6 +45,10 @@ impl Need {
         match self {
             Need::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
             Need::Capture => missing_for_capture(),
+            Need::Istiod => {
+                let why = "needs an istiod: run scripts/istiod-setup.sh, which builds it";
+                istiod::program().is_none().then(|| why.to_owned())
+            }
             Need::Guard => missing_for_capture().or_else(|| {
                 let why = "this kernel has no tcx (Linux 6.6), so no pod is guarded";
                 (!capture::can_guard()).then(|| why.to_owned())

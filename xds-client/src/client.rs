@@ -108,6 +108,7 @@ impl Client {
                 if matches!(status.connection, Connection::Connected { .. }) {
                     status.disconnects += 1;
                 }
+                *status.terminations.entry(ended.termination()).or_default() += 1;
                 status.connection = Connection::Disconnected {
                     since: SystemTime::now(),
                     reason: ended.to_string(),

@@ -32,6 +32,8 @@
 //!
 //! # How it is wired
 //!
+//! The proxy's `istiod` does it like this:
+//!
 //! ```no_run
 //! # fn describe() -> underpass_xds_client::Node { todo() }
 //! # fn todo() -> ! { std::process::exit(1) }
@@ -73,6 +75,6 @@ pub use client::{Client, ClientSettings, Update, Updates, client};
 pub use held::{Accepted, Rejection, ResponseError, translate_response};
 pub use node::{Node, NodeRole};
 pub use resource::ResourceType;
-pub use status::{Connection, Status, StatusReader, TypeStatus};
+pub use status::{Connection, Status, StatusReader, Termination, TypeStatus};
 pub use translate::{Invalid, MeshFacts};
 pub use unknown_fields::descriptor;

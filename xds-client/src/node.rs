@@ -21,8 +21,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The Kubernetes node it runs on.
     pub node: String,
-    /// The cluster, by the name istiod knows it by. **A wrong one is not refused**: istiod then has no services to
-    /// tell of.
+    /// The cluster, by the name istiod knows it by. **A wrong one is not refused**: a waypoint is then told of no services
+    /// (a node is told of everything all the same).
     pub cluster_id: String,
     /// The network.
     pub network: String,

@@ -34,6 +34,8 @@ pub struct Status {
     pub synced: bool,
     /// How many streams have ended.
     pub disconnects: u64,
+    /// How many streams have ended or could not be had, by why.
+    pub terminations: BTreeMap<Termination, u64>,
     /// By type.
     pub types: BTreeMap<ResourceType, TypeStatus>,
     /// Resources that are not in force as istiod sent them, and why: those first by name, at most
@@ -66,6 +68,28 @@ pub enum Connection {
         /// Why.
         reason: String,
     },
+}
+
+/// Why there is no stream (any longer), in ztunnel's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Termination {
+    /// istiod could not be reached.
+    ConnectionError,
+    /// It refused, or the stream broke.
+    Error,
+    /// It was closed in order.
+    Complete,
+}
+
+impl Termination {
+    /// The word of ztunnel's metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ConnectionError => "ConnectionError",
+            Self::Error => "Error",
+            Self::Complete => "Complete",
+        }
+    }
 }
 
 /// How one type of resource stands.

@@ -39,19 +39,25 @@ struct CapturedPodShape<'a> {
 const PIDS: RangeInclusive<u32> = 1..=4_194_304;
 
 impl CaptureShape<'_> {
-    pub(super) fn compile(&self, workloads: &Workloads<'_>, reading: &mut Reading) -> CaptureSettings {
+    /// `mesh_is_elsewhere`: the workloads are not those of the document, and pods name theirs by uid.
+    pub(super) fn compile(
+        &self,
+        mesh_is_elsewhere: bool,
+        workloads: &Workloads<'_>,
+        reading: &mut Reading,
+    ) -> CaptureSettings {
         let section = Path::Section("capture");
         let path = |field| Path::Field(&section, field);
         CaptureSettings {
-            cgroup: (self.cgroup.as_ref()).and_then(|value| absolute(path("cgroup"), value, reading)),
+            cgroup: (self.cgroup.as_ref()).and_then(|value| reading.absolute(path("cgroup"), value)),
             kubelet_cgroups: self.kubelet_cgroups(path("kubelet_cgroups"), reading),
-            pods: self.pods(path("pods"), workloads, reading),
+            pods: self.pods(path("pods"), (!mesh_is_elsewhere).then_some(workloads), reading),
             proxy_user: (self.proxy_user.as_ref()).map(|user| reading.name(path("proxy_user"), user)),
             run_dir: (self.run_dir.as_ref())
-                .and_then(|value| absolute(path("run_dir"), value, reading))
+                .and_then(|value| reading.absolute(path("run_dir"), value))
                 .unwrap_or_else(|| CaptureSettings::DEFAULT_RUN_DIR.into()),
             pin_dir: (self.pin_dir.as_ref())
-                .and_then(|value| absolute(path("pin_dir"), value, reading))
+                .and_then(|value| reading.absolute(path("pin_dir"), value))
                 .unwrap_or_else(|| CaptureSettings::DEFAULT_PIN_DIR.into()),
             refuse_after: reading.duration(
                 path("refuse_after"),
@@ -67,11 +73,11 @@ impl CaptureShape<'_> {
     fn kubelet_cgroups(&self, path: Path<'_>, reading: &mut Reading) -> Vec<PathBuf> {
         let values = self.kubelet_cgroups.iter().enumerate();
         values
-            .filter_map(|(index, value)| absolute(path.item(index), value, reading))
+            .filter_map(|(index, value)| reading.absolute(path.item(index), value))
             .collect()
     }
 
-    fn pods(&self, path: Path<'_>, workloads: &Workloads<'_>, reading: &mut Reading) -> Vec<CapturedPod> {
+    fn pods(&self, path: Path<'_>, workloads: Option<&Workloads<'_>>, reading: &mut Reading) -> Vec<CapturedPod> {
         let mut places: HashMap<String, usize, RandomState> = HashMap::default();
         let mut uids: HashMap<WorkloadUid, usize, RandomState> = HashMap::default();
         let mut pods = Vec::with_capacity(self.pods.len());
@@ -90,8 +96,7 @@ impl CaptureShape<'_> {
                     "a namespace is one pod: remove one",
                 );
             }
-            let workload = workloads.find(path.field("workload"), &shape.workload, reading);
-            let workload = workload.map(|index| workloads.uid(index).clone());
+            let workload = shape.workload(path.field("workload"), workloads, reading);
             if let Some(uid) = &workload
                 && let Some(first) = uids.insert(uid.clone(), index)
             {
@@ -108,10 +113,23 @@ impl CaptureShape<'_> {
 }
 
 impl CapturedPodShape<'_> {
+    fn workload(
+        &self,
+        path: Path<'_>,
+        workloads: Option<&Workloads<'_>>,
+        reading: &mut Reading,
+    ) -> Option<WorkloadUid> {
+        let Some(workloads) = workloads else {
+            return Some(reading.uid(path, &self.workload));
+        };
+        let index = workloads.find(path, &self.workload, reading)?;
+        Some(workloads.uid(index).clone())
+    }
+
     fn place(&self, path: Path<'_>, reading: &mut Reading) -> Option<(PodPlace, String)> {
         match (&self.netns, &self.pid) {
             (Some(netns), None) => {
-                let file = absolute(path.field("netns"), netns, reading)?;
+                let file = reading.absolute(path.field("netns"), netns)?;
                 Some((PodPlace::Netns(file), netns.to_string()))
             }
             (None, Some(pid)) => {
@@ -129,18 +147,4 @@ impl CapturedPodShape<'_> {
             }
         }
     }
-}
-
-/// The agent's and the proxy's working directories may differ, so that a relative path would name two files.
-fn absolute(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<PathBuf> {
-    if !value.starts_with('/') {
-        reading.report(
-            path,
-            value,
-            "is not an absolute path",
-            "write the whole path, from `/` on",
-        );
-        return None;
-    }
-    Some(value.into())
 }

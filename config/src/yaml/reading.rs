@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::nearest::Nearest;
@@ -175,6 +176,17 @@ impl Reading {
             self.texts
                 .intern(&value.strip_suffix('.').unwrap_or(value).to_ascii_lowercase()),
         )
+    }
+
+    /// The path of a file or folder, from the root on: the agent's and the proxy's working directories may differ, so that
+    /// a relative one would name two.
+    pub(super) fn absolute(&mut self, path: Path<'_>, value: &str) -> Option<PathBuf> {
+        if !value.starts_with('/') {
+            let remedy = "write the whole path, from `/` on";
+            self.report(path, value, "is not an absolute path", remedy);
+            return None;
+        }
+        Some(value.into())
     }
 
     /// One of several words.

@@ -105,7 +105,7 @@ impl<'a> Workloads<'a> {
     ) -> Self {
         let defaults = Defaults {
             node,
-            trust_domain: reading.text("cluster.local"),
+            trust_domain: node.identities.trust_domain.clone(),
             service_account: reading.text("default"),
             revision: reading.text("latest"),
             empty: reading.text(""),

@@ -4,11 +4,11 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use underpass_config::{
-    AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, Config, ConnectionFacts,
-    Destination, Group, Health, HealthPolicy, Keepalive, Limits, Listener, ListenerProtocol, LoadBalancing, Locality,
-    LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept, OffloadSettings, PodPlace, PolicyKey, PolicyScope,
-    PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol,
-    UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
+    AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, CertificateFile, Config,
+    ConnectionFacts, Destination, Group, Health, HealthPolicy, IdentitySettings, IstiodSettings, Keepalive, Limits,
+    Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept,
+    OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Role, Rule, Scope, ServiceAccountMatch, ServiceKey,
+    StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
 };
 
 use super::COMPLETE;
@@ -37,6 +37,7 @@ fn every_node_setting_is_read() {
         port: 80,
     };
     let expected = NodeSettings {
+        role: Role::Node,
         name: "node-a".into(),
         network: "main".into(),
         cluster_id: "east".into(),
@@ -45,8 +46,23 @@ fn every_node_setting_is_read() {
             zone: "z1".into(),
             subzone: "s1".into(),
         },
+        istiod: None,
+        identities: IdentitySettings {
+            trust_domain: "cluster.local".into(),
+            trust_domain_aliases: vec!["example.com".into(), "old.example.com".into()],
+            certificates: vec![CertificateFile {
+                identity: "spiffe://cluster.local/ns/shop/sa/web".parse().unwrap(),
+                chain: "/etc/mesh/web.pem".into(),
+                key: "/etc/mesh/web.key".into(),
+            }],
+            roots: Some("/etc/mesh/roots.pem".into()),
+            revocations: Some("/etc/mesh/revoked.pem".into()),
+            validity: Duration::from_secs(12 * 60 * 60),
+        },
         workers: NonZeroUsize::new(2),
         admin: "[::1]:15000".parse().unwrap(),
+        metrics: Some("0.0.0.0:15020".parse().unwrap()),
+        readiness: None,
         listeners: vec![
             listener(
                 "relay",
@@ -341,6 +357,7 @@ node:
   network: ''
   cluster_id: Kubernetes
   locality: {}
+  identities: {trust_domain: cluster.local, trust_domain_aliases: [], certificates: [], validity: 24h}
   admin: 127.0.0.1:15000
   timeouts: {connect: 5s, idle: 1h, drain: 30s, handshake: 10s}
   limits: {connections: 1000000, connections_per_namespace: 1000000, connections_per_workload: 1000000, connect_attempts: 3}
@@ -374,8 +391,8 @@ fn settings_are_shown_as_they_are_written() {
     let again = Config::from_yaml(&serde_json::json!({"node": shown}).to_string())
         .unwrap()
         .node;
-    // Which is a section of its own in the file.
-    let capture = None;
+    // Which is a section of its own in the file, and there by default in this role.
+    let capture = Some(CaptureSettings::default());
     let complete = NodeSettings {
         capture,
         ..NodeSettings::clone(&complete)
@@ -444,4 +461,90 @@ fn capture_is_off_unless_it_is_asked_for_and_has_defaults_then() {
     let node = |yaml: &str| Config::from_yaml(yaml).unwrap().node;
     assert_eq!(node("node: {}").capture, None);
     assert_eq!(node("capture: {}").capture, Some(CaptureSettings::default()));
+}
+
+/// Every field of `node.istiod`.
+const ISTIOD: &str = "
+node:
+  istiod:
+    address: 10.0.0.1:15012
+    roots: /etc/mesh/root.pem
+    server_name: istiod.istio-system.svc
+    token: /etc/mesh/token
+    root_namespace: mesh-root
+    pod: underpass-x7
+    namespace: mesh
+    pod_ip: 10.244.0.7
+    service_account: underpass
+    connect_timeout: 2s
+    policy_grace: 0s
+";
+
+#[test]
+fn every_setting_of_istiod_is_read_and_has_a_default() {
+    let node = Config::from_yaml(ISTIOD).unwrap().node;
+    let expected = IstiodSettings {
+        address: "10.0.0.1:15012".parse().unwrap(),
+        roots: "/etc/mesh/root.pem".into(),
+        server_name: Some("istiod.istio-system.svc".into()),
+        token: "/etc/mesh/token".into(),
+        root_namespace: "mesh-root".into(),
+        pod: "underpass-x7".into(),
+        namespace: "mesh".into(),
+        pod_ip: "10.244.0.7".parse().unwrap(),
+        service_account: Some("underpass".into()),
+        connect_timeout: Duration::from_secs(2),
+        policy_grace: Duration::ZERO,
+    };
+    assert_eq!(node.istiod, Some(expected));
+    let shown = serde_json::json!({"node": serde_json::to_value(&*node).unwrap()}).to_string();
+    assert_eq!(Config::from_yaml(&shown).unwrap().node, node);
+
+    let defaults = Config::from_yaml("node: {istiod: {}}").unwrap().node;
+    assert_eq!(defaults.istiod, Some(IstiodSettings::default()));
+}
+
+#[test]
+fn with_istiod_captured_pods_are_named_by_uid() {
+    let yaml = "
+node: {istiod: {}}
+capture: {pods: [{netns: /run/netns/a, workload: Kubernetes//Pod/shop/a}]}
+";
+    let capture = Config::from_yaml(yaml).unwrap().node.capture.clone().unwrap();
+    assert_eq!(capture.pods[0].workload, uid("Kubernetes//Pod/shop/a"));
+}
+
+#[test]
+fn a_workload_is_of_the_nodes_trust_domain_unless_it_names_one() {
+    let yaml = "
+node: {identities: {trust_domain: example.com}}
+workloads: [{name: a, namespace: b}]
+";
+    let mesh = Config::from_yaml(yaml).unwrap().mesh;
+    let workload = mesh.workloads().next().unwrap();
+    assert_eq!(workload.identity.to_string(), "spiffe://example.com/ns/b/sa/default");
+}
+
+#[test]
+fn the_role_decides_what_is_not_said() {
+    let node = |yaml: &str, role: Role| Config::from_yaml_in_role(yaml, role).unwrap().node;
+    let address = |text: &str| Some(text.parse().unwrap());
+    let standalone = node("node: {}", Role::Standalone);
+    assert_eq!((standalone.metrics, standalone.readiness), (None, None));
+    assert!(standalone.capture.is_none());
+    for said in [
+        node("node: {role: node}", Role::Standalone),
+        node("node: {}", Role::Node),
+    ] {
+        assert_eq!(
+            (said.metrics, said.readiness),
+            (address("[::]:15020"), address("[::]:15021"))
+        );
+        assert_eq!(said.capture, Some(CaptureSettings::default()));
+        assert_eq!(said.admin, "127.0.0.1:15000".parse().unwrap());
+    }
+    let said = node("node: {role: standalone}", Role::Node);
+    assert_eq!((said.role, said.metrics), (Role::Standalone, None));
+    let said = node("node: {metrics: 'off', readiness: 127.0.0.1:1}", Role::Node);
+    assert_eq!((said.metrics, said.readiness), (None, address("127.0.0.1:1")));
 }

@@ -506,3 +506,77 @@ capture:
         capture.keep | maybe | not a known value | true, false",
     );
 }
+
+#[test]
+fn a_mesh_of_two_sources() {
+    refused(
+        "
+node: {istiod: {}}
+workloads: [{name: a, namespace: b, addresses: [10.0.0.1]}]
+services: [{name: a, namespace: b, ports: [{port: 80}], endpoints: [b/a]}]
+authorization_policies: [{name: a, namespace: b, scope: NAMESPACE, action: DENY}]
+",
+        "workloads |  | comes from istiod | remove `workloads`, or `node.istiod`
+        services |  | comes from istiod | remove `services`, or `node.istiod`
+        authorization_policies |  | comes from istiod | remove `authorization_policies`, or `node.istiod`",
+    );
+}
+
+#[test]
+fn an_istiod_that_makes_no_sense() {
+    refused(
+        "
+node:
+  istiod: {address: istiod, roots: root.pem, token: token, pod: a/b, pod_ip: 0.0.0.0, server_name: a b, connect_timeout: 0s}
+",
+        "node.istiod.address | istiod | has no port | istiod.istio-system.svc:15012
+        node.istiod.roots | root.pem | not an absolute path | from `/` on
+        node.istiod.token | token | not an absolute path | from `/` on
+        node.istiod.pod_ip | 0.0.0.0 | not the address of one host | the address that
+        node.istiod.pod | a/b | is not a name | use no slashes
+        node.istiod.server_name | a b | not a host name | for example
+        node.istiod.connect_timeout | 0s | no time at all | above zero",
+    );
+}
+
+#[test]
+fn identities_that_make_no_sense() {
+    refused(
+        "
+node:
+  identities:
+    trust_domain: a/b
+    trust_domain_aliases: ['a*']
+    certificates:
+    - {identity: spiffe://a/ns/b/sa/c, chain: c.pem, key: /c.key}
+    - {identity: b/c, chain: /c.pem, key: /c.key}
+    - {identity: spiffe://a/ns/b/sa/c, chain: /c.pem, key: /c.key}
+    validity: 91days
+",
+        "node.identities.trust_domain_aliases[0] | a* | is not a name | use no slashes
+        node.identities.validity | 91days | too long | 90 days
+        node.identities.certificates[0].chain | c.pem | not an absolute path | from `/` on
+        node.identities.certificates[1].identity | b/c | begins with `spiffe://` | for example
+        node.identities.certificates[2].identity | spiffe://a/ns/b/sa/c | certificates[0] is already | remove one
+        node.identities |  | nobody is believed | add `roots:`
+        node.identities.trust_domain | a/b | is not a name | use no slashes",
+    );
+}
+
+#[test]
+fn public_addresses_that_make_no_sense() {
+    refused(
+        "
+node:
+  role: nod
+  admin: 127.0.0.1:15020
+  metrics: 0.0.0.0:15020
+  readiness: 15021
+  listeners: [{name: a, address: 127.0.0.1:15020, protocol: socks5}]
+",
+        "node.role | nod | not a known value | did you mean `node`?
+        node.readiness | 15021 | not an address with a port | for example
+        node.metrics | 0.0.0.0:15020 | node.admin already listens there | another port
+        node.listeners[0].address | 127.0.0.1:15020 | node.admin already listens there | another port",
+    );
+}

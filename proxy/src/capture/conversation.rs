@@ -281,7 +281,7 @@ impl Served {
         let fresh = known.unwrap_or_else(|| Arc::new(SocketPool::new(cookie, self.orders.clone())));
         fresh.renew();
         let pod = Arc::new(Pod::new(told, kernel, fresh));
-        self.node.pods.add(&pod);
+        self.node.add_pod(&pod);
         let listen = |(place, socket)| {
             let entrance = if place < outbound {
                 Entrance::Outbound(pod.clone())
@@ -317,7 +317,7 @@ impl Served {
         tracing::info!(uid = %served.pod.uid, cookie, "a pod is served no more");
         // A connection that is being made either finds the mark, or has been entered among the flows before it was set.
         served.pod.remove();
-        self.node.pods.remove(cookie);
+        self.node.remove_pod(cookie);
         let flows = self.node.flows.flows();
         flows
             .iter()

@@ -6,8 +6,8 @@ use std::time::Instant;
 use underpass_tests::capture::Pod;
 use underpass_tests::{Process, Server, wait};
 
-use crate::load::under_load;
 use crate::place::{ONLY_CLIENT, PORT, Place, ask, inside};
+use underpass_tests::load::under_load;
 
 /// Issue 4: so many pods, enrolled and removed in a loop.
 const PODS: usize = 200;

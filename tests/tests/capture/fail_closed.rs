@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use underpass_tests::capture::{Agent, Objects};
 use underpass_tests::{Process, Proxy, Server, wait};
 
-use crate::load::{Tally, under_load};
 use crate::place::{ONLY_CLIENT, PORT, Place, ask, connect_by_program};
+use underpass_tests::load::{Tally, under_load};
 
 /// Connections wait for a proxy that is gone so long before they are refused.
 const REFUSE_SOON: [&str; 2] = ["--refuse-after", "300ms"];

@@ -6,7 +6,6 @@ mod churn;
 mod doctor;
 mod enrolment;
 mod fail_closed;
-mod load;
 mod network;
 mod node;
 mod place;

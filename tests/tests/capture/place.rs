@@ -1,14 +1,14 @@
 //! A captured node with two clients and a server, and others that are not captured.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use underpass_tests::capture::{Agent, CaptureNode, Pod};
-use underpass_tests::{AccessLine, Config, Host, Metrics, Need, Process, Proxy, Server, available, is_reset, wait};
+pub(crate) use underpass_tests::load::{ask, is_refusal, round_trip};
+use underpass_tests::{AccessLine, Config, Host, Metrics, Need, Process, Proxy, Server, available, wait};
 
 /// Where every server listens.
 pub(crate) const PORT: u16 = 8080;
@@ -160,13 +160,6 @@ pub(crate) fn opened(metrics: &Metrics) -> u64 {
     metrics.sum("kmesh_tcp_workload_connections_opened_total", &[("reporter", "source")])
 }
 
-/// Connects as a program does, reads the server's greeting and has a message echoed.
-pub(crate) fn ask(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
-    let mut stream = host.connect_unbound(to)?;
-    round_trip(&mut stream)?;
-    Ok(stream)
-}
-
 /// The program that runs inside pods.
 pub(crate) fn inside() -> Command {
     Process::command(env!("CARGO_BIN_EXE_inside"))
@@ -179,18 +172,6 @@ pub(crate) fn connect_by_program(node: &CaptureNode, host: &Host, how: &[&str], 
     let said = Process::run(node.world(), host, how[0], command, PROGRAM_DEADLINE);
     let line = said.lines().last().unwrap_or_default();
     serde_json::from_str(line).unwrap_or_else(|e| panic!("{how:?} to {to}: {e}: {said}"))
-}
-
-/// The server's greeting and an echo on a connection that is new.
-pub(crate) fn round_trip(stream: &mut TcpStream) -> io::Result<SocketAddr> {
-    let name = Server::greeting(stream)?;
-    Server::echo(stream, b"hello")?;
-    Ok(name)
-}
-
-/// Whether an error is a reset or a refused connect.
-pub(crate) fn is_refusal(error: &io::Error) -> bool {
-    is_reset(error) || error.kind() == io::ErrorKind::ConnectionRefused
 }
 
 /// Waits until the server has noticed the end of everything that was open.

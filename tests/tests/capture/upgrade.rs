@@ -4,8 +4,8 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use underpass_tests::{Config, Server, wait};
 
-use crate::load::{Lane, Tally, under_load};
 use crate::place::{AWAY_VIP, Hosts, PORT, Place, VIP, address, ask, is_refusal};
+use underpass_tests::load::{Lane, Tally, under_load};
 
 /// Round trips on each lane before and after each change.
 const SOME: u64 = 50;

@@ -13,7 +13,7 @@ use crate::held::{Rejection, ResponseError};
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::resource::ResourceType;
-use crate::status::{Connection, TypeStatus};
+use crate::status::{Connection, Termination, TypeStatus};
 
 /// Why a stream ended.
 #[derive(Debug, Error)]
@@ -28,6 +28,16 @@ pub(super) enum StreamEnd {
     Unread,
     #[error("the updates are no longer wanted")]
     Unwanted,
+}
+
+impl StreamEnd {
+    pub(super) fn termination(&self) -> Termination {
+        match self {
+            Self::Unreachable(_) => Termination::ConnectionError,
+            Self::Refused(_) | Self::Unread => Termination::Error,
+            Self::Closed | Self::Unwanted => Termination::Complete,
+        }
+    }
 }
 
 /// What to look at first.

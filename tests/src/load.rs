@@ -1,21 +1,41 @@
-//! A constant load of new connections, each with a round trip, and what came of it.
+//! Connections with a round trip, one or a constant load of them, and what came of it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use underpass_tests::{Host, wait};
+use crate::client::is_reset;
+use crate::server::Server;
+use crate::wait;
+use crate::world::Host;
 
-use crate::place::{ask, is_refusal};
+/// Connects as a program does, reads the server's greeting and has a message echoed.
+pub fn ask(host: &Host, to: SocketAddr) -> io::Result<TcpStream> {
+    let mut stream = host.connect_unbound(to)?;
+    round_trip(&mut stream)?;
+    Ok(stream)
+}
+
+/// The server's greeting and an echo on a connection that is new.
+pub fn round_trip(stream: &mut TcpStream) -> io::Result<SocketAddr> {
+    let name = Server::greeting(stream)?;
+    Server::echo(stream, b"hello")?;
+    Ok(name)
+}
+
+/// Whether an error is a reset or a refused connect.
+pub fn is_refusal(error: &io::Error) -> bool {
+    is_reset(error) || error.kind() == io::ErrorKind::ConnectionRefused
+}
 
 /// Where connections come from and go to, one after another.
-pub(crate) type Lane<'a> = (&'a Host, SocketAddr);
+pub type Lane<'a> = (&'a Host, SocketAddr);
 
 /// What has come of the connections so far.
 #[derive(Default)]
-pub(crate) struct Tally {
+pub struct Tally {
     answered: AtomicU64,
     refused: AtomicU64,
     failures: Mutex<Vec<String>>,
@@ -23,18 +43,18 @@ pub(crate) struct Tally {
 
 impl Tally {
     /// Connections with a whole round trip.
-    pub(crate) fn answered(&self) -> u64 {
+    pub fn answered(&self) -> u64 {
         self.answered.load(Ordering::SeqCst)
     }
 
     /// Connections that were refused or reset.
-    pub(crate) fn refused(&self) -> u64 {
+    pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::SeqCst)
     }
 
     /// Panics if any connection has not had its round trip.
     #[track_caller]
-    pub(crate) fn assert_none_lost(&self) {
+    pub fn assert_none_lost(&self) {
         let failures = self.failures.lock().expect("no holder panics");
         let (count, first) = (failures.len(), failures.first());
         assert_eq!(
@@ -47,7 +67,7 @@ impl Tally {
 
     /// Waits for so many more round trips.
     #[track_caller]
-    pub(crate) fn wait_for(&self, more: u64) {
+    pub fn wait_for(&self, more: u64) {
         let before = self.answered();
         wait::eventually(wait::SOON, "the load goes on", || self.answered() >= before + more);
     }
@@ -65,7 +85,7 @@ impl Tally {
 }
 
 /// Runs `work` under load: on each lane one connection after another. Afterwards none is under way.
-pub(crate) fn under_load(lanes: &[Lane<'_>], work: impl FnOnce(&[Tally])) -> Vec<Tally> {
+pub fn under_load(lanes: &[Lane<'_>], work: impl FnOnce(&[Tally])) -> Vec<Tally> {
     let stop = wait::Stop::default();
     let tallies: Vec<Tally> = lanes.iter().map(|_| Tally::default()).collect();
     thread::scope(|scope| {
