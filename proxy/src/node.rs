@@ -19,6 +19,7 @@ use crate::capture::{Pod, Pods};
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
+use crate::hbone::pool::Pool;
 use crate::identities::Identities;
 use crate::offload::Offload;
 use crate::telemetry::Telemetry;
@@ -45,6 +46,8 @@ pub struct Node {
     pub pods: Pods,
     /// Their certificates, where there is a source of them.
     pub identities: Option<Identities>,
+    /// HBONE connections to other nodes' pods.
+    pub tunnels: Arc<Pool>,
     /// The kernel tier.
     pub offload: Arc<Offload>,
     /// Metrics and access log.
@@ -72,6 +75,7 @@ impl Node {
             flows,
             pods: Pods::default(),
             identities,
+            tunnels: Arc::default(),
             offload,
             telemetry,
             awaits_agent: AtomicBool::new(false),
@@ -211,6 +215,9 @@ impl Node {
 
 /// The verdict on a flow by `config`, as if it were opened now by the same client to the same place.
 fn decide(flow: &Flow, config: &Config) -> Decision {
+    if flow.facts.is_judged_elsewhere {
+        return Decision::Allow { policy: None };
+    }
     let source = flow.facts.source.refreshed(&config.mesh, &config.node);
     let destination = match &flow.facts.destination_workload {
         Some(known) => config.mesh.workload(&known.uid),

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey};
+use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, Verdict};
 
 use crate::authorization::judge;
 use crate::capture::Pod;
@@ -18,8 +18,12 @@ use crate::destination::{self, Resolved, Target};
 use crate::ending::Ending;
 use crate::entrance::Entrance;
 use crate::flow::FlowFacts;
-use crate::flow_table::{FlowGuard, PathEnds};
+use crate::flow_table::{FlowGuard, PathEnds, Transport};
 use crate::handover::Family;
+use crate::hbone::connect::{self, Connect};
+use crate::hbone::pool::{Dial, DialError, Key, OpenError, Origin};
+use crate::hbone::route::{self, Via};
+use crate::hbone::tunnel::Tunnel;
 use crate::node::{Node, Snapshot};
 use crate::socket::{self, Connecting};
 use crate::source::Source;
@@ -50,11 +54,33 @@ pub enum NamedBy {
     Client,
 }
 
+/// What a destination is reached by.
+#[derive(Debug)]
+pub enum Upstream {
+    /// A connection of its own.
+    Socket(Stream),
+    /// A tunnel to the proxy before it.
+    Tunnel(Box<Tunnel>),
+}
+
+impl Upstream {
+    /// Our own address towards it.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Socket(stream) => stream.local_address(),
+            Self::Tunnel(tunnel) => Ok(tunnel.connection.local),
+        }
+    }
+}
+
 /// A destination that answered.
 #[derive(Debug)]
 pub struct Connected {
-    /// The socket.
-    pub stream: Stream,
+    /// The way to it.
+    pub upstream: Upstream,
     /// The flow, entered in the table.
     pub guard: FlowGuard,
     /// Its place in the endpoint's load.
@@ -81,6 +107,8 @@ pub struct RefusedTarget {
     pub ends: PathEnds,
     /// The policy that denied it.
     pub policy: Option<PolicyKey>,
+    /// The other end of the tunnel that would have carried it.
+    pub tunnel: Option<SocketAddr>,
 }
 
 impl From<Ending> for Refused {
@@ -144,7 +172,7 @@ impl Request<'_> {
             let source = self.source.refreshed(&config.mesh, &config.node);
             let resolved = match (self.entrance, requested) {
                 // What has arrived at a pod is for this pod, whatever services its address may belong to.
-                (Entrance::Inbound(_), Destination::Address(own)) => Some(Resolved::Address(*own)),
+                (Entrance::Inbound(_) | Entrance::Hbone(_), Destination::Address(own)) => Some(Resolved::Address(*own)),
                 _ => names.resolve(config, requested, self.named_by, &source, &tried).await?,
             };
             let Some(resolved) = resolved else {
@@ -152,12 +180,13 @@ impl Request<'_> {
                 continue;
             };
             let attempts_left = tried.len() < config.node.limits.connect_attempts as usize;
-            let choose = || destination::choose(config, &resolved, &source, &tried);
+            let choose = || self.choose(config, &resolved, &source, &tried);
             let Some(target) = attempts_left.then(choose).flatten() else {
                 return Err(last.unwrap_or_else(|| Ending::NoHealthyEndpoint.into()));
             };
             let address = target.address;
             let target = self.of_enrolled_pod(config, target)?;
+            let target = self.with_tunnel(target);
             match self.attempt(&snapshot, source, target, tried.is_empty()).await {
                 Attempt::Connected(connected) => return Ok(*connected),
                 Attempt::Stale => continue,
@@ -165,6 +194,30 @@ impl Request<'_> {
                 Attempt::Failed(refused) => last = Some(refused),
             }
             tried.push(address);
+        }
+    }
+
+    /// Chooses the place to connect to, among those not in `tried`: for a pod's connection to what has a waypoint, that waypoint.
+    fn choose(&self, config: &Config, resolved: &Resolved, source: &Source, tried: &[SocketAddr]) -> Option<Target> {
+        let waypoint = match self.entrance {
+            Entrance::Outbound(_) => route::waypoint(config, resolved, source),
+            _ => None,
+        };
+        match waypoint {
+            Some(waypoint) => waypoint.choose(config, source, tried),
+            None => destination::choose(config, resolved, source, tried),
+        }
+    }
+
+    /// The same target, by a tunnel if it speaks HBONE and a pod connects to it. A node that has no identities to show speaks TCP.
+    fn with_tunnel(&self, target: Target) -> Target {
+        let may = matches!(self.entrance, Entrance::Outbound(_)) && self.node.identities.is_some();
+        if target.via.is_some() || !may {
+            return target;
+        }
+        Target {
+            via: route::direct(&target),
+            ..target
         }
     }
 
@@ -177,6 +230,16 @@ impl Request<'_> {
             target.service.as_ref(),
             &config.node,
         );
+        let ends = ends.carried_by(match target.via {
+            Some(_) => Transport::TunnelOut,
+            None => self.entrance.transport(&source),
+        });
+        let tunnel = match (&target.via, self.entrance) {
+            (Some(via), _) => Some(via.gateway),
+            (None, Entrance::Hbone(_)) => Some(source.address()),
+            (None, _) => None,
+        };
+        let is_judged_elsewhere = target.via.as_ref().is_some_and(|via| via.is_waypoint);
         let refused = |ending, policy, detail| Refused {
             ending,
             detail,
@@ -184,9 +247,13 @@ impl Request<'_> {
                 address: target.address,
                 ends: ends.clone(),
                 policy,
+                tunnel,
             })),
         };
-        let verdict = judge(config, &source, target.address, target.workload.as_deref());
+        let verdict = match is_judged_elsewhere {
+            true => Verdict::allowed(),
+            false => judge(config, &source, target.address, target.workload.as_deref()),
+        };
         if is_first && self.node.is_current(snapshot) {
             verdict
                 .dry_run
@@ -207,6 +274,8 @@ impl Request<'_> {
             destination_workload: target.workload.clone(),
             service: target.service.as_ref().map(|s| s.key.clone()),
             policy,
+            tunnel,
+            is_judged_elsewhere,
         };
         let guard = match self
             .node
@@ -227,10 +296,10 @@ impl Request<'_> {
         let unanswered = tokio::select! {
             biased;
             ending = guard.flow().ended() => Unanswered { ending, detail: None },
-            connected = self.dial(target.address, target.pod.as_deref(), config) => match connected {
-                Ok(stream) => {
+            connected = self.reach(&target, &guard.flow().facts.source, config) => match connected {
+                Ok(upstream) => {
                     guard.flow().establish();
-                    return Attempt::Connected(Box::new(Connected { stream, guard, load: target.load }));
+                    return Attempt::Connected(Box::new(Connected { upstream, guard, load: target.load }));
                 }
                 Err(unanswered) => unanswered,
             },
@@ -270,6 +339,73 @@ impl Request<'_> {
             .pod()
             .is_some_and(|pod| pod.is_removed())
             .then_some(Ending::PodRemoved)
+    }
+
+    /// Connects to a target by the way that is its own.
+    async fn reach(&self, target: &Target, source: &Source, config: &Config) -> Result<Upstream, Unanswered> {
+        match &target.via {
+            Some(via) => {
+                let service = target.service.as_deref().map(|service| &*service.hostname);
+                let tunnel = Box::pin(self.open_tunnel(via, service, source, config)).await?;
+                Ok(Upstream::Tunnel(Box::new(tunnel)))
+            }
+            None => {
+                let stream = self.dial(target.address, target.pod.as_deref(), config).await?;
+                Ok(Upstream::Socket(stream))
+            }
+        }
+    }
+
+    /// Opens a tunnel as the client, from the client's pod.
+    async fn open_tunnel(
+        &self,
+        via: &Via,
+        service: Option<&str>,
+        source: &Source,
+        config: &Config,
+    ) -> Result<Tunnel, Unanswered> {
+        let unable = |detail: &str| Unanswered {
+            ending: Ending::ConnectFailed,
+            detail: Some(detail.to_owned()),
+        };
+        let (Some(pod), Some(client)) = (self.entrance.pod(), source.workload()) else {
+            return Err(unable("only a pod has an identity to open a tunnel with"));
+        };
+        let identities = self.node.identities.as_ref();
+        let certificate = identities.and_then(|identities| Some((identities.of_pod(pod.cookie)?, identities.trust())));
+        let Some((certificate, trust)) = certificate else {
+            return Err(unable("there is no certificate of the client's to open a tunnel with"));
+        };
+        let timeouts = &config.node.timeouts;
+        let dial = Dial {
+            key: Key {
+                pod: Some(pod.cookie),
+                client: certificate.slot().identity().clone(),
+                gateway: via.gateway,
+                expected: via.expected.clone(),
+            },
+            origin: Origin::Pod(pod.clone()),
+            certificate,
+            trust: trust.clone(),
+            patience: (timeouts.connect, timeouts.handshake),
+            keepalive: config.node.keepalive,
+        };
+        let connect = Connect {
+            authority: via.authority.clone(),
+            client,
+            client_address: source.address(),
+            service,
+        };
+        let request = connect.request().map_err(|error| unable(&error.to_string()))?;
+        // The connection, and then the destination's, which the proxy there connects to meanwhile.
+        let patience = timeouts.connect + timeouts.handshake + timeouts.connect;
+        match tokio::time::timeout(patience, self.node.tunnels.open(&dial, &request)).await {
+            Ok(opened) => opened.map_err(|error| not_opened(&error)),
+            Err(_) => Err(Unanswered {
+                ending: Ending::ConnectTimeout,
+                detail: Some(format!("{} does not answer a CONNECT", via.gateway)),
+            }),
+        }
     }
 
     /// Connects to `address` from where the connection belongs: a captured one from its pod's network namespace, any other from ours.
@@ -361,6 +497,18 @@ async fn connect_within(socket: OwnedFd, address: SocketAddr, patience: Duration
             ending: Ending::ConnectTimeout,
             detail: None,
         }),
+    }
+}
+
+fn not_opened(error: &OpenError) -> Unanswered {
+    let ending = match error {
+        OpenError::Refused(status) => connect::refusal(*status),
+        OpenError::Dial(DialError::Timeout(_)) => Ending::ConnectTimeout,
+        OpenError::Dial(_) | OpenError::Broken(_) => Ending::ConnectFailed,
+    };
+    Unanswered {
+        ending,
+        detail: Some(error.to_string()),
     }
 }
 
