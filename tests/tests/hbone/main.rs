@@ -1,0 +1,6 @@
+//! HBONE, from outside: pods on two nodes that know nothing of a mesh, each node with an agent, a proxy and certificates from files; and Envoy, as it
+//! speaks HBONE itself.
+
+mod exactness;
+mod nodes;
+mod place;
