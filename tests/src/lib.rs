@@ -46,7 +46,7 @@ pub use client::{Refused, Target, Way, is_reset, open};
 pub use config::{Config, Listen};
 pub use process::Process;
 pub use proxy::Proxy;
-pub use requirement::{Need, available};
+pub use requirement::{Need, available, envoy};
 pub use server::{Arrival, Blackhole, Server};
 pub use throttle::Throttle;
 pub use tiers::{Bytes, ConnectionView, Tiers};

@@ -31,6 +31,9 @@ pub(crate) struct Place {
     pub(crate) other: Pod,
     /// `shop/web-1`, on the second.
     pub(crate) server: Pod,
+    /// `shop/envoy-1`, on the second; not captured.
+    pub(crate) envoy: Pod,
+    pub(crate) authority: Authority,
     /// The clients' node.
     pub(crate) near: Side,
     /// The server's node.
@@ -42,6 +45,7 @@ pub(crate) struct Hosts {
     pub(crate) client: Pod,
     pub(crate) other: Pod,
     pub(crate) server: Pod,
+    pub(crate) envoy: Pod,
     pub(crate) authority: Authority,
 }
 
@@ -68,6 +72,11 @@ impl Hosts {
                     "service_account: web, node: node-b, tunnel_protocol: hbone, authorization_policies: [{policies}]"
                 ),
             )
+            .workload_at(
+                "shop/envoy-1",
+                &self.envoy.addresses(),
+                "service_account: envoy, node: node-b, tunnel_protocol: hbone",
+            )
             .service("shop/web", service)
     }
 }
@@ -85,6 +94,7 @@ impl Place {
             client: near.pod("shop/client"),
             other: near.pod("else/other"),
             server: far.pod("shop/web-1"),
+            envoy: far.pod("shop/envoy-1"),
             authority,
         };
         let of_clients = hosts.authority.identities(&["shop/client", "else/other"]);
@@ -103,7 +113,11 @@ impl Place {
         };
         let (near, far) = (side(near, &of_clients), side(far, &of_server));
         let Hosts {
-            client, other, server, ..
+            client,
+            other,
+            server,
+            envoy,
+            authority,
         } = hosts;
         for (side, pod) in [(&near, &client), (&near, &other), (&far, &server)] {
             side.node.enrol(pod);
@@ -112,6 +126,8 @@ impl Place {
             client,
             other,
             server,
+            envoy,
+            authority,
             near,
             far,
         })
