@@ -142,3 +142,112 @@ fn expected(workload: &Workload, of_service: &[Identity]) -> Arc<[Identity]> {
     let own = std::iter::once(&workload.identity);
     own.chain(of_service).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use underpass_config::{MeshChange, Vip, WorkloadUid};
+
+    use super::*;
+
+    const MESH: &str = "workloads:\n\
+        - {uid: client, name: c, namespace: shop, service_account: client, addresses: [10.0.0.1]}\n\
+        - {uid: web, name: w, namespace: shop, service_account: web, addresses: [10.0.0.2], tunnel_protocol: hbone}\n\
+        - {uid: way, name: y, namespace: shop, service_account: way, addresses: [10.0.0.3], tunnel_protocol: hbone}\n\
+        services:\n\
+        - {name: web, namespace: shop, vips: [10.96.0.1], ports: [{port: 80, target_port: 8080}], endpoints: [shop/w]}\n\
+        - {name: way, namespace: shop, vips: [10.96.0.2], ports: [{port: 15008}], endpoints: [shop/y]}\n";
+
+    /// The mesh, where traffic to the service `web` has to go to `waypoint` first.
+    fn config(waypoint: Option<GatewayDestination>) -> Config {
+        let mut config = Config::from_yaml(MESH).unwrap();
+        let service = config
+            .mesh
+            .service_named("web.shop.svc.cluster.local")
+            .unwrap()
+            .service();
+        let mut service = Service::clone(service);
+        service.waypoint = waypoint.map(|destination| {
+            let hbone_port = PORT;
+            Box::new(Gateway {
+                destination,
+                hbone_port,
+            })
+        });
+        config.mesh.apply([MeshChange::Service(service)]);
+        config
+    }
+
+    fn by_service(config: &Config, name: &str) -> GatewayDestination {
+        let state = config.mesh.service_named(&format!("{name}.shop.svc.cluster.local"));
+        GatewayDestination::Service(state.unwrap().service().key.clone())
+    }
+
+    fn by_address(address: &str) -> GatewayDestination {
+        GatewayDestination::Address(Vip {
+            network: "".into(),
+            address: address.parse().unwrap(),
+        })
+    }
+
+    fn captured(config: &Config, uid: &str) -> Source {
+        Source::captured(&config.mesh, &WorkloadUid::new(uid), "10.0.0.1:7".parse().unwrap()).unwrap()
+    }
+
+    /// Where `uid` is led to that asks for `requested`; `Err` if to nowhere.
+    fn led(config: &Config, uid: &str, requested: &str) -> Result<Option<Via>, ()> {
+        let (source, requested) = (captured(config, uid), requested.parse().unwrap());
+        let resolved = destination::resolve(config, &requested).unwrap();
+        let Some(waypoint) = waypoint(config, &resolved, &source) else {
+            let target = destination::choose(config, &resolved, &source, &[]).unwrap();
+            return Ok(direct(&target));
+        };
+        let target = waypoint.choose(config, &source, &[]).ok_or(())?;
+        assert_eq!(Some(target.address), target.via.as_ref().map(|via| via.gateway));
+        Ok(target.via)
+    }
+
+    #[test]
+    fn what_has_a_waypoint_is_led_there_under_its_own_name() {
+        let plain = config(None);
+        for destination in [
+            by_service(&plain, "way"),
+            by_address("10.96.0.2"),
+            by_address("10.0.0.3"),
+        ] {
+            let config = config(Some(destination));
+            for (requested, authority) in [
+                ("10.96.0.1:80", "10.96.0.1:80"),
+                ("web.shop.svc.cluster.local:80", "web.shop.svc.cluster.local:80"),
+            ] {
+                let via = led(&config, "client", requested).unwrap().unwrap();
+                assert!(via.is_waypoint);
+                assert_eq!(via.gateway.to_string(), "10.0.0.3:15008");
+                assert_eq!(via.authority, authority);
+                assert_eq!(via.expected[0].to_string(), "spiffe://cluster.local/ns/shop/sa/way");
+            }
+            let own = led(&config, "way", "10.96.0.1:80").unwrap().unwrap();
+            assert!(!own.is_waypoint, "the waypoint itself goes on to the endpoint");
+            let by_own_address = led(&config, "client", "10.0.0.2:80").unwrap().unwrap();
+            assert!(!by_own_address.is_waypoint, "the service was not asked for");
+        }
+    }
+
+    #[test]
+    fn a_waypoint_that_is_not_there_is_not_gone_around() {
+        let config = config(Some(by_address("10.0.0.99")));
+        assert_eq!(led(&config, "client", "10.96.0.1:80"), Err(()));
+    }
+
+    #[test]
+    fn only_who_speaks_hbone_is_reached_by_it() {
+        let config = config(None);
+        let via = led(&config, "client", "10.96.0.1:80").unwrap().unwrap();
+        assert_eq!(
+            (via.gateway.to_string(), &*via.authority),
+            ("10.0.0.2:15008".into(), "10.0.0.2:8080")
+        );
+        assert_eq!(via.expected[0].to_string(), "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(led(&config, "web", "10.0.0.1:80"), Ok(None));
+        assert_eq!(led(&config, "web", "192.0.2.1:80"), Ok(None));
+    }
+}

@@ -8,10 +8,11 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use underpass_certs::ServerTls;
 
-use super::world::{World, web};
+use super::authority::identity;
+use super::world::{World, connect, web};
 use super::{authority, receive_exactly, send};
 use crate::hbone::STREAMS;
-use crate::hbone::pool::IDLE;
+use crate::hbone::pool::{IDLE, OpenError};
 
 #[tokio::test]
 async fn the_first_connection_is_made_once_however_many_want_it() {
@@ -123,4 +124,20 @@ async fn a_connection_without_streams_is_closed_after_a_while_and_made_anew_when
     tokio::time::resume();
     world.connect(&peer).await;
     assert_eq!(world.accepted.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_was_proved_for_one_destination_serves_no_other() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let (_tunnel, _application) = world.connect(&peer).await;
+    // Same place, same client; but somebody else has to be there.
+    let dial = peer.dial(world.gateway, &[identity("shop", "db")]);
+    let outcome = peer.pool.open(&dial, &connect(&world.target())).await;
+    assert!(matches!(outcome, Err(OpenError::Dial(_))), "{outcome:?}");
+    // And another client has a connection of its own, as which policy sees it.
+    let mut other = world.peer("other").await;
+    other.pool = peer.pool.clone();
+    let (_tunnel, _application) = world.connect(&other).await;
+    assert_eq!(peer.connections(), 2);
 }
