@@ -26,10 +26,12 @@ pub mod connect;
 pub mod inbound;
 mod pings;
 pub mod pool;
+mod proxy_protocol;
 pub mod relay;
 pub mod route;
 pub mod server;
 mod streams;
+mod target;
 pub mod tunnel;
 
 use std::time::Duration;

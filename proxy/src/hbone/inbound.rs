@@ -1,9 +1,7 @@
 //! One CONNECT stream to a pod: the steps of any inbound connection, answered with a status.
 //!
-//! The client is the peer that the handshake verified, at the address that its connection comes from. Where it wants to go has to be at the pod it
-//! came to: what a certificate proves to this pod must not open the way to another.
+//! The client is the peer that the handshake verified, at the address that its connection comes from. Where it may go says [`target`].
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,12 +9,13 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response, StatusCode};
 use underpass_certs::VerifiedPeer;
-use underpass_config::{Config, Destination};
+use underpass_config::{Destination, NodeSettings};
 
 use super::chunk::Chunk;
-use super::connect;
 use super::relay::{TunnelIs, relay};
+use super::target::{self, Target};
 use super::tunnel::{Ends, Tunnel};
+use super::{connect, proxy_protocol};
 use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::entrance::Entrance;
@@ -24,6 +23,7 @@ use crate::node::Node;
 use crate::session::Session;
 use crate::socket::{self, TcpQuality};
 use crate::source::Source;
+use crate::stream::Stream;
 use crate::upstream::{Connected, NamedBy, Refused, Upstream};
 
 /// What the streams of a connection have in common.
@@ -57,8 +57,8 @@ pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, respond: SendR
         session.refuse(&refused);
         return answer_refusal(respond, &refused);
     };
-    let requested = match requested(config, &peer.pod, &request) {
-        Ok(requested) => requested,
+    let target = match target::of(config, &peer.pod, &request) {
+        Ok(target) => target,
         Err(refused) => {
             session.refuse(&refused);
             return answer_refusal(respond, &refused);
@@ -66,79 +66,70 @@ pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, respond: SendR
     };
     drop(snapshot);
     let connecting = session.request(NamedBy::Us);
-    let connected = match Box::pin(connecting.connect(&Destination::Address(requested))).await {
+    let connected = match Box::pin(connecting.connect(&Destination::Address(target.address))).await {
         Ok(connected) => connected,
         Err(refused) => {
             session.log_refused(&refused);
             return answer_refusal(respond, &refused);
         }
     };
+    Box::pin(carry(
+        &session,
+        &settings,
+        connected,
+        target,
+        (request, respond),
+        peer.ends,
+    ))
+    .await;
+}
+
+/// Tells the client that it is connected, moves its bytes, and tells of its end.
+async fn carry(
+    session: &Session,
+    settings: &NodeSettings,
+    connected: Connected,
+    target: Target,
+    (request, respond): (Request<RecvStream>, SendResponse<Chunk>),
+    ends: Ends,
+) {
     let Connected {
         upstream: Upstream::Socket(upstream),
         guard,
-        load,
+        load: _load,
     } = connected
     else {
         // What arrives at a pod of this node goes to its socket.
         return;
     };
-    let Some(mut tunnel) = accept(respond, request, peer.ends) else {
-        socket::reset_on_close(&upstream);
-        let flow = guard.finish(Ending::DownstreamReset);
-        return session.log_flow(&flow, Ending::DownstreamReset, TcpQuality::default());
+    let ending = match (
+        introduce(&upstream, session, target).await,
+        accept(respond, request, ends),
+    ) {
+        (true, Some(mut tunnel)) => {
+            let flow = guard.flow();
+            let ending = relay(&upstream, &mut tunnel, TunnelIs::Downstream, flow, settings, Vec::new()).await;
+            let log_is_on = session.node.telemetry.access_log.is_on();
+            let quality = log_is_on.then(|| socket::quality(&upstream));
+            // Logged and counted before socket and stream close, as in `serve`.
+            let flow = guard.finish(ending);
+            return session.log_flow(&flow, ending, quality.unwrap_or_default());
+        }
+        (false, _) => Ending::UpstreamReset,
+        (true, None) => Ending::DownstreamReset,
     };
-    let ending = relay(
-        &upstream,
-        &mut tunnel,
-        TunnelIs::Downstream,
-        guard.flow(),
-        &settings,
-        Vec::new(),
-    )
-    .await;
-    let log_is_on = session.node.telemetry.access_log.is_on();
-    let quality = if log_is_on {
-        socket::quality(&upstream)
-    } else {
-        TcpQuality::default()
-    };
-    drop(load);
-    // Logged and counted before socket and stream close, as in `serve`.
+    socket::reset_on_close(&upstream);
     let flow = guard.finish(ending);
-    session.log_flow(&flow, ending, quality);
+    session.log_flow(&flow, ending, TcpQuality::default());
 }
 
-/// Where at the pod a request wants to go.
-fn requested<B>(config: &Config, pod: &Pod, request: &Request<B>) -> Result<SocketAddr, Refused> {
-    let refused = |ending, detail| Refused {
-        ending,
-        detail: Some(detail),
-        target: None,
+/// Tells an application that wants it for whom its new connection is. `false` when it is gone already.
+async fn introduce(upstream: &Stream, session: &Session, target: Target) -> bool {
+    let Some(announced) = target.announced else {
+        return true;
     };
-    let wanted = connect::destination(request).map_err(|why| refused(Ending::HandshakeFailed, why))?;
-    let workload = config.mesh.workload(&pod.uid).ok_or(Ending::UnknownDestination)?;
-    let not_here = || {
-        let detail = format!("{wanted} is not at {}, where the request came", workload.name);
-        refused(Ending::UnknownDestination, detail)
-    };
-    let service = match &wanted {
-        Destination::Address(address) if pod.owns(address.ip().to_canonical()) => {
-            return Ok(socket::canonical(*address));
-        }
-        Destination::Address(_) => return Err(not_here()),
-        Destination::Host { host, .. } => config.mesh.service_named(host).ok_or_else(not_here)?,
-    };
-    // A name stands for the service's endpoint here: gateways of other networks do not know its address.
-    let Destination::Host { port, .. } = wanted else {
-        return Err(not_here());
-    };
-    let endpoint = service.endpoints().find(|endpoint| endpoint.workload.uid == pod.uid);
-    let target = endpoint.and_then(|endpoint| endpoint.target_port(service.service(), port));
-    let ip = workload.addresses.iter().find(|ip| pod.owns(**ip));
-    match (ip, target) {
-        (Some(ip), Some(port)) => Ok(SocketAddr::new(*ip, port)),
-        _ => Err(not_here()),
-    }
+    let header = proxy_protocol::header(session.source.address(), announced, session.source.identity());
+    upstream.send_all(&header).await.is_ok()
 }
 
 /// Tells the client that it is connected. `None` when it has gone meanwhile.
