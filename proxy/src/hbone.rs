@@ -8,9 +8,9 @@
 //!
 //! * [`server`] takes connections that arrive at port 15008 of an enrolled pod, with the pod's own certificate; [`inbound`] serves each of their
 //!   streams by the steps of any inbound connection, with the identity that the handshake verified.
-//! * [`pool`] keeps connections to other nodes, and opens streams on them.
-//! * [`route`] says which destinations are reached so, by which gateway, and whom to expect there.
-//! * [`connect`] is the request between them; [`tunnel`] is one stream, and [`relay`] its byte pump.
+//! * [`route`] says which destinations are reached so, by which gateway, and whom to expect there; [`outbound`] opens a tunnel for a
+//!   client, on one of the connections that [`pool`] keeps.
+//! * [`connect`] is the request between them, [`target`] says where it may lead; [`tunnel`] is one stream, and [`relay`] its byte pump.
 //!
 //! What the rest of the proxy sees is an ordinary flow: the same policy, limits, counts, log line, and ways to end it.
 //!
@@ -24,6 +24,7 @@
 mod chunk;
 pub mod connect;
 pub mod inbound;
+pub mod outbound;
 mod pings;
 pub mod pool;
 mod proxy_protocol;

@@ -20,9 +20,8 @@ use crate::entrance::Entrance;
 use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds, Transport};
 use crate::handover::Family;
-use crate::hbone::connect::{self, Connect};
-use crate::hbone::pool::{Dial, DialError, Key, OpenError, Origin};
-use crate::hbone::route::{self, Via};
+use crate::hbone::outbound::{NotOpened, Outbound};
+use crate::hbone::route;
 use crate::hbone::tunnel::Tunnel;
 use crate::node::{Node, Snapshot};
 use crate::socket::{self, Connecting};
@@ -343,69 +342,23 @@ impl Request<'_> {
 
     /// Connects to a target by the way that is its own.
     async fn reach(&self, target: &Target, source: &Source, config: &Config) -> Result<Upstream, Unanswered> {
-        match &target.via {
-            Some(via) => {
-                let service = target.service.as_deref().map(|service| &*service.hostname);
-                let tunnel = Box::pin(self.open_tunnel(via, service, source, config)).await?;
-                Ok(Upstream::Tunnel(Box::new(tunnel)))
-            }
-            None => {
-                let stream = self.dial(target.address, target.pod.as_deref(), config).await?;
-                Ok(Upstream::Socket(stream))
-            }
-        }
-    }
-
-    /// Opens a tunnel as the client, from the client's pod.
-    async fn open_tunnel(
-        &self,
-        via: &Via,
-        service: Option<&str>,
-        source: &Source,
-        config: &Config,
-    ) -> Result<Tunnel, Unanswered> {
-        let unable = |detail: &str| Unanswered {
-            ending: Ending::ConnectFailed,
-            detail: Some(detail.to_owned()),
+        let (Some(via), Some(pod)) = (&target.via, self.entrance.pod()) else {
+            let stream = self.dial(target.address, target.pod.as_deref(), config).await?;
+            return Ok(Upstream::Socket(stream));
         };
-        let (Some(pod), Some(client)) = (self.entrance.pod(), source.workload()) else {
-            return Err(unable("only a pod has an identity to open a tunnel with"));
+        let outbound = Outbound {
+            node: self.node,
+            pod,
+            client: source,
+            service: target.service.as_deref().map(|service| &*service.hostname),
         };
-        let identities = self.node.identities.as_ref();
-        let certificate = identities.and_then(|identities| Some((identities.of_pod(pod.cookie)?, identities.trust())));
-        let Some((certificate, trust)) = certificate else {
-            return Err(unable("there is no certificate of the client's to open a tunnel with"));
-        };
-        let timeouts = &config.node.timeouts;
-        let dial = Dial {
-            key: Key {
-                pod: Some(pod.cookie),
-                client: certificate.slot().identity().clone(),
-                gateway: via.gateway,
-                expected: via.expected.clone(),
-            },
-            origin: Origin::Pod(pod.clone()),
-            certificate,
-            trust: trust.clone(),
-            patience: (timeouts.connect, timeouts.handshake),
-            keepalive: config.node.keepalive,
-        };
-        let connect = Connect {
-            authority: via.authority.clone(),
-            client,
-            client_address: source.address(),
-            service,
-        };
-        let request = connect.request().map_err(|error| unable(&error.to_string()))?;
-        // The connection, and then the destination's, which the proxy there connects to meanwhile.
-        let patience = timeouts.connect + timeouts.handshake + timeouts.connect;
-        match tokio::time::timeout(patience, self.node.tunnels.open(&dial, &request)).await {
-            Ok(opened) => opened.map_err(|error| not_opened(&error)),
-            Err(_) => Err(Unanswered {
-                ending: Ending::ConnectTimeout,
-                detail: Some(format!("{} does not answer a CONNECT", via.gateway)),
-            }),
-        }
+        let opened = Box::pin(outbound.open(via, config)).await;
+        opened
+            .map(|tunnel| Upstream::Tunnel(Box::new(tunnel)))
+            .map_err(|NotOpened { ending, detail }| Unanswered {
+                ending,
+                detail: Some(detail),
+            })
     }
 
     /// Connects to `address` from where the connection belongs: a captured one from its pod's network namespace, any other from ours.
@@ -497,18 +450,6 @@ async fn connect_within(socket: OwnedFd, address: SocketAddr, patience: Duration
             ending: Ending::ConnectTimeout,
             detail: None,
         }),
-    }
-}
-
-fn not_opened(error: &OpenError) -> Unanswered {
-    let ending = match error {
-        OpenError::Refused(status) => connect::refusal(*status),
-        OpenError::Dial(DialError::Timeout(_)) => Ending::ConnectTimeout,
-        OpenError::Dial(_) | OpenError::Broken(_) => Ending::ConnectFailed,
-    };
-    Unanswered {
-        ending,
-        detail: Some(error.to_string()),
     }
 }
 

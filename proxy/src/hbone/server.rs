@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use h2::Reason;
 use h2::server::{Builder, Connection};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -33,6 +34,10 @@ use crate::upstream::Refused;
 
 /// Streams that the peer has reset before we looked at them: clients that give up do so in bursts; HTTP/2's rapid resets are far more.
 const RESET_UNSEEN: usize = 2 * STREAMS as usize;
+
+/// Streams of a connection that are being served. A stream that its peer has reset is no longer one of the [`STREAMS`] that it may have open, but is served
+/// until its connection to the application is made and closed: who opens and resets without end must not make us connect without end.
+pub const SERVED: usize = 2 * STREAMS as usize;
 
 /// From the end of the drain until a connection that has not closed is closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -156,6 +161,7 @@ async fn serve_streams(peer: Arc<Peer>, mut connection: Http2) {
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
+                Some(Ok((_, mut respond))) if streams.open() >= SERVED => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
                 Some(Ok((request, respond))) => {
                     let (peer, place) = (peer.clone(), streams.enter());
                     tokio::spawn(async move {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use h2::client;
 use http::{Method, Request, StatusCode};
 use rustls::pki_types::ServerName;
@@ -14,8 +15,9 @@ use underpass_certs::{ClientTls, Clock};
 use underpass_config::Identity;
 
 use super::authority::{self, Authority, HOUR, Paper, identity};
-use super::world::{World, policy, web};
+use super::world::{Peer, World, connect, policy, web};
 use crate::hbone::pool::{DialError, OpenError};
+use crate::hbone::server::SERVED;
 
 fn text<'a>(refusal: &'a Value, field: &str) -> &'a str {
     refusal[field].as_str().unwrap()
@@ -152,7 +154,7 @@ async fn a_server_that_is_somebody_else_is_not_spoken_to() {
     let world = World::new("").await;
     let peer = world.peer("client").await;
     let dial = peer.dial(world.gateway, &[identity("shop", "db")]);
-    let outcome = peer.pool.open(&dial, &super::world::connect(&world.target())).await;
+    let outcome = peer.pool.open(&dial, &connect(&world.target())).await;
     let Err(OpenError::Dial(DialError::Handshake { reason, error, .. })) = outcome else {
         panic!("{outcome:?}");
     };
@@ -234,11 +236,7 @@ async fn policy_sees_who_the_certificate_says_and_denies_before_a_byte() {
 async fn what_is_not_a_connect_is_answered_and_harms_nobody() {
     let world = World::new("").await;
     let peer = world.peer("client").await;
-    let tls = ClientTls::new(peer.pod.lease.slot().clone(), peer.trust.clone(), [web()].into()).unwrap();
-    let socket = TcpStream::connect(world.gateway).await.unwrap();
-    let (stream, _) = tls.connect(socket, world.gateway.ip()).await.unwrap();
-    let (sender, connection) = client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
+    let sender = connection(&world, &peer).await;
     let requests = [
         Request::builder().uri("http://127.0.0.2:80/"),
         Request::builder().method(Method::POST).uri("http://127.0.0.2:80/"),
@@ -259,7 +257,45 @@ async fn what_is_not_a_connect_is_answered_and_harms_nobody() {
     let (answer, _) = ready.send_request(huge.body(()).unwrap(), false).unwrap();
     assert!(answer.await.map_or(true, |answer| answer.status().is_client_error()));
     let mut ready = sender.clone().ready().await.unwrap();
-    let good = super::world::connect(&world.target());
+    let good = connect(&world.target());
     let (answer, _stream) = ready.send_request(good, false).unwrap();
     assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+}
+
+/// A connection on which nothing is as the pool would do it.
+async fn connection(world: &World, peer: &Peer) -> client::SendRequest<Bytes> {
+    let (slot, trust) = (peer.pod.lease.slot().clone(), peer.trust.clone());
+    let tls = ClientTls::new(slot, trust, [web()].into()).unwrap();
+    let socket = TcpStream::connect(world.gateway).await.unwrap();
+    let (stream, _) = tls.connect(socket, world.gateway.ip()).await.unwrap();
+    let (sender, connection) = client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test]
+async fn who_opens_and_resets_without_end_is_not_served_without_end() {
+    let world = World::stalled().await;
+    let peer = world.peer("client").await;
+    let sender = connection(&world, &peer).await;
+    let open = async || {
+        let mut ready = sender.clone().ready().await.unwrap();
+        ready.send_request(connect(&world.target()), false).unwrap()
+    };
+    let served = || world.node.flows.open_connections().total() as usize - 1;
+    for number in 0..SERVED {
+        let (_, mut stream) = open().await;
+        while served() == number {
+            tokio::task::yield_now().await;
+        }
+        stream.send_reset(h2::Reason::CANCEL);
+    }
+    let error = open().await.0.await.expect_err("one more");
+    assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+    assert_eq!(served(), SERVED);
+    // They end as any that nothing can be connected for, and then there is room.
+    while served() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(open().await.0.await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
 }

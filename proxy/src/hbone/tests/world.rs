@@ -92,7 +92,7 @@ fn settings(directory: &Path, authority: &Authority) -> String {
     let (chain, key) = (write("chain.pem", &chain), write("key.pem", &key));
     let roots = write("roots.pem", &authority.root_pem);
     format!(
-        "node:\n  timeouts: {{handshake: 2s, drain: 10s}}\n  identities:\n    roots: {roots}\n    certificates:\n    \
+        "node:\n  timeouts: {{connect: 1s, handshake: 2s, drain: 10s}}\n  identities:\n    roots: {roots}\n    certificates:\n    \
          - {{identity: \"{}\", chain: {chain}, key: {key}}}\n",
         web()
     )
@@ -100,6 +100,15 @@ fn settings(directory: &Path, authority: &Authority) -> String {
 
 impl World {
     pub async fn new(policies: &str) -> Self {
+        Self::with(policies, pod(true)).await
+    }
+
+    /// A pod whose agent makes no sockets: nothing can be connected to.
+    pub async fn stalled() -> Self {
+        Self::with("", pod(false)).await
+    }
+
+    async fn with(policies: &str, pod: Pod) -> Self {
         let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
         let yaml = settings(directory.path(), &authority) + &mesh(policies);
         let config = Config::from_yaml(&yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
@@ -113,7 +122,7 @@ impl World {
         let offload = Arc::new(Offload::default());
         let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
         let node = Node::new(config, identities, flows, offload, telemetry);
-        let pod = Arc::new(pod());
+        let pod = Arc::new(pod);
         node.add_pod(&pod);
         let application = TcpListener::bind((POD, 0)).await.unwrap();
         let listener = TcpListener::bind((POD, 0)).await.unwrap();
@@ -226,13 +235,16 @@ pub fn connect(authority: &str) -> Request<()> {
     request.version(Version::HTTP_2).body(()).unwrap()
 }
 
-/// The pod, with an agent that makes sockets of the only namespace there is.
-fn pod() -> Pod {
+/// The pod, with an agent that makes sockets of the only namespace there is, or none.
+fn pod(has_agent: bool) -> Pod {
     let (orders, mut ordered) = unbounded_channel();
     let sockets = Arc::new(SocketPool::new(1, orders));
     let stock = sockets.clone();
     tokio::spawn(async move {
         while let Some(order) = ordered.recv().await {
+            if !has_agent {
+                continue;
+            }
             let one = |_| socket::tcp_socket(([127, 0, 0, 1], 0).into()).unwrap();
             stock.deliver(order.family, (0..order.count).map(one).collect());
         }
