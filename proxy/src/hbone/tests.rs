@@ -3,6 +3,7 @@
 #[allow(dead_code)]
 #[path = "../../../certs/tests/certs/authority.rs"]
 mod authority;
+mod hostile;
 mod refusals;
 mod sharing;
 mod world;

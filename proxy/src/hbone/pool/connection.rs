@@ -111,7 +111,8 @@ impl Opening {
         } = self;
         let broken = |error: h2::Error| {
             shared.is_closing.store(true, Ordering::Release);
-            match shared.has_answered.load(Ordering::Acquire) {
+            let is_leave = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
+            match is_leave || shared.has_answered.load(Ordering::Acquire) {
                 true => RequestError::Unseen(error.to_string()),
                 false => RequestError::Broken(error.to_string()),
             }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::{Method, Request, Version};
@@ -44,7 +45,9 @@ pub struct World {
     /// Where HBONE is spoken; in the place of the pod's port 15008.
     pub gateway: SocketAddr,
     /// Connections that have been accepted there.
-    pub accepted: Arc<std::sync::atomic::AtomicUsize>,
+    pub accepted: Arc<AtomicUsize>,
+    /// Connections whose server has panicked.
+    pub panics: Arc<AtomicUsize>,
     _directory: TempDir,
 }
 
@@ -126,8 +129,10 @@ impl World {
         node.add_pod(&pod);
         let application = TcpListener::bind((POD, 0)).await.unwrap();
         let listener = TcpListener::bind((POD, 0)).await.unwrap();
-        let (gateway, accepted) = (listener.local_addr().unwrap(), Arc::default());
-        tokio::spawn(accept(listener, node.clone(), pod.clone(), Arc::clone(&accepted)));
+        let gateway = listener.local_addr().unwrap();
+        let (accepted, panics) = <[Arc<AtomicUsize>; 2]>::default().into();
+        let counts = (Arc::clone(&accepted), Arc::clone(&panics));
+        tokio::spawn(accept(listener, node.clone(), pod.clone(), counts));
         Self {
             trust: trust_of(&[&authority], &[]),
             node,
@@ -136,6 +141,7 @@ impl World {
             application,
             gateway,
             accepted,
+            panics,
             _directory: directory,
         }
     }
@@ -260,9 +266,14 @@ fn pod(has_agent: bool) -> Pod {
     Pod::new(told, None, sockets)
 }
 
-async fn accept(listener: TcpListener, node: Arc<Node>, pod: Arc<Pod>, count: Arc<std::sync::atomic::AtomicUsize>) {
+async fn accept(
+    listener: TcpListener,
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    (count, panics): (Arc<AtomicUsize>, Arc<AtomicUsize>),
+) {
     while let Ok((stream, peer)) = listener.accept().await {
-        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        count.fetch_add(1, Ordering::SeqCst);
         let identities = node.identities.as_ref().unwrap();
         let tls = identities
             .of_pod(pod.cookie)
@@ -275,6 +286,11 @@ async fn accept(listener: TcpListener, node: Arc<Node>, pod: Arc<Pod>, count: Ar
             peer,
             core: 0,
         };
-        tokio::spawn(server::serve(arrival, tls));
+        let (served, panics) = (tokio::spawn(server::serve(arrival, tls)), panics.clone());
+        tokio::spawn(async move {
+            if served.await.is_err_and(|error| error.is_panic()) {
+                panics.fetch_add(1, Ordering::SeqCst);
+            }
+        });
     }
 }
