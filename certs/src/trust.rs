@@ -31,6 +31,11 @@ impl TrustDomains {
         }
     }
 
+    /// Our own trust domain.
+    pub fn own(&self) -> &str {
+        &self.own
+    }
+
     /// Whether it is ours.
     pub fn contains(&self, trust_domain: &str) -> bool {
         trust_domain == &*self.own || self.aliases.contains(trust_domain)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 use crate::yaml::Document;
-use crate::{ConfigError, Mesh, MeshChange, NodeSettings, Touched};
+use crate::{ConfigError, Mesh, MeshChange, NodeSettings, Role, Touched};
 
 /// What one file says. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -29,7 +29,15 @@ impl Config {
     /// # Errors
     /// If it is not YAML of the expected shape, or with everything in it that is wrong.
     pub fn from_yaml(yaml: &str) -> Result<Self, ConfigError> {
-        Document::read(yaml).map(Self::from_document)
+        Self::from_yaml_in_role(yaml, Role::default())
+    }
+
+    /// As [`from_yaml`](Self::from_yaml), for `role` unless the document says another.
+    ///
+    /// # Errors
+    /// As [`from_yaml`](Self::from_yaml).
+    pub fn from_yaml_in_role(yaml: &str, role: Role) -> Result<Self, ConfigError> {
+        Document::read(yaml, role).map(Self::from_document)
     }
 
     /// Reads a configuration from a YAML file.
@@ -43,7 +51,7 @@ impl Config {
                 path: path.to_owned(),
                 source,
             })?;
-            Document::read(&text)?
+            Document::read(&text, Role::default())?
         };
         Ok(Self::from_document(document))
     }
@@ -67,7 +75,15 @@ impl Config {
     /// # Errors
     /// As [`from_yaml`](Self::from_yaml). This configuration stays as it is in any case.
     pub fn updated(&self, yaml: &str) -> Result<(Self, Touched), ConfigError> {
-        let document = Document::read(yaml)?;
+        self.updated_in_role(yaml, Role::default())
+    }
+
+    /// As [`updated`](Self::updated), for `role` unless the document says another.
+    ///
+    /// # Errors
+    /// As [`from_yaml`](Self::from_yaml).
+    pub fn updated_in_role(&self, yaml: &str, role: Role) -> Result<(Self, Touched), ConfigError> {
+        let document = Document::read(yaml, role)?;
         let node = match *self.node == document.node {
             true => self.node.clone(),
             false => Arc::new(document.node.clone()),

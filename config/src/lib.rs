@@ -34,6 +34,7 @@ mod mesh;
 mod names;
 mod offload;
 mod ranking;
+mod role;
 #[cfg(test)]
 mod samples;
 mod service;
@@ -59,6 +60,7 @@ pub use mesh::{Mesh, MeshChange, Touched};
 pub use names::{PolicyKey, ServiceKey, Text, WorkloadUid};
 pub use offload::{ByteSize, ByteSizeError, OffloadAfter, OffloadExcept, OffloadSettings, WorkloadName};
 pub use ranking::Position;
+pub use role::Role;
 pub use service::{AppProtocol, BalanceMode, HealthPolicy, LoadBalancing, Scope, Service, ServicePort, Vip};
 pub use service_state::ServiceState;
 pub use settings::{

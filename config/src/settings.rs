@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::{CaptureSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, Text};
+use crate::{CaptureSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, Role, Text};
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct NodeSettings {
+    /// What this proxy is to the mesh. Default: standalone, or what the command line says.
+    pub role: Role,
     /// Name of the node, as workloads refer to it (Kubernetes: `spec.nodeName`). Default `local`.
     pub name: Text,
     /// The network that plain addresses belong to (Istio: `topology.istio.io/network`). Default empty.
@@ -34,6 +36,14 @@ pub struct NodeSettings {
     pub identities: IdentitySettings,
     /// Address of the admin server, always on loopback: it has no authentication. Default `127.0.0.1:15000`.
     pub admin: SocketAddr,
+    /// Address at which anyone may ask for metrics; `None`: only the admin server tells. Default: `[::]:15020` in the role `node`, else
+    /// none. Where the machine has no IPv6, `[::]` is `0.0.0.0`.
+    #[serde(serialize_with = "or_off")]
+    pub metrics: Option<SocketAddr>,
+    /// Address at which anyone may ask whether the node is ready (`/healthz/ready`); `None`: only the admin server tells. Default:
+    /// `[::]:15021` in the role `node`, else none.
+    #[serde(serialize_with = "or_off")]
+    pub readiness: Option<SocketAddr>,
     /// Where connections come in. Names and addresses are unique.
     pub listeners: Vec<Listener>,
     /// How long things may take.
@@ -58,6 +68,7 @@ pub struct NodeSettings {
 impl Default for NodeSettings {
     fn default() -> Self {
         Self {
+            role: Role::default(),
             name: "local".into(),
             network: "".into(),
             cluster_id: "Kubernetes".into(),
@@ -66,6 +77,8 @@ impl Default for NodeSettings {
             istiod: None,
             identities: IdentitySettings::default(),
             admin: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15000),
+            metrics: None,
+            readiness: None,
             listeners: Vec::new(),
             timeouts: Timeouts::default(),
             limits: Limits::default(),
@@ -226,6 +239,14 @@ impl Default for Timeouts {
             drain: Duration::from_secs(30),
             handshake: Duration::from_secs(10),
         }
+    }
+}
+
+/// An address as the configuration file has it, where there may be none.
+fn or_off<S: Serializer>(address: &Option<SocketAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => serializer.collect_str(address),
+        None => serializer.serialize_str("off"),
     }
 }
 

@@ -23,7 +23,7 @@ mod workloads;
 
 use serde::Deserialize;
 
-use crate::{Authorization, ConfigError, NodeSettings, Problems, Service, Workload};
+use crate::{Authorization, CaptureSettings, ConfigError, NodeSettings, Problems, Role, Service, Workload};
 use capture::CaptureShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
@@ -70,21 +70,21 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Reads and checks the whole text.
-    pub(crate) fn read(text: &str) -> Result<Self, ConfigError> {
+    /// Reads and checks the whole text. `role` is what it is for unless it says so itself.
+    pub(crate) fn read(text: &str, role: Role) -> Result<Self, ConfigError> {
         let malformed = |problem| ConfigError::Malformed(Box::new(problem));
         let shape: Option<DocumentShape<'_>> = serde_saphyr::from_str_with_options(text, options(text))
             .map_err(|error| malformed(locate::malformed(text, error)))?;
         let shape = shape.ok_or_else(|| malformed(locate::empty()))?;
-        Self::compile(&shape).map_err(|mut problems| {
+        Self::compile(&shape, role).map_err(|mut problems| {
             locate::add_positions(text, &mut problems);
             ConfigError::Invalid(problems)
         })
     }
 
-    fn compile(shape: &DocumentShape<'_>) -> Result<Self, Problems> {
+    fn compile(shape: &DocumentShape<'_>, role: Role) -> Result<Self, Problems> {
         let mut reading = Reading::default();
-        let mut node = shape.node.compile(&mut reading);
+        let mut node = shape.node.compile(role, &mut reading);
         if node.istiod.is_some() {
             shape.refuse_a_second_mesh(&mut reading);
         }
@@ -94,6 +94,9 @@ impl Document {
         shape.node.check_destinations(&services, &mut reading);
         node.capture =
             (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
+        if node.role == Role::Node {
+            node.capture.get_or_insert_with(CaptureSettings::default);
+        }
         if !reading.problems.is_empty() {
             return Err(reading.problems);
         }

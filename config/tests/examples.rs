@@ -24,6 +24,7 @@ fn every_example_loads() {
     }
     for known in [
         "capture.yaml",
+        "node.yaml",
         "policy.yaml",
         "proxies.yaml",
         "relay.yaml",
@@ -41,6 +42,15 @@ fn the_relay_is_where_everyone_expects_it() {
     assert_eq!(node.listeners[0].address.to_string(), "127.0.0.1:15001");
     let destination = Destination::Address("127.0.0.1:9001".parse().unwrap());
     assert_eq!(node.listeners[0].protocol, ListenerProtocol::Fixed { destination });
+}
+
+#[test]
+fn the_node_writes_out_the_defaults() {
+    let node = load("node.yaml").node;
+    let defaults = Config::from_yaml("node: {role: node, name: worker-1, istiod: {}}")
+        .unwrap()
+        .node;
+    assert_eq!(*node, *defaults);
 }
 
 #[test]

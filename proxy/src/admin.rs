@@ -1,6 +1,9 @@
 //! The admin server: metrics, readiness, the configuration in force, open connections, log level, drain.
 //!
-//! It listens on loopback only and has no authentication, as Envoy's and ztunnel's; nothing secret is ever in its answers.
+//! It listens on loopback only and has no authentication, as Envoy's and ztunnel's; nothing secret is ever in its answers. Metrics and
+//! readiness, which change nothing, may be asked for from elsewhere, at addresses of their own ([`View`]).
+
+mod status;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -33,8 +36,9 @@ pub struct Admin {
 
 const HELP: &str = "\
 GET  /metrics               OpenMetrics text
-GET  /ready                 200 when serving, 503 when draining
+GET  /ready                 200 when serving, 503 when draining or waiting
 GET  /config_dump           the configuration in force, and the last rejected update
+GET  /status                how istiod, the mesh and the certificates stand
 GET  /connections           open connections
 GET  /tunnels               HBONE connections to other nodes, with their streams
 GET  /offload               the kernel tier: whether there is one, and what it has done
@@ -44,8 +48,19 @@ POST /logging?level=FILTER  change it: debug, or underpass::relay=trace,info
 POST /drain                 stop accepting, let connections finish, exit
 ";
 
+/// What may be asked for at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Everything, on loopback.
+    Everything,
+    /// Metrics, from anywhere: at `/metrics`, and where Envoy and ztunnel have them.
+    Metrics,
+    /// Readiness, from anywhere: at `/healthz/ready`, as of ztunnel.
+    Readiness,
+}
+
 /// Serves `listener` for as long as the process lives.
-pub async fn serve(listener: TcpListener, admin: Admin) {
+pub async fn serve(listener: TcpListener, view: View, admin: Admin) {
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -58,7 +73,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         let admin = admin.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let answer = admin.answer(&request);
+                let answer = admin.answer(view, &request);
                 async move { Ok::<_, Infallible>(answer) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -91,12 +106,23 @@ fn json_answer(value: &Value) -> Answer {
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
+    fn answer(&self, view: View, request: &Request<Incoming>) -> Answer {
+        match (view, request.method(), request.uri().path()) {
+            (View::Everything, ..) => self.answer_everything(request),
+            (View::Metrics, &Method::GET, "/metrics" | "/stats/prometheus") => self.metrics(),
+            (View::Readiness, &Method::GET, "/healthz/ready") => self.ready(),
+            (View::Metrics, ..) => text(StatusCode::NOT_FOUND, "GET /metrics\n"),
+            (View::Readiness, ..) => text(StatusCode::NOT_FOUND, "GET /healthz/ready\n"),
+        }
+    }
+
+    fn answer_everything(&self, request: &Request<Incoming>) -> Answer {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/") => text(StatusCode::OK, HELP),
             (&Method::GET, "/metrics") => self.metrics(),
             (&Method::GET, "/ready") => self.ready(),
             (&Method::GET, "/config_dump") => json_answer(&self.config_dump()),
+            (&Method::GET, "/status") => json_answer(&status::status(&self.node)),
             (&Method::GET, "/connections") => json_answer(&self.connections()),
             (&Method::GET, "/tunnels") => json_answer(&self.tunnels()),
             (&Method::GET, "/offload") => json_answer(&self.offload()),
@@ -109,8 +135,8 @@ impl Admin {
             }
             (
                 _,
-                "/" | "/metrics" | "/ready" | "/config_dump" | "/connections" | "/tunnels" | "/offload" | "/refusals"
-                | "/logging" | "/drain",
+                "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/tunnels" | "/offload"
+                | "/refusals" | "/logging" | "/drain",
             ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }
@@ -133,6 +159,8 @@ impl Admin {
     fn ready(&self) -> Answer {
         if self.node.is_draining() {
             text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+        } else if self.node.awaits_mesh() {
+            text(StatusCode::SERVICE_UNAVAILABLE, "waiting for istiod\n")
         } else if self.node.awaits_agent() {
             text(StatusCode::SERVICE_UNAVAILABLE, "waiting for the agent\n")
         } else {

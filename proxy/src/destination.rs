@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use underpass_config::{
-    BalanceMode, Config, Destination, Endpoint, LoadGuard, Service, ServiceState, UnknownDestination, Workload,
+    BalanceMode, Config, Destination, Endpoint, LoadGuard, Service, ServiceState, Text, UnknownDestination, Workload,
+    WorkloadUid,
 };
 
 use crate::capture::Pod;
@@ -31,6 +32,15 @@ pub enum Resolved {
     },
     /// This address and no other.
     Address(SocketAddr),
+    /// An endpoint of a service that is known by its name only, and the addresses that DNS has for that.
+    Named {
+        /// The service.
+        service: Arc<Service>,
+        /// The endpoint.
+        endpoint: Arc<Endpoint>,
+        /// Where it is.
+        addresses: Vec<SocketAddr>,
+    },
     /// A name that the mesh does not know, to be asked of DNS.
     Name(String, u16),
 }
@@ -132,9 +142,17 @@ pub async fn ask_dns(host: &str, port: u16, patience: Duration) -> Result<Vec<So
 /// Whether a client would be let into the proxy's own sockets, or onto the node's loopback from elsewhere: what listens there
 /// (the admin server, other listeners, the node's own daemons) takes a connection from loopback to be the node's own.
 pub fn is_of_the_proxy(config: &Config, resolved: &Resolved, client: &Source) -> bool {
-    let Resolved::Address(address) = resolved else {
-        return false;
-    };
+    match resolved {
+        Resolved::Address(address) => is_of_the_proxy_at(config, *address, client),
+        Resolved::Named { addresses, .. } => {
+            let mut addresses = addresses.iter();
+            addresses.any(|address| is_of_the_proxy_at(config, *address, client))
+        }
+        Resolved::Service { .. } | Resolved::Name(..) => false,
+    }
+}
+
+fn is_of_the_proxy_at(config: &Config, address: SocketAddr, client: &Source) -> bool {
     let ip = address.ip();
     let own = |socket: &SocketAddr| {
         let here = socket.ip() == ip || (socket.ip().is_unspecified() && (ip.is_loopback() || client.ip() == ip));
@@ -152,6 +170,14 @@ pub fn choose(config: &Config, resolved: &Resolved, source: &Source, tried: &[So
         Resolved::Name(..) => None,
         Resolved::Address(address) if tried.contains(address) => None,
         Resolved::Address(address) => Some(direct(config, *address, None)),
+        Resolved::Named {
+            service,
+            endpoint,
+            addresses,
+        } => {
+            let address = addresses.iter().find(|address| !tried.contains(address))?;
+            Some(at_named(config, *address, service, endpoint))
+        }
         Resolved::Service {
             service,
             port,
@@ -170,6 +196,35 @@ fn direct(config: &Config, address: SocketAddr, service: Option<Arc<Service>>) -
         pod: None,
         via: None,
     }
+}
+
+/// Who is at an address that was found by the name of an endpoint: a workload of the mesh, whose policies then guard it, or the endpoint.
+fn at_named(config: &Config, address: SocketAddr, service: &Arc<Service>, endpoint: &Endpoint) -> Target {
+    let target = direct(config, address, Some(service.clone()));
+    Target {
+        workload: target.workload.or_else(|| Some(endpoint.workload.clone())),
+        load: Some(endpoint.load.acquire()),
+        ..target
+    }
+}
+
+/// An endpoint of a service that is to be asked of DNS, with its name and port: `uid`, if that is still one, else where it is such a one's
+/// turn. Services of the cluster have none, a ServiceEntry that is resolved by DNS has no others.
+pub fn endpoint_by_name(
+    config: &Config,
+    service: &ServiceState,
+    port: u16,
+    source: &Source,
+    uid: Option<&WorkloadUid>,
+) -> Option<(Arc<Endpoint>, Text, u16)> {
+    let definition = service.service();
+    let candidates = service.candidates(&source.position(&config.node));
+    let wanted = uid.and_then(|uid| candidates.iter().find(|endpoint| endpoint.workload.uid == *uid));
+    let endpoint = wanted.or_else(|| candidates.get(fastrand::usize(..candidates.len().max(1))))?;
+    let workload = &endpoint.workload;
+    let is_named = workload.addresses.is_empty() && !workload.hostname.is_empty();
+    let target_port = endpoint.target_port(definition, port).filter(|_| is_named)?;
+    Some((endpoint.clone(), workload.hostname.clone(), target_port))
 }
 
 fn choose_endpoint(

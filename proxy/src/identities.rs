@@ -15,13 +15,16 @@ use std::collections::HashMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use underpass_certs::{
     CertificateFiles, CertificateFilesByIdentity, CertificateSource, IdentityStatus, IdentityStore, IstioCa,
-    IstioCaSettings, Istiod, IstiodSecurity, Lease, SourceError, StoreSettings, Trust, TrustDomains, TrustFiles,
+    IstioCaSettings, Lease, SourceError, StoreSettings, Trust, TrustDomains, TrustFiles,
 };
-use underpass_config::{IdentitySettings, IstiodSettings, Mesh, NodeSettings, Touched, WorkloadUid};
+use underpass_config::{Identity, IdentitySettings, IstiodSettings, Mesh, NodeSettings, Touched, WorkloadUid};
+
+use crate::istiod;
 
 /// The identities of this node's pods. Clones are the same.
 #[derive(Clone)]
@@ -37,6 +40,40 @@ struct Holder {
     uid: WorkloadUid,
     /// `None`: the mesh does not know the workload.
     lease: Option<Arc<Lease>>,
+}
+
+/// How the certificate of an identity stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateState {
+    /// There is none yet.
+    Missing,
+    /// It can be shown.
+    Valid,
+    /// There was one.
+    Expired,
+}
+
+impl CertificateState {
+    /// All states.
+    pub const ALL: [Self; 3] = [Self::Missing, Self::Valid, Self::Expired];
+
+    /// The state of this moment.
+    pub fn of(status: &IdentityStatus) -> Self {
+        match &status.certificate {
+            None => Self::Missing,
+            Some(certificate) if certificate.not_after() <= SystemTime::now() => Self::Expired,
+            Some(_) => Self::Valid,
+        }
+    }
+
+    /// The one word for the admin view and the metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Valid => "valid",
+            Self::Expired => "expired",
+        }
+    }
 }
 
 /// What has to be done all the time for certificates to stay fresh.
@@ -81,8 +118,21 @@ impl Identities {
     }
 
     /// The identity of the enrolled pod in the namespace `cookie`; `None` while the mesh does not know its workload.
+    #[allow(dead_code, reason = "HBONE is on its way: it is who asks")]
     pub fn of_pod(&self, cookie: u64) -> Option<Arc<Lease>> {
         self.pods.load().get(&cookie)?.lease.clone()
+    }
+
+    /// The enrolled pods and who they are.
+    pub fn pods(&self) -> Vec<(WorkloadUid, Option<Identity>)> {
+        let pods = self.pods.load();
+        let identity = |holder: &Holder| Some(holder.lease.as_ref()?.slot().identity().clone());
+        let mut all: Vec<_> = pods
+            .values()
+            .map(|holder| (holder.uid.clone(), identity(holder)))
+            .collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
     }
 
     /// How each stands.
@@ -153,24 +203,12 @@ impl Upkeep {
     }
 }
 
-/// istiod, as its CA and its xDS server are reached.
-pub(crate) fn istiod(settings: &IstiodSettings) -> Istiod {
-    let security = IstiodSecurity::Tls {
-        roots: settings.roots.clone(),
-        server_name: settings.server_name.as_deref().map(str::to_owned),
-    };
-    Istiod {
-        connect_timeout: settings.connect_timeout,
-        ..Istiod::new(settings.address.to_string(), security, Some(settings.token.clone()))
-    }
-}
-
 fn istios_ca(settings: &IstiodSettings, node: &NodeSettings) -> IstioCa {
     let ca = IstioCaSettings {
         validity: node.identities.validity,
         ..IstioCaSettings::new(&*node.cluster_id)
     };
-    IstioCa::new(istiod(settings), ca)
+    IstioCa::new(istiod::reached_by(settings), ca)
 }
 
 fn certificate_files(settings: &IdentitySettings) -> CertificateFilesByIdentity {

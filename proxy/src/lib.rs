@@ -2,13 +2,14 @@
 //!
 //! A connection's way through this crate: `listener` accepts it and learns where it wants to go, `cores` gives it to a core,
 //! `serve` walks it through the steps, `source` says who opened it, `destination`, `authorization` and `upstream` decide and connect, `relay` moves
-//! its bytes, `offload` moves it into the kernel, `flow` and `flow_table` are its trace, `identities` has the certificates, `telemetry` tells of it. `node` holds what they share, `configuration` changes
+//! its bytes, `offload` moves it into the kernel, `flow` and `flow_table` are its trace, `identities` has the certificates, `istiod` brings the mesh, `telemetry` tells of it. `node` holds what they share, `configuration` changes
 //! it, `admin` shows it, `run` starts and stops everything.
 
 #![deny(unsafe_code)]
 
 mod admin;
 pub mod agent;
+mod ask;
 mod authorization;
 mod buffer;
 mod capture;
@@ -25,6 +26,7 @@ mod footprint;
 pub mod handover;
 mod hbone;
 mod identities;
+mod istiod;
 mod limits;
 mod listener;
 mod logging;
@@ -36,6 +38,7 @@ mod serve;
 mod session;
 mod socket;
 mod source;
+pub mod status;
 mod stream;
 mod telemetry;
 mod upstream;

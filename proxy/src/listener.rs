@@ -165,11 +165,18 @@ async fn accept_until_stopped(
         cores,
         core,
     };
+    let accepting = async {
+        node.mesh_came().await;
+        acceptor.accept_all().await;
+    };
     tokio::select! {
         biased;
         _ = stopped.changed() => {}
         () = node.drain_started() => {}
-        () = acceptor.accept_all() => {}
+        () = accepting => {}
+    }
+    if node.awaits_mesh() {
+        return; // Who waits was never anybody's client.
     }
     // Clients whose connect() has already succeeded are served, not reset by the close.
     acceptor.accept_waiting();

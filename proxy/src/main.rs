@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
-use underpass::{flows, run};
+use underpass::run::Given;
+use underpass::{flows, run, status};
+use underpass_config::Role;
 
 /// Gives memory back after a burst of connections, which the system's allocator does not reliably do.
 #[global_allocator]
@@ -30,15 +32,16 @@ enum Command {
         /// YAML configuration; it is watched, and valid changes are applied (to `capture` at the next start).
         #[arg(long)]
         config: PathBuf,
-        /// Admin address, instead of the configured one.
-        #[arg(long)]
-        admin: Option<SocketAddr>,
+        #[command(flatten)]
+        given: GivenArguments,
     },
     /// Check a configuration and say what is wrong with it.
     Validate {
         /// YAML configuration.
         #[arg(long)]
         config: PathBuf,
+        #[command(flatten)]
+        role: RoleArgument,
     },
     /// Run the agent, the privileged half: it captures pods and hands their connections to a proxy.
     Agent(Box<AgentArguments>),
@@ -47,9 +50,8 @@ enum Command {
         /// YAML configuration; it is watched, and valid changes are applied.
         #[arg(long)]
         config: PathBuf,
-        /// Admin address, instead of the configured one.
-        #[arg(long)]
-        admin: Option<SocketAddr>,
+        #[command(flatten)]
+        given: GivenArguments,
         /// The agent's socket.
         #[arg(long, default_value = "/run/underpass/agent.sock")]
         agent: PathBuf,
@@ -73,6 +75,15 @@ enum Command {
     },
     /// List the open connections of a proxy: where their bytes go, and why they are not in the kernel.
     Flows {
+        /// The proxy's admin server.
+        #[arg(long, default_value = "127.0.0.1:15000")]
+        admin: SocketAddr,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say how a proxy stands with istiod, what of it was rejected, and which certificates it has for how long.
+    Status {
         /// The proxy's admin server.
         #[arg(long, default_value = "127.0.0.1:15000")]
         admin: SocketAddr,
@@ -151,6 +162,36 @@ impl AgentArguments {
 }
 
 #[derive(Args)]
+struct GivenArguments {
+    /// Admin address, instead of the configured one.
+    #[arg(long)]
+    admin: Option<SocketAddr>,
+    #[command(flatten)]
+    role: RoleArgument,
+}
+
+#[derive(Args)]
+struct RoleArgument {
+    /// What the proxy is to the mesh, unless the configuration says so: `standalone`, or `node` for ztunnel's place and ports.
+    #[arg(long, value_parser = role, default_value = "standalone")]
+    role: Role,
+}
+
+fn role(word: &str) -> Result<Role, String> {
+    let known = Role::ALL.into_iter().find(|role| role.word() == word);
+    known.ok_or_else(|| format!("known: {}", Role::ALL.map(Role::word).join(", ")))
+}
+
+impl GivenArguments {
+    fn given(&self) -> Given {
+        Given {
+            admin: self.admin,
+            role: self.role.role,
+        }
+    }
+}
+
+#[derive(Args)]
 struct DutyArguments {
     /// Move to a cgroup of its own first (needs root).
     #[arg(long)]
@@ -206,9 +247,9 @@ struct WhichArguments {
 
 fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Run { config, admin } => run::run(&config, admin)?,
-        Command::Validate { config } => {
-            let (_, loaded) = run::load(&config)?;
+        Command::Run { config, given } => run::run(&config, given.given())?,
+        Command::Validate { config, role } => {
+            let (_, loaded) = run::load(&config, role.role)?;
             let (workloads, services) = (loaded.mesh.workloads().count(), loaded.mesh.services().count());
             println!(
                 "{} is valid: {workloads} workloads, {services} services",
@@ -221,7 +262,7 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
         }
         Command::Proxy {
             config,
-            admin,
+            given,
             agent,
             duties,
         } => {
@@ -230,11 +271,12 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
                 user: duties.user,
                 parent: duties.parent,
             })?;
-            run::run_captured(&config, admin, &agent)?;
+            run::run_captured(&config, given.given(), &agent)?;
         }
         Command::Enrol { place, uid, call } => commands::enrol(&call.run_dir, &uid, place.place()?, call.json)?,
         Command::Pods { call } => commands::pods(&call.run_dir, call.json)?,
         Command::Flows { admin, json } => flows::show(admin, json)?,
+        Command::Status { admin, json } => status::show(admin, json)?,
         Command::Remove { which, call } => {
             let which = commands::which(which.uid, which.netns.as_deref())?;
             commands::remove(&call.run_dir, which, call.json)?;

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use underpass_config::{Config, Decision, Mesh, Touched};
+use underpass_xds_client::StatusReader;
 
 use crate::authorization::judge;
 use crate::capture::{Pod, Pods};
@@ -48,10 +49,13 @@ pub struct Node {
     pub identities: Option<Identities>,
     /// HBONE connections to other nodes' pods.
     pub tunnels: Arc<Pool>,
+    /// How the connection to istiod stands, where the mesh comes from there.
+    pub istiod: Option<StatusReader>,
     /// The kernel tier.
     pub offload: Arc<Offload>,
     /// Metrics and access log.
     pub telemetry: Telemetry,
+    mesh_came: watch::Sender<bool>,
     awaits_agent: AtomicBool,
     draining: AtomicBool,
     closed: AtomicBool,
@@ -64,6 +68,7 @@ impl Node {
     pub fn new(
         config: Config,
         identities: Option<Identities>,
+        istiod: Option<StatusReader>,
         flows: Arc<FlowTable>,
         offload: Arc<Offload>,
         telemetry: Telemetry,
@@ -76,6 +81,8 @@ impl Node {
             pods: Pods::default(),
             identities,
             tunnels: Arc::default(),
+            mesh_came: watch::Sender::new(istiod.is_none()),
+            istiod,
             offload,
             telemetry,
             awaits_agent: AtomicBool::new(false),
@@ -189,6 +196,22 @@ impl Node {
     /// Whether the drain has run out of time.
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether istiod has yet to tell of the mesh. Until then nobody is served.
+    pub fn awaits_mesh(&self) -> bool {
+        !*self.mesh_came.borrow()
+    }
+
+    /// Notes that it has, and that what it told is in force.
+    pub fn mesh_has_come(&self) {
+        self.mesh_came.send_if_modified(|came| !std::mem::replace(came, true));
+    }
+
+    /// Resolves when there is a mesh.
+    pub async fn mesh_came(&self) {
+        // The sender lives as long as the node, so this waits for the value.
+        let _ = self.mesh_came.subscribe().wait_for(|came| *came).await;
     }
 
     /// Whether an agent has yet to tell which pods there are. One that has, and is gone, is not waited for: its pods are served.

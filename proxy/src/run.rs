@@ -1,7 +1,7 @@
 //! The running proxy: what is started in which order, and how it stops.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use underpass_certs::SourceError;
-use underpass_config::{Config, ConfigError};
+use underpass_config::{Config, ConfigError, Role};
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, View};
 use crate::agent::{self, AgentError, AgentOptions};
 use crate::capture;
 use crate::configuration::{Configuration, Reload, UpdateError};
@@ -21,6 +21,7 @@ use crate::ending::Ending;
 use crate::flow_table::FlowTable;
 use crate::footprint;
 use crate::identities::Identities;
+use crate::istiod::Feed;
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
 use crate::offload::Offload;
@@ -31,6 +32,15 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// How long connections that were told to end may take to do so.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What the command line says of a proxy, above its configuration file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Given {
+    /// The admin server's address.
+    pub admin: Option<SocketAddr>,
+    /// The role, unless the file says another.
+    pub role: Role,
+}
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +70,11 @@ pub enum StartError {
     /// A listener cannot be opened.
     #[error(transparent)]
     Listeners(#[from] UpdateError),
-    /// The admin server cannot listen.
-    #[error("the admin server cannot listen on {address}: {source}; free the address or change node.admin")]
+    /// The admin server, or that of metrics or readiness, cannot listen.
+    #[error("nothing can listen on {address}: {source}; free the address or change node.{setting}")]
     Admin {
+        /// What names it.
+        setting: &'static str,
         /// Its address.
         address: SocketAddr,
         /// Why.
@@ -91,33 +103,33 @@ pub enum StartError {
 ///
 /// # Errors
 /// When it cannot be read or is not valid.
-pub fn load(path: &Path) -> Result<(String, Config), StartError> {
+pub fn load(path: &Path, role: Role) -> Result<(String, Config), StartError> {
     let text = std::fs::read_to_string(path).map_err(|source| StartError::Read {
         path: path.into(),
         source,
     })?;
-    let config = Config::from_yaml(&text).map_err(|source| StartError::Config {
+    let config = Config::from_yaml_in_role(&text, role).map_err(|source| StartError::Config {
         path: path.into(),
         source,
     })?;
     Ok((text, config))
 }
 
-/// Runs the proxy until it is told to stop and has drained. `admin` overrides the configured admin address. If the configuration
+/// Runs the proxy until it is told to stop and has drained. If the configuration
 /// asks for capture, this process is the agent and the proxy its child.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
-    let loaded = load(path)?;
+pub fn run(path: &Path, given: Given) -> Result<(), StartError> {
+    let loaded = load(path, given.role)?;
     if loaded.1.node.capture.is_none() {
-        return serve(path, loaded, admin, None);
+        return serve(path, loaded, given, None);
     }
     // The agent has no use for the mesh.
     let node = loaded.1.node.clone();
     drop(loaded);
     LogFilter::install(&node.log)?;
-    Ok(agent::run_with_proxy(path, admin, &node)?)
+    Ok(agent::run_with_proxy(path, given, &node)?)
 }
 
 /// Runs the agent until it is told to stop. `adjust` puts what the command line says above what the configuration says.
@@ -125,7 +137,10 @@ pub fn run(path: &Path, admin: Option<SocketAddr>) -> Result<(), StartError> {
 /// # Errors
 /// When it cannot start.
 pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) -> Result<(), StartError> {
-    let node = path.map(load).transpose()?.map(|(_, config)| config.node);
+    let node = path
+        .map(|path| load(path, Role::default()))
+        .transpose()?
+        .map(|(_, config)| config.node);
     let mut options = AgentOptions::new(node.as_deref());
     adjust(&mut options);
     LogFilter::install(&options.log)?;
@@ -136,17 +151,12 @@ pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) ->
 ///
 /// # Errors
 /// When it cannot start. An agent that does not answer is waited for.
-pub fn run_captured(path: &Path, admin: Option<SocketAddr>, agent: &Path) -> Result<(), StartError> {
-    serve(path, load(path)?, admin, Some(agent))
+pub fn run_captured(path: &Path, given: Given, agent: &Path) -> Result<(), StartError> {
+    serve(path, load(path, given.role)?, given, Some(agent))
 }
 
 /// `loaded` is what [`load`] made of the file at `path`.
-fn serve(
-    path: &Path,
-    loaded: (String, Config),
-    admin: Option<SocketAddr>,
-    agent: Option<&Path>,
-) -> Result<(), StartError> {
+fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Path>) -> Result<(), StartError> {
     let (text, config) = loaded;
     let log = LogFilter::install(&config.node.log)?;
     let count = config.node.workers.map_or_else(available_cores, usize::from);
@@ -154,39 +164,53 @@ fn serve(
     let (cores, threads) = Cores::start(count)?;
     let flows = Arc::new(FlowTable::new(count));
     let offload = Arc::new(Offload::default());
-    let telemetry = Telemetry::new(&flows, &offload, access_log.clone());
-    let admin_address = admin.unwrap_or(config.node.admin);
     let (identities, upkeep) = Identities::new(&config.node).unzip();
-    let node = Node::new(config, identities, flows, offload, telemetry);
+    let (feed, istiod) = Feed::new(&config.node).unzip();
+    let telemetry =
+        Telemetry::new(&flows, &offload, access_log.clone()).with_control_plane(istiod.clone(), identities.clone());
+    let admin_address = given.admin.unwrap_or(config.node.admin);
+    let public = [
+        ("metrics", config.node.metrics, View::Metrics),
+        ("readiness", config.node.readiness, View::Readiness),
+    ];
+    let node = Node::new(config, identities, istiod, flows, offload, telemetry);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(8)
         .build()?;
     let outcome = control.block_on(async {
-        let listener = TcpListener::bind(admin_address).await;
-        let listener = listener.map_err(|source| StartError::Admin {
-            address: admin_address,
-            source,
-        })?;
+        let listener = bind("admin", admin_address).await?;
+        let mut public_listeners = Vec::new();
+        for (setting, address, view) in public {
+            if let Some(address) = address {
+                public_listeners.push((bind(setting, address).await?, view));
+            }
+        }
         if let Some(upkeep) = upkeep {
             upkeep.start().await?;
         }
-        let configuration = Configuration::start(path.into(), &text, node.clone(), cores.clone(), log.clone())?;
+        let configuration =
+            Configuration::start(path.into(), &text, given.role, node.clone(), cores.clone(), log.clone())?;
         drop(text);
         let watcher = configuration.watch().map_err(|source| StartError::Watch {
             path: path.into(),
             source,
         })?;
-        tokio::spawn(admin::serve(
-            listener,
-            Admin {
-                node: node.clone(),
-                configuration: configuration.clone(),
-                log,
-            },
-        ));
+        let admin = Admin {
+            node: node.clone(),
+            configuration: configuration.clone(),
+            log,
+        };
+        for (listener, view) in public_listeners {
+            tokio::spawn(admin::serve(listener, view, admin.clone()));
+        }
+        tokio::spawn(admin::serve(listener, View::Everything, admin));
+        if let Some(feed) = feed {
+            tokio::spawn(feed.serve(node.clone()));
+        }
         if let Some(agent) = agent {
-            tokio::spawn(capture::converse(agent.into(), node.clone(), cores.clone()));
+            node.await_agent(true);
+            tokio::spawn(serve_pods(agent.into(), node.clone(), cores.clone()));
         }
         footprint::forget_start();
         tracing::info!(admin = %admin_address, cores = count, "serving");
@@ -199,6 +223,27 @@ fn serve(
     drop(threads);
     access_log.close();
     outcome
+}
+
+/// A proxy that has no mesh yet asks for no pods: its predecessor serves them on, or their connections wait.
+async fn serve_pods(agent: PathBuf, node: Arc<Node>, cores: Arc<Cores>) {
+    node.mesh_came().await;
+    capture::converse(agent, node, cores).await;
+}
+
+/// Everywhere is everywhere that there is: a machine may have no IPv6.
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    bound.map_err(|source| StartError::Admin {
+        setting,
+        address,
+        source,
+    })
 }
 
 fn available_cores() -> usize {

@@ -4,6 +4,7 @@
 //! `response_flags` of the metrics, and `/refusals`.
 
 mod access_log;
+mod control_plane;
 mod labels;
 mod line_writer;
 mod metrics;
@@ -16,10 +17,12 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use underpass_config::{Action, DryRunMatch};
+use underpass_xds_client::StatusReader;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line};
 
 use crate::flow_table::FlowTable;
+use crate::identities::Identities;
 use crate::offload::Offload;
 
 /// Refusals kept for `/refusals`.
@@ -77,6 +80,14 @@ impl Telemetry {
             config_updates,
             accept_errors,
         }
+    }
+
+    /// The same, which also tells how what this node is told comes in.
+    #[must_use]
+    pub fn with_control_plane(mut self, istiod: Option<StatusReader>, identities: Option<Identities>) -> Self {
+        let metrics = control_plane::ControlPlaneMetrics::new(istiod, identities);
+        self.registry.register_collector(Box::new(metrics));
+        self
     }
 
     /// The metrics in OpenMetrics text.

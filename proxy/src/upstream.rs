@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, Verdict};
+use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, ServiceState, Verdict, WorkloadUid};
 
 use crate::authorization::judge;
 use crate::capture::Pod;
@@ -196,11 +196,12 @@ impl Request<'_> {
         }
     }
 
-    /// Chooses the place to connect to, among those not in `tried`: for a pod's connection to what has a waypoint, that waypoint.
+    /// Chooses the place to connect to, among those not in `tried`: for what has a waypoint, that waypoint.
     fn choose(&self, config: &Config, resolved: &Resolved, source: &Source, tried: &[SocketAddr]) -> Option<Target> {
         let waypoint = match self.entrance {
-            Entrance::Outbound(_) => route::waypoint(config, resolved, source),
-            _ => None,
+            Entrance::Plain(_) | Entrance::Outbound(_) => route::waypoint(config, resolved, source),
+            // It has come to where it was going.
+            Entrance::Inbound(_) | Entrance::Hbone(_) => None,
         };
         match waypoint {
             Some(waypoint) => waypoint.choose(config, source, tried),
@@ -342,9 +343,15 @@ impl Request<'_> {
 
     /// Connects to a target by the way that is its own.
     async fn reach(&self, target: &Target, source: &Source, config: &Config) -> Result<Upstream, Unanswered> {
-        let (Some(via), Some(pod)) = (&target.via, self.entrance.pod()) else {
+        let Some(via) = &target.via else {
             let stream = self.dial(target.address, target.pod.as_deref(), config).await?;
             return Ok(Upstream::Socket(stream));
+        };
+        let Some(pod) = self.entrance.pod() else {
+            return Err(Unanswered {
+                ending: Ending::ConnectFailed,
+                detail: Some("it has a waypoint, which only captured pods have an identity to reach".into()),
+            });
         };
         let outbound = Outbound {
             node: self.node,
@@ -398,10 +405,13 @@ async fn take_within(pod: &Pod, family: Family, patience: Duration) -> io::Resul
     }
 }
 
-/// What DNS answered for a name that the mesh does not know; asked once for a connection.
+/// What DNS answered: for a name that the mesh does not know, asked once for a connection; and for an endpoint that the mesh knows by its
+/// name, asked for each that is tried.
 #[derive(Default)]
 struct Names {
     answers: Option<Vec<SocketAddr>>,
+    endpoint: Option<(WorkloadUid, Vec<SocketAddr>)>,
+    asked: u32,
 }
 
 impl Names {
@@ -428,6 +438,19 @@ impl Names {
                     destination::resolve_address(config, *next.ok_or(Ending::UnknownDestination)?)?
                 }
             },
+            Resolved::Service {
+                service,
+                port,
+                requested,
+            } => match self.endpoint_by_name(config, &service, port, source, tried).await? {
+                ByName::No => Resolved::Service {
+                    service,
+                    port,
+                    requested,
+                },
+                ByName::Asked => return Ok(None),
+                ByName::Is(named) => named,
+            },
             resolved => resolved,
         };
         if named_by == NamedBy::Client && destination::is_of_the_proxy(config, &resolved, source) {
@@ -435,6 +458,51 @@ impl Names {
         }
         Ok(Some(resolved))
     }
+
+    /// The endpoint whose turn it is, if it is known by its name only. It stays the one of this connection until its addresses have all
+    /// been tried.
+    async fn endpoint_by_name(
+        &mut self,
+        config: &Config,
+        service: &ServiceState,
+        port: u16,
+        source: &Source,
+        tried: &[SocketAddr],
+    ) -> Result<ByName, Ending> {
+        let is_untried = |addresses: &[SocketAddr]| addresses.iter().any(|address| !tried.contains(address));
+        let known = self.endpoint.as_ref().filter(|(_, addresses)| is_untried(addresses));
+        let uid = known.map(|(uid, _)| uid);
+        let Some((endpoint, host, port)) = destination::endpoint_by_name(config, service, port, source, uid) else {
+            return Ok(ByName::No);
+        };
+        if let Some((uid, addresses)) = known
+            && *uid == endpoint.workload.uid
+        {
+            return Ok(ByName::Is(Resolved::Named {
+                service: service.service().clone(),
+                addresses: addresses.clone(),
+                endpoint,
+            }));
+        }
+        if self.asked >= config.node.limits.connect_attempts {
+            return Err(Ending::NoHealthyEndpoint);
+        }
+        self.asked += 1;
+        let answers = destination::ask_dns(&host, port, config.node.timeouts.connect).await;
+        let answers = answers.map_err(|_| Ending::NoHealthyEndpoint)?;
+        self.endpoint = Some((endpoint.workload.uid.clone(), answers));
+        Ok(ByName::Asked)
+    }
+}
+
+/// Whether an endpoint is one that is known by its name.
+enum ByName {
+    /// It has addresses.
+    No,
+    /// DNS was asked for it, and the snapshot may be old by now.
+    Asked,
+    /// It is, and this is where.
+    Is(Resolved),
 }
 
 /// Connects to `address`, waiting no longer than `patience`.
@@ -496,7 +564,7 @@ mod tests {
             let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
             Self {
                 server,
-                node: Node::new(config, None, flows, offload, telemetry),
+                node: Node::new(config, None, None, flows, offload, telemetry),
             }
         }
 

@@ -145,6 +145,17 @@ impl Proxy {
         self.json("/offload")
     }
 
+    /// What `/status` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.json("/status")
+    }
+
+    /// What the admin server at an address says to `GET path`, whoever's it is.
+    pub fn ask_admin(from: &Host, admin: SocketAddr, path: &str) -> std::io::Result<Answer> {
+        admin::request(from, admin, "GET", path)
+    }
+
     /// What `/config_dump` says.
     #[track_caller]
     pub fn config_dump(&self) -> Value {

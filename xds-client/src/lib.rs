@@ -32,6 +32,8 @@
 //!
 //! # How it is wired
 //!
+//! The proxy's `istiod` does it like this:
+//!
 //! ```no_run
 //! # fn describe() -> underpass_xds_client::Node { todo() }
 //! # fn todo() -> ! { std::process::exit(1) }

@@ -17,14 +17,15 @@ use super::scalar::Scalar;
 use super::services::Services;
 use super::workloads::LocalityShape;
 use crate::{
-    AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Text, Timeouts,
-    UnknownDestination,
+    AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Role, Text,
+    Timeouts, UnknownDestination,
 };
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NodeShape<'a> {
     #[serde(borrow)]
+    role: Option<Scalar<'a>>,
     name: Option<Scalar<'a>>,
     network: Option<Scalar<'a>>,
     cluster_id: Option<Scalar<'a>>,
@@ -33,6 +34,8 @@ pub(super) struct NodeShape<'a> {
     istiod: Option<IstiodShape<'a>>,
     identities: IdentitiesShape<'a>,
     admin: Option<Scalar<'a>>,
+    metrics: Option<Scalar<'a>>,
+    readiness: Option<Scalar<'a>>,
     timeouts: TimeoutsShape<'a>,
     limits: LimitsShape<'a>,
     keepalive: KeepaliveShape<'a>,
@@ -119,9 +122,19 @@ const KEEPALIVE_PROBES: RangeInclusive<u32> = 1..=127;
 const SECTION: Path<'_> = Path::Section("node");
 
 impl NodeShape<'_> {
-    pub(super) fn compile(&self, reading: &mut Reading) -> NodeSettings {
+    /// `role`: what the file is for unless it says so itself.
+    pub(super) fn compile(&self, role: Role, reading: &mut Reading) -> NodeSettings {
         let default = NodeSettings::default();
         let path = |field| Path::Field(&SECTION, field);
+        let role = reading
+            .choice(
+                path("role"),
+                self.role.as_ref(),
+                &Role::ALL.map(|role| (role.word(), role)),
+            )
+            .unwrap_or(role);
+        let metrics = public_address(path("metrics"), self.metrics.as_ref(), role.metrics(), reading);
+        let readiness = public_address(path("readiness"), self.readiness.as_ref(), role.readiness(), reading);
         let workers = self
             .workers
             .as_ref()
@@ -131,6 +144,7 @@ impl NodeShape<'_> {
             .as_ref()
             .and_then(|admin| admin_address(path("admin"), admin, reading));
         let mut settings = NodeSettings {
+            role,
             name: reading.name_or(path("name"), self.name.as_ref(), &default.name),
             network: reading.text_or(self.network.as_ref(), &default.network),
             cluster_id: reading.text_or(self.cluster_id.as_ref(), &default.cluster_id),
@@ -142,6 +156,8 @@ impl NodeShape<'_> {
             istiod: (self.istiod.as_ref()).map(|istiod| istiod.compile(path("istiod"), reading)),
             identities: self.identities.compile(path("identities"), reading),
             admin: admin.unwrap_or(default.admin),
+            metrics,
+            readiness,
             listeners: Vec::with_capacity(self.listeners.len()),
             timeouts: self.timeouts.compile(path("timeouts"), reading),
             limits: self.limits.compile(path("limits"), reading),
@@ -158,13 +174,26 @@ impl NodeShape<'_> {
             log: reading.nonempty_or(path("log"), self.log.as_ref(), &default.log),
             capture: None,
         };
-        settings.listeners = self.listeners(path("listeners"), settings.admin, reading);
+        settings.listeners = self.listeners(path("listeners"), &settings, reading);
         settings
     }
 
-    fn listeners(&self, path: Path<'_>, admin: SocketAddr, reading: &mut Reading) -> Vec<Listener> {
+    fn listeners(&self, path: Path<'_>, node: &NodeSettings, reading: &mut Reading) -> Vec<Listener> {
         let mut names: HashMap<Text, usize, RandomState> = HashMap::default();
-        let mut bound: Vec<(SocketAddr, String)> = vec![(admin, "node.admin".to_owned())];
+        let mut bound: Vec<(SocketAddr, String)> = vec![(node.admin, "node.admin".to_owned())];
+        for (name, address) in [("metrics", node.metrics), ("readiness", node.readiness)] {
+            let Some(address) = address else { continue };
+            if let Some((_, taken_by)) = bound.iter().find(|(other, _)| collide(*other, address)) {
+                let problem = format!("{taken_by} already listens there");
+                reading.report(
+                    SECTION.field(name),
+                    &address.to_string(),
+                    problem,
+                    "use another port or address",
+                );
+            }
+            bound.push((address, format!("node.{name}")));
+        }
         let mut listeners = Vec::with_capacity(self.listeners.len());
         for (index, shape) in self.listeners.iter().enumerate() {
             let path = path.item(index);
@@ -207,6 +236,20 @@ impl NodeShape<'_> {
             let listeners = SECTION.field("listeners");
             services.check_port(listeners.item(index).field("destination"), &host, port, reading);
         }
+    }
+}
+
+/// An address that is not only for this machine, or `off`, or else `default`.
+fn public_address(
+    path: Path<'_>,
+    value: Option<&Scalar<'_>>,
+    default: Option<SocketAddr>,
+    reading: &mut Reading,
+) -> Option<SocketAddr> {
+    match value {
+        None => default,
+        Some(value) if &**value == "off" => None,
+        Some(value) => reading.socket_address(path, value),
     }
 }
 

@@ -7,7 +7,7 @@ use underpass_config::{
     AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, CertificateFile, Config,
     ConnectionFacts, Destination, Group, Health, HealthPolicy, IdentitySettings, IstiodSettings, Keepalive, Limits,
     Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept,
-    OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Rule, Scope, ServiceAccountMatch, ServiceKey,
+    OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Role, Rule, Scope, ServiceAccountMatch, ServiceKey,
     StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
 };
 
@@ -37,6 +37,7 @@ fn every_node_setting_is_read() {
         port: 80,
     };
     let expected = NodeSettings {
+        role: Role::Node,
         name: "node-a".into(),
         network: "main".into(),
         cluster_id: "east".into(),
@@ -60,6 +61,8 @@ fn every_node_setting_is_read() {
         },
         workers: NonZeroUsize::new(2),
         admin: "[::1]:15000".parse().unwrap(),
+        metrics: Some("0.0.0.0:15020".parse().unwrap()),
+        readiness: None,
         listeners: vec![
             listener(
                 "relay",
@@ -388,8 +391,8 @@ fn settings_are_shown_as_they_are_written() {
     let again = Config::from_yaml(&serde_json::json!({"node": shown}).to_string())
         .unwrap()
         .node;
-    // Which is a section of its own in the file.
-    let capture = None;
+    // Which is a section of its own in the file, and there by default in this role.
+    let capture = Some(CaptureSettings::default());
     let complete = NodeSettings {
         capture,
         ..NodeSettings::clone(&complete)
@@ -520,4 +523,28 @@ workloads: [{name: a, namespace: b}]
     let mesh = Config::from_yaml(yaml).unwrap().mesh;
     let workload = mesh.workloads().next().unwrap();
     assert_eq!(workload.identity.to_string(), "spiffe://example.com/ns/b/sa/default");
+}
+
+#[test]
+fn the_role_decides_what_is_not_said() {
+    let node = |yaml: &str, role: Role| Config::from_yaml_in_role(yaml, role).unwrap().node;
+    let address = |text: &str| Some(text.parse().unwrap());
+    let standalone = node("node: {}", Role::Standalone);
+    assert_eq!((standalone.metrics, standalone.readiness), (None, None));
+    assert!(standalone.capture.is_none());
+    for said in [
+        node("node: {role: node}", Role::Standalone),
+        node("node: {}", Role::Node),
+    ] {
+        assert_eq!(
+            (said.metrics, said.readiness),
+            (address("[::]:15020"), address("[::]:15021"))
+        );
+        assert_eq!(said.capture, Some(CaptureSettings::default()));
+        assert_eq!(said.admin, "127.0.0.1:15000".parse().unwrap());
+    }
+    let said = node("node: {role: standalone}", Role::Node);
+    assert_eq!((said.role, said.metrics), (Role::Standalone, None));
+    let said = node("node: {metrics: 'off', readiness: 127.0.0.1:1}", Role::Node);
+    assert_eq!((said.metrics, said.readiness), (None, address("127.0.0.1:1")));
 }

@@ -562,3 +562,21 @@ node:
         node.identities.trust_domain | a/b | is not a name | use no slashes",
     );
 }
+
+#[test]
+fn public_addresses_that_make_no_sense() {
+    refused(
+        "
+node:
+  role: nod
+  admin: 127.0.0.1:15020
+  metrics: 0.0.0.0:15020
+  readiness: 15021
+  listeners: [{name: a, address: 127.0.0.1:15020, protocol: socks5}]
+",
+        "node.role | nod | not a known value | did you mean `node`?
+        node.readiness | 15021 | not an address with a port | for example
+        node.metrics | 0.0.0.0:15020 | node.admin already listens there | another port
+        node.listeners[0].address | 127.0.0.1:15020 | node.admin already listens there | another port",
+    );
+}

@@ -18,6 +18,9 @@ use crate::socket;
 /// Where a pod's own connections are led to, unless the pod itself has taken that port.
 const OUTBOUND_PORT: u16 = 15001;
 
+/// Where connections to a pod are steered to, on its loopback, unless the pod itself has taken that port.
+const INBOUND_PORT: u16 = 15006;
+
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -50,16 +53,10 @@ impl Listeners {
             let Some(address) = first(addresses, family) else {
                 continue;
             };
-            let outbound = match listen(SocketAddr::new(address, OUTBOUND_PORT), keepalive) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    listen(SocketAddr::new(address, 0), keepalive)
-                }
-                outcome => outcome,
-            };
-            listeners.outbound.push(outbound?);
-            listeners
-                .inbound
-                .push(listen(SocketAddr::new(loopback(family), 0), keepalive)?);
+            let outbound = SocketAddr::new(address, OUTBOUND_PORT);
+            let inbound = SocketAddr::new(loopback(family), INBOUND_PORT);
+            listeners.outbound.push(listen_there_or_elsewhere(outbound, keepalive)?);
+            listeners.inbound.push(listen_there_or_elsewhere(inbound, keepalive)?);
         }
         Ok(listeners)
     }
@@ -116,6 +113,13 @@ fn loopback(family: Family) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::LOCALHOST.into(),
         Family::V6 => Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+fn listen_there_or_elsewhere(address: SocketAddr, keepalive: &Keepalive) -> io::Result<Listener> {
+    match listen(address, keepalive) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => listen(SocketAddr::new(address.ip(), 0), keepalive),
+        outcome => outcome,
     }
 }
 

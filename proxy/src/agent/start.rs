@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -27,6 +26,7 @@ use super::supervisor::Supervisor;
 use super::takeover::{Claim, Estate};
 use super::worker::Worker;
 use super::{Agent, AgentError, End, Event, Settings, control, order};
+use crate::run::Given;
 
 /// Runs an agent until it is told to stop, or another takes over.
 ///
@@ -52,7 +52,7 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// When either cannot start.
-pub fn run_with_proxy(config: &Path, admin: Option<SocketAddr>, node: &NodeSettings) -> Result<(), AgentError> {
+pub fn run_with_proxy(config: &Path, given: Given, node: &NodeSettings) -> Result<(), AgentError> {
     let mut options = AgentOptions::new(Some(node));
     let user = options
         .proxy_user
@@ -64,7 +64,7 @@ pub fn run_with_proxy(config: &Path, admin: Option<SocketAddr>, node: &NodeSetti
     let _signals = process.watch_signals(&agent.sender)?;
     let outcome = agent.enrol_configured(&options).and_then(|()| {
         let socket = options.run_dir.join("agent.sock");
-        agent.supervisor = Some(Supervisor::new(config.into(), admin, socket, user, keep));
+        agent.supervisor = Some(Supervisor::new(config.into(), given, socket, user, keep));
         agent.serve()
     });
     if let Some(mut supervisor) = agent.supervisor.take() {

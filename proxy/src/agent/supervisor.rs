@@ -3,7 +3,6 @@
 //! The child gives up what it was born with by itself, before it does anything else: it moves to a cgroup of its own, takes the
 //! proxy's user, and asks to be ended with its parent. So nothing has to happen between fork and exec.
 
-use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -17,6 +16,7 @@ use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 use super::options::find_user;
 use super::worker::Worker;
 use super::{Agent, AgentError, End, Event, cgroups};
+use crate::run::Given;
 
 /// Between the end of a proxy and its next start; doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -29,7 +29,7 @@ const PROVEN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Supervisor {
     config: PathBuf,
-    admin: Option<SocketAddr>,
+    given: Given,
     agent: PathBuf,
     user: String,
     keep: bool,
@@ -51,10 +51,10 @@ struct Running {
 
 impl Supervisor {
     /// A proxy with this configuration, as this user, at this agent's socket. `keep`: its end leaves pods enrolled.
-    pub fn new(config: PathBuf, admin: Option<SocketAddr>, agent: PathBuf, user: String, keep: bool) -> Self {
+    pub fn new(config: PathBuf, given: Given, agent: PathBuf, user: String, keep: bool) -> Self {
         Self {
             config,
-            admin,
+            given,
             agent,
             user,
             keep,
@@ -87,7 +87,8 @@ impl Supervisor {
             .arg(&self.agent);
         command.arg("--user").arg(&self.user);
         command.arg("--parent").arg(std::process::id().to_string());
-        if let Some(admin) = self.admin {
+        command.arg("--role").arg(self.given.role.word());
+        if let Some(admin) = self.given.admin {
             command.arg("--admin").arg(admin.to_string());
         }
         command.stdin(Stdio::null());

@@ -22,6 +22,7 @@ use super::namespace::Place;
 use super::supervisor::Supervisor;
 use super::takeover::Claim;
 use super::{Agent, End, Event, Settings, doors};
+use crate::run::Given;
 
 /// What the kernel was told, in order, and the pods that it would capture.
 #[derive(Default)]
@@ -193,7 +194,13 @@ impl Running {
         let claim = Claim::Free(doors::lock(run_dir.path()).unwrap().unwrap());
         let mut agent = Agent::new(settings, Box::new(kernel.clone()), claim).unwrap();
         if as_run {
-            let mut supervisor = Supervisor::new("/c.yaml".into(), None, "/a.sock".into(), "root".into(), false);
+            let mut supervisor = Supervisor::new(
+                "/c.yaml".into(),
+                Given::default(),
+                "/a.sock".into(),
+                "root".into(),
+                false,
+            );
             supervisor.never_start();
             agent.supervisor = Some(supervisor);
         }

@@ -1,7 +1,7 @@
 use std::future::pending;
 
 use underpass_certs::{Pending, WorkloadCertificate};
-use underpass_config::{Config, Identity};
+use underpass_config::Config;
 
 use super::*;
 

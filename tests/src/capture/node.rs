@@ -277,9 +277,14 @@ impl CaptureNode {
 
     /// `underpass run`, agent and proxy in one, when it is ready.
     pub fn start_both(&self, config: &Config) -> Proxy {
+        self.start_both_with(&[], config)
+    }
+
+    /// As [`CaptureNode::start_both`], with further arguments.
+    pub fn start_both_with(&self, more: &[&str], config: &Config) -> Proxy {
         let both = self.launch(config, "both", |binary, file| {
             let mut command = Process::command(&binary.display().to_string());
-            command.arg("run").arg("--config").arg(file);
+            command.arg("run").arg("--config").arg(file).args(more);
             command
         });
         both.ready()

@@ -8,4 +8,10 @@
 mod certificates;
 mod cluster;
 mod consumer;
+mod faults;
+mod place;
+mod policy;
+mod role;
+mod services;
 mod subscription;
+mod timing;

@@ -124,7 +124,7 @@ impl World {
         };
         let offload = Arc::new(Offload::default());
         let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
-        let node = Node::new(config, identities, flows, offload, telemetry);
+        let node = Node::new(config, identities, None, flows, offload, telemetry);
         let pod = Arc::new(pod);
         node.add_pod(&pod);
         let application = TcpListener::bind((POD, 0)).await.unwrap();

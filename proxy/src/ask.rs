@@ -1,0 +1,70 @@
+//! The commands' end of the admin server: they ask a running proxy, and show what it answers.
+
+use std::fmt::Write as _;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+
+/// How long the proxy may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Headers of an answer that are looked at.
+const MAX_HEADERS: usize = 32;
+
+/// Why a proxy's answer cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The proxy could not be asked.
+    #[error("no proxy answers at {address}: {source}; say where its admin server is with --admin")]
+    NoAnswer {
+        /// Where it was asked.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// What answered is no proxy of ours.
+    #[error("what answers at {0} is not the admin server of a proxy of this release")]
+    Misunderstood(SocketAddr),
+}
+
+/// What the admin server at `address` says at `path`, which is JSON.
+///
+/// # Errors
+/// When there is no such answer.
+pub(crate) fn ask<T: DeserializeOwned>(address: SocketAddr, path: &str) -> Result<T, AskError> {
+    let exchange = || -> io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    };
+    let answer = exchange().map_err(|source| AskError::NoAnswer { address, source })?;
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut head = httparse::Response::new(&mut headers);
+    match head.parse(&answer) {
+        Ok(httparse::Status::Complete(length)) if head.code == Some(200) => {
+            serde_json::from_slice(&answer[length..]).map_err(|_| AskError::Misunderstood(address))
+        }
+        _ => Err(AskError::Misunderstood(address)),
+    }
+}
+
+/// Rows as a table whose columns are as wide as their widest cell.
+pub(crate) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let widths: [usize; COLUMNS] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text
+}
