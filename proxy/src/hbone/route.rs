@@ -67,7 +67,8 @@ pub fn waypoint<'a>(config: &'a Config, resolved: &'a Resolved, source: &Source)
                 authority: Destination::Address(*address),
             }
         }
-        Resolved::Name(..) => return None,
+        // An endpoint is asked of DNS only for what has none.
+        Resolved::Named { .. } | Resolved::Name(..) => return None,
     };
     let is_itself = source.workload().is_some_and(|workload| found.is(config, workload));
     (!is_itself).then_some(found)
