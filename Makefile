@@ -31,6 +31,7 @@ build: setup
 test: build
 	@scripts/test-setup.sh
 	@scripts/istiod-setup.sh
+	@scripts/envoy-setup.sh
 	$(CARGO) test --workspace --locked
 
 test-istio: build

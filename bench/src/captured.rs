@@ -20,6 +20,7 @@ use crate::topology::Topology;
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What it takes to start one.
+#[derive(Clone)]
 pub(crate) struct Task<'a> {
     /// The `underpass` binary.
     pub(crate) program: &'a Path,
@@ -43,6 +44,44 @@ pub(crate) struct Captured {
     pub(crate) topology: Topology,
     /// Whether flows may move to the kernel.
     pub(crate) has_kernel_tier: bool,
+    node: Node,
+}
+
+impl Captured {
+    /// Starts agent and proxy and enrols client and server.
+    pub(crate) fn start(task: &Task<'_>) -> Result<Captured> {
+        let topology = Topology::new(false, task.directory)?;
+        let node = Node::start(task, &topology, &yaml(&topology, task))?;
+        node.enrol("client", topology.client_holder()?)?;
+        node.enrol("server", topology.server_holder()?)?;
+        Ok(Captured {
+            has_kernel_tier: task.has_kernel_tier,
+            node,
+            topology,
+        })
+    }
+
+    /// A place in one of its pods, on `cores`.
+    pub(crate) fn pod(&self, place: &Place, cores: &[usize]) -> Result<Place> {
+        self.node.pod(place, cores)
+    }
+
+    /// Bytes that the proxy has moved so far, by tier.
+    pub(crate) fn tier_bytes(&self) -> Result<TierBytes> {
+        let mut command = self.topology.node.own("tiers")?;
+        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.node.admin_port));
+        let output = command.arg("--admin").arg(admin.to_string()).output()?;
+        serde_json::from_slice(&output.stdout).context("asking the proxy for its bytes by tier")
+    }
+
+    /// Agent and proxy.
+    pub(crate) fn processes(&self) -> [&Process; 2] {
+        self.node.processes()
+    }
+}
+
+/// An agent and a proxy, and the cgroup whose pods they serve.
+pub(crate) struct Node {
     agent: Process,
     proxy: Process,
     program: PathBuf,
@@ -53,10 +92,9 @@ pub(crate) struct Captured {
     cgroup: Cgroup,
 }
 
-impl Captured {
-    /// Starts agent and proxy and enrols client and server.
-    pub(crate) fn start(task: &Task<'_>) -> Result<Captured> {
-        let topology = Topology::new(false, task.directory)?;
+impl Node {
+    /// Starts both in the node's namespace; `yaml` is the proxy's configuration.
+    pub(crate) fn start(task: &Task<'_>, topology: &Topology, yaml: &str) -> Result<Node> {
         ensure!(
             topology.is_isolated(),
             "captured pods need root: it makes namespaces and loads eBPF programs"
@@ -75,7 +113,7 @@ impl Captured {
         let socket = run_directory.join("agent.sock");
         agent.wait_until("listen on agent.sock", START_DEADLINE, |_| Ok(socket.exists()))?;
         let configuration = task.directory.join(format!("{}.yaml", task.name));
-        fs::write(&configuration, yaml(&topology, task))?;
+        fs::write(&configuration, yaml)?;
         let mut proxy = node.in_cgroup(&cgroup.child("proxy")?).command(task.program)?;
         proxy
             .arg("proxy")
@@ -84,7 +122,7 @@ impl Captured {
             .arg("--agent")
             .arg(&socket);
         let proxy = Process::start_proxy(proxy, &log("proxy"), task.admin_port)?;
-        let captured = Captured {
+        Ok(Node {
             agent,
             proxy,
             program: task.program.to_owned(),
@@ -92,12 +130,7 @@ impl Captured {
             pins,
             admin_port: task.admin_port,
             cgroup,
-            has_kernel_tier: task.has_kernel_tier,
-            topology,
-        };
-        captured.enrol("client", captured.topology.client_holder()?)?;
-        captured.enrol("server", captured.topology.server_holder()?)?;
-        Ok(captured)
+        })
     }
 
     /// A place in one of its pods, on `cores`.
@@ -105,20 +138,13 @@ impl Captured {
         Ok(place.on(cores).in_cgroup(&self.cgroup.child("pods")?))
     }
 
-    /// Bytes that the proxy has moved so far, by tier.
-    pub(crate) fn tier_bytes(&self) -> Result<TierBytes> {
-        let mut command = self.topology.node.own("tiers")?;
-        let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port));
-        let output = command.arg("--admin").arg(admin.to_string()).output()?;
-        serde_json::from_slice(&output.stdout).context("asking the proxy for its bytes by tier")
-    }
-
     /// Agent and proxy.
     pub(crate) fn processes(&self) -> [&Process; 2] {
         [&self.proxy, &self.agent]
     }
 
-    fn enrol(&self, uid: &str, pid: u32) -> Result<()> {
+    /// Enrols the pod in whose namespace process `pid` is.
+    pub(crate) fn enrol(&self, uid: &str, pid: u32) -> Result<()> {
         self.command(&["enrol", "--pid", &pid.to_string(), "--uid", uid])
     }
 
@@ -140,7 +166,7 @@ impl Captured {
     }
 }
 
-impl Drop for Captured {
+impl Drop for Node {
     fn drop(&mut self) {
         let pins = self.pins.to_string_lossy().into_owned();
         if let Err(error) = self.command(&["detach", "--pin-dir", &pins]) {

@@ -26,6 +26,7 @@ mod run;
 mod scale;
 mod system;
 mod topology;
+mod tunnelled;
 
 use std::process::ExitCode;
 

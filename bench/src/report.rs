@@ -7,7 +7,7 @@ use crate::results::Row;
 use crate::run::OTHERS;
 
 /// Metrics worth a table, with the scenario they belong to. Everything else is in results.json only.
-const TABLES: [(&str, &str); 10] = [
+const TABLES: [(&str, &str); 17] = [
     ("l4-rtt", "p50_us"),
     ("l4-rtt", "p99_us"),
     ("l4-rtt", "cpu_us_per_op"),
@@ -18,12 +18,28 @@ const TABLES: [(&str, &str); 10] = [
     ("l4-connect", "p99_us"),
     ("l4-connect", "cpu_us_per_op"),
     ("l4-connect", "rss_kb"),
+    ("hbone-rtt", "p50_us"),
+    ("hbone-rtt", "cpu_us_per_op"),
+    ("hbone-stream", "gbytes_per_s"),
+    ("hbone-stream", "cpu_ms_per_gb"),
+    ("hbone-connect", "connections_per_s"),
+    ("hbone-connect", "p50_us"),
+    ("hbone-connect", "cpu_us_per_op"),
 ];
 
 /// Systems that a column of ratios is made against.
-const BASES: [&str; 5] = ["direct", "bare-relay", "haproxy", "envoy", "underpass-relay-b"];
+const BASES: [&str; 6] = [
+    "direct",
+    "bare-relay",
+    "haproxy",
+    "envoy",
+    "envoy-hbone",
+    "underpass-relay-b",
+];
 /// The system whose ratios are reported.
 pub(crate) const OURS: &str = "underpass-relay";
+/// The same where a tunnel is measured.
+const OUR_TUNNEL: &str = "underpass-hbone";
 
 /// The report as Markdown.
 pub(crate) fn write(rows: &[Row], machine: &str, topology: &str) -> String {
@@ -61,13 +77,15 @@ fn write_figures(text: &mut String, figures: &Figures, scenario: &str, metric: &
         .into_iter()
         .filter(|system| cases.iter().any(|case| figures.summary(case, system).is_some()))
         .collect();
+    let ours = [OURS, OUR_TUNNEL].into_iter().find(|ours| systems.contains(ours));
     let bases: Vec<&str> = BASES
         .into_iter()
-        .filter(|base| systems.contains(&OURS) && systems.contains(base))
+        .filter(|base| ours.is_some() && systems.contains(base))
         .collect();
+    let ours = ours.unwrap_or(OURS);
     let mut header = vec!["case".to_owned()];
     header.extend(systems.iter().map(|system| (*system).to_owned()));
-    header.extend(bases.iter().map(|base| format!("{OURS} ÷ {base}")));
+    header.extend(bases.iter().map(|base| format!("{ours} ÷ {base}")));
     let mut table = vec![header];
     for case in &cases {
         let mut line = vec![case.params.to_string()];
@@ -81,7 +99,7 @@ fn write_figures(text: &mut String, figures: &Figures, scenario: &str, metric: &
         line.extend(
             bases
                 .iter()
-                .map(|base| figures.ratio(case, OURS, base).map_or("-".into(), |r| spread(&r))),
+                .map(|base| figures.ratio(case, ours, base).map_or("-".into(), |r| spread(&r))),
         );
         table.push(line);
     }

@@ -19,17 +19,25 @@ use crate::process::Process;
 use crate::results::{self, Row};
 use crate::system::{AGAIN, Kind, Programs, System, THREADS, Task, start};
 use crate::topology::Topology;
+use crate::tunnelled::{self, Tunnelled};
 use crate::{machine, report};
 
 const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,underpass-kernel,haproxy,envoy";
 /// The same without network namespaces, which capture needs.
 const SYSTEMS_ON_LOOPBACK: &str = "direct,underpass-relay,haproxy,envoy";
 const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect";
+/// The same loads through a tunnel, and who is measured with them.
+const TUNNEL_SCENARIOS: &str = "hbone-rtt,hbone-stream,hbone-connect";
+const TUNNEL_SYSTEMS: &str = "underpass-hbone,envoy-hbone";
 const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
 const CONCURRENCIES: [usize; 2] = [1, 16];
 
 /// Share of the machine's CPU time that went to none of the three parties of a sample: how disturbed it was.
 pub(crate) const OTHERS: &str = "others_pct";
+
+/// How the names of scenarios begin.
+const PLAIN: &str = "l4-";
+const TUNNEL: &str = "hbone-";
 
 /// Name of the placement of everything on the first core.
 pub(crate) const ONE_CORE: &str = "one-core";
@@ -87,7 +95,12 @@ impl Run {
     /// Measures, writes the results and the report, prints the report.
     pub(crate) fn run(self) -> Result<()> {
         let isolated = Topology::may_be_isolated(self.loopback);
-        let systems = self.systems(if isolated { SYSTEMS } else { SYSTEMS_ON_LOOPBACK })?;
+        let systems = self.systems(match (self.tunnels()?, isolated) {
+            (true, true) => TUNNEL_SYSTEMS,
+            (true, false) => bail!("tunnels are between captured pods, which need root"),
+            (false, true) => SYSTEMS,
+            (false, false) => SYSTEMS_ON_LOOPBACK,
+        })?;
         let cases = self.cases()?;
         let rounds: u32 = or_default(&self.rounds, "7")
             .parse()
@@ -135,7 +148,7 @@ impl Run {
 
     fn systems(&self, default: &str) -> Result<Vec<System>> {
         let mut systems: Vec<System> = list(&self.systems, default).map(str::parse).collect::<Result<_>>()?;
-        if self.aa {
+        if self.aa && !self.tunnels()? {
             let again: System = format!("underpass-relay{AGAIN}").parse()?;
             if !systems.contains(&again) {
                 systems.push(again);
@@ -144,10 +157,21 @@ impl Run {
         Ok(systems)
     }
 
+    /// Whether the scenarios are those of tunnels. Their systems are others, so it is all of them or none.
+    fn tunnels(&self) -> Result<bool> {
+        let of_tunnels = |scenario: &str| scenario.starts_with(TUNNEL);
+        let (tunnels, others): (Vec<&str>, Vec<&str>) = list(&self.scenarios, SCENARIOS).partition(|s| of_tunnels(s));
+        ensure!(
+            tunnels.is_empty() || others.is_empty(),
+            "{TUNNEL_SCENARIOS} are runs of their own"
+        );
+        Ok(!tunnels.is_empty())
+    }
+
     fn cases(&self) -> Result<Vec<(Work, Placement)>> {
         let mut cases = Vec::new();
         for scenario in list(&self.scenarios, SCENARIOS) {
-            match scenario {
+            match scenario.replace(TUNNEL, PLAIN).as_str() {
                 "l4-rtt" => {
                     for placement in placements()? {
                         cases.extend(SIZES.map(|size| (Work::RoundTrip { size }, placement)));
@@ -160,7 +184,7 @@ impl Run {
                 "l4-connect" => {
                     cases.extend(CONCURRENCIES.map(|concurrency| (Work::Connect { concurrency }, Placement::CrossCore)))
                 }
-                _ => bail!("unknown scenario {scenario:?}; known: {SCENARIOS}"),
+                _ => bail!("unknown scenario {scenario:?}; known: {SCENARIOS}, {TUNNEL_SCENARIOS}"),
             }
         }
         Ok(cases)
@@ -193,6 +217,7 @@ struct Stage<'a> {
     round: u32,
     directory: &'a Path,
     running: Vec<Running>,
+    tunnels: bool,
 }
 
 struct Running {
@@ -207,7 +232,9 @@ struct Running {
 enum Proxies {
     None,
     One(Process),
+    Two(Vec<Process>),
     Captured(Box<Captured>),
+    Tunnelled(Box<Tunnelled>),
 }
 
 impl Proxies {
@@ -215,6 +242,8 @@ impl Proxies {
         match self {
             Proxies::None => Vec::new(),
             Proxies::One(process) => vec![process],
+            Proxies::Two(processes) => processes.iter().collect(),
+            Proxies::Tunnelled(tunnelled) => tunnelled.processes(),
             Proxies::Captured(captured) => captured.processes().to_vec(),
         }
     }
@@ -270,24 +299,37 @@ impl<'a> Stage<'a> {
             };
             let target = match system.kind {
                 kind if kind == Kind::Direct || kind.captures() => topology.server_at(server_port),
+                Kind::Hbone => topology.server_at(server_port),
                 _ => listen,
             };
             let (mut client, mut server) = (topology.client.on(&[first]), topology.server.on(&[second]));
-            let proxy = if system.kind.captures() {
-                let captured = Captured::start(&captured::Task {
-                    program: &programs.find(system.kind)?,
-                    workers: THREADS,
-                    cores: node_cores,
-                    directory,
-                    name: task.name,
-                    admin_port,
-                    has_kernel_tier: system.kind == Kind::Kernel,
-                })?;
-                client = captured.pod(&captured.topology.client, &[first])?;
-                server = captured.pod(&captured.topology.server, &[second])?;
-                Proxies::Captured(Box::new(captured))
-            } else {
-                start(system.kind, programs, &task)?.map_or(Proxies::None, Proxies::One)
+            let captured_task = |program| captured::Task {
+                program,
+                workers: THREADS,
+                cores: node_cores,
+                directory,
+                name: task.name.clone(),
+                admin_port,
+                has_kernel_tier: system.kind == Kind::Kernel,
+            };
+            let proxy = match system.kind {
+                Kind::Captured | Kind::Kernel => {
+                    let captured = Captured::start(&captured_task(&programs.find(system.kind)?))?;
+                    client = captured.pod(&captured.topology.client, &[first])?;
+                    server = captured.pod(&captured.topology.server, &[second])?;
+                    Proxies::Captured(Box::new(captured))
+                }
+                Kind::Hbone => {
+                    let tunnelled = Tunnelled::start(&captured_task(&programs.find(system.kind)?), topology.port()?)?;
+                    (client, server) = (tunnelled.client(&[first])?, tunnelled.server(&[second])?);
+                    Proxies::Tunnelled(Box::new(tunnelled))
+                }
+                Kind::EnvoyHbone => {
+                    let gateway = topology.port()?;
+                    let addresses = (listen, topology.node_at(gateway), task.destination);
+                    Proxies::Two(tunnelled::envoys(programs, &node, addresses, directory, &task.name)?)
+                }
+                _ => start(system.kind, programs, &task)?.map_or(Proxies::None, Proxies::One),
             };
             running.push(Running {
                 label: system.label.clone(),
@@ -304,6 +346,7 @@ impl<'a> Stage<'a> {
             round,
             directory,
             running,
+            tunnels: systems.iter().any(|system| system.kind.tunnels()),
         })
     }
 
@@ -318,7 +361,10 @@ impl<'a> Stage<'a> {
                 .with_context(|| format!("{} of {}, round {}", work.scenario(), system.label, self.round))?;
             rows.extend(figures.into_iter().map(|figure| Row {
                 system: system.label.clone(),
-                scenario: work.scenario().to_owned(),
+                scenario: match self.tunnels {
+                    true => work.scenario().replace(PLAIN, TUNNEL),
+                    false => work.scenario().to_owned(),
+                },
                 params: work.params().with("placement", self.placement.name()),
                 round: self.round,
                 metric: figure.metric,

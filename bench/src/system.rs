@@ -18,7 +18,7 @@ use crate::process::Process;
 
 /// Threads that each proxy may use.
 pub(crate) const THREADS: &str = "2";
-const ENVOY_ARGUMENTS: [&str; 6] = [
+pub(crate) const ENVOY_ARGUMENTS: [&str; 6] = [
     "--disable-hot-restart",
     "--log-level",
     "warn",
@@ -41,9 +41,18 @@ pub(crate) enum Kind {
     Kernel,
     Haproxy,
     Envoy,
+    /// Two nodes with a captured pod each, and a tunnel between them.
+    Hbone,
+    /// Two Envoys with a tunnel between them.
+    EnvoyHbone,
 }
 
 impl Kind {
+    /// Whether it is two proxies with a tunnel between them: those are compared with each other only.
+    pub(crate) fn tunnels(self) -> bool {
+        matches!(self, Kind::Hbone | Kind::EnvoyHbone)
+    }
+
     /// Whether it captures pods: then the client connects to the server itself.
     pub(crate) fn captures(self) -> bool {
         matches!(self, Kind::Captured | Kind::Kernel)
@@ -69,9 +78,11 @@ impl FromStr for System {
             "underpass-kernel" => Kind::Kernel,
             "haproxy" => Kind::Haproxy,
             "envoy" => Kind::Envoy,
+            "underpass-hbone" => Kind::Hbone,
+            "envoy-hbone" => Kind::EnvoyHbone,
             _ => bail!(
                 "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, underpass-kernel, haproxy, envoy, \
-                 each with -b"
+                 underpass-hbone, envoy-hbone, each with -b"
             ),
         };
         Ok(System {
@@ -107,13 +118,13 @@ impl Programs {
         let path = match kind {
             Kind::Direct => bail!("direct has no program"),
             Kind::BareRelay => return Ok(std::env::current_exe()?),
-            Kind::Underpass | Kind::Captured | Kind::Kernel => &self.underpass,
+            Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone => &self.underpass,
             Kind::Haproxy => &self.haproxy,
-            Kind::Envoy => &self.envoy,
+            Kind::Envoy | Kind::EnvoyHbone => &self.envoy,
         };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
-                Kind::Underpass | Kind::Captured | Kind::Kernel => {
+                Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone => {
                     "run `cargo build --release -p underpass`, or pass --underpass PATH"
                 }
                 _ => "run scripts/bench-setup.sh",
@@ -168,7 +179,7 @@ pub(crate) struct Task<'a> {
 pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
-        Kind::Direct | Kind::Captured | Kind::Kernel => return Ok(None),
+        Kind::Direct | Kind::Captured | Kind::Kernel | Kind::Hbone | Kind::EnvoyHbone => return Ok(None),
         Kind::BareRelay => {
             let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];
             return launch(&programs.find(kind)?, &arguments, None, task).map(Some);

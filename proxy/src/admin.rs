@@ -40,6 +40,7 @@ GET  /ready                 200 when serving, 503 when draining or waiting
 GET  /config_dump           the configuration in force, and the last rejected update
 GET  /status                how istiod, the mesh and the certificates stand
 GET  /connections           open connections
+GET  /tunnels               HBONE connections to other nodes, with their streams
 GET  /offload               the kernel tier: whether there is one, and what it has done
 GET  /refusals              the last connections that were refused, and why
 GET  /logging               the log filter
@@ -123,6 +124,7 @@ impl Admin {
             (&Method::GET, "/config_dump") => json_answer(&self.config_dump()),
             (&Method::GET, "/status") => json_answer(&status::status(&self.node)),
             (&Method::GET, "/connections") => json_answer(&self.connections()),
+            (&Method::GET, "/tunnels") => json_answer(&self.tunnels()),
             (&Method::GET, "/offload") => json_answer(&self.offload()),
             (&Method::GET, "/refusals") => json_answer(&Value::Array(self.node.telemetry.refusals())),
             (&Method::GET, "/logging") => text(StatusCode::OK, format!("{}\n", self.log)),
@@ -133,8 +135,8 @@ impl Admin {
             }
             (
                 _,
-                "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/offload" | "/refusals"
-                | "/logging" | "/drain",
+                "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/tunnels" | "/offload"
+                | "/refusals" | "/logging" | "/drain",
             ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }
@@ -195,6 +197,20 @@ impl Admin {
             .collect()
     }
 
+    fn tunnels(&self) -> Value {
+        let tunnels = self.node.tunnels.connections().into_iter();
+        tunnels
+            .map(|(key, streams)| {
+                json!({
+                    "client": key.client.to_string(),
+                    "peer": key.gateway.to_string(),
+                    "expected": key.expected.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    "streams": streams,
+                })
+            })
+            .collect()
+    }
+
     fn offload(&self) -> Value {
         let offload = &self.node.offload;
         let counts = &offload.counts;
@@ -236,12 +252,13 @@ fn connection(id: FlowId, flow: &Flow) -> Value {
         "src_addr": facts.source.address().to_string(),
         "src_workload": source.map(|w| &w.name),
         "src_namespace": source.map(|w| &w.namespace),
-        "src_identity": source.map(|w| w.identity.to_string()),
+        "src_identity": facts.source.identity().map(ToString::to_string),
         "dst_addr": facts.destination.to_string(),
         "dst_service": facts.service.as_ref().map(ToString::to_string),
         "dst_workload": destination.map(|w| &w.name),
         "dst_namespace": destination.map(|w| &w.namespace),
         "dst_identity": destination.map(|w| w.identity.to_string()),
+        "hbone_peer": facts.tunnel.map(|peer| peer.to_string()),
         "policy": facts.policy.as_ref().map(ToString::to_string),
         "sent_bytes": flow.sent(),
         "received_bytes": flow.received(),

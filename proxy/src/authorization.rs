@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use underpass_config::{Config, ConnectionFacts, Decision, Verdict, Workload};
+use underpass_config::{Config, ConnectionFacts, Verdict, Workload};
 
 use crate::source::Source;
 
@@ -11,10 +11,7 @@ use crate::source::Source;
 /// of the mesh has no policies.
 pub fn judge(config: &Config, source: &Source, address: SocketAddr, destination: Option<&Workload>) -> Verdict {
     let Some(destination) = destination else {
-        return Verdict {
-            decision: Decision::Allow { policy: None },
-            dry_run: Vec::new(),
-        };
+        return Verdict::allowed();
     };
     let facts = ConnectionFacts {
         source: source.identity(),

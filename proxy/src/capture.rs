@@ -18,9 +18,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use underpass_config::{Config, WorkloadUid};
 use underpass_ebpf::{Handshakes, Note};
 
@@ -40,13 +40,14 @@ pub struct Pod {
     interfaces: Vec<IpAddr>,
     /// Fresh sockets of its namespace.
     pub sockets: Arc<SocketPool>,
-    kernel: Arc<Handshakes>,
-    removed: AtomicBool,
+    /// `None` in tests of what has nothing to do with a kernel.
+    kernel: Option<Arc<Handshakes>>,
+    removed: watch::Sender<bool>,
 }
 
 impl Pod {
     /// A pod as the agent tells of it.
-    pub fn new(told: crate::handover::Pod, kernel: Arc<Handshakes>, sockets: Arc<SocketPool>) -> Self {
+    pub fn new(told: crate::handover::Pod, kernel: Option<Arc<Handshakes>>, sockets: Arc<SocketPool>) -> Self {
         Self {
             cookie: told.cookie,
             uid: WorkloadUid::new(told.uid),
@@ -54,7 +55,7 @@ impl Pod {
             interfaces: told.interfaces,
             sockets,
             kernel,
-            removed: AtomicBool::new(false),
+            removed: watch::Sender::new(false),
         }
     }
 
@@ -63,7 +64,8 @@ impl Pod {
     /// # Errors
     /// When the kernel's map cannot be read.
     pub fn original_destination(&self, accepted: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
-        let original = self.kernel.original(accepted)?;
+        let Some(kernel) = &self.kernel else { return Ok(None) };
+        let original = kernel.original(accepted)?;
         Ok(original.map(crate::socket::canonical))
     }
 
@@ -86,17 +88,23 @@ impl Pod {
     /// # Errors
     /// When the socket has no room for the note.
     pub fn announce(&self, socket: BorrowedFd<'_>, client: Option<SocketAddr>) -> io::Result<()> {
-        self.kernel
-            .announce(socket, client.map_or_else(Note::direct, Note::peer))
+        let Some(kernel) = &self.kernel else { return Ok(()) };
+        kernel.announce(socket, client.map_or_else(Note::direct, Note::peer))
     }
 
     /// Whether it is served no more.
     pub fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::SeqCst)
+        *self.removed.borrow()
     }
 
-    fn remove(&self) {
-        self.removed.store(true, Ordering::SeqCst);
+    /// Resolves when it is served no more.
+    pub async fn removed(&self) {
+        // The sender is the pod's own.
+        let _ = self.removed.subscribe().wait_for(|removed| *removed).await;
+    }
+
+    pub(crate) fn remove(&self) {
+        self.removed.send_replace(true);
     }
 }
 

@@ -15,6 +15,7 @@ use underpass_config::{
 
 use crate::capture::Pod;
 use crate::ending::Ending;
+use crate::hbone::route::Via;
 use crate::source::Source;
 
 /// What a request resolved to, before an endpoint is chosen.
@@ -57,6 +58,8 @@ pub struct Target {
     pub load: Option<LoadGuard>,
     /// The pod of this node that is enrolled at the address.
     pub pod: Option<Arc<Pod>>,
+    /// The tunnel by which it is reached, if by one.
+    pub via: Option<Via>,
 }
 
 /// Resolves a request on one snapshot.
@@ -191,6 +194,7 @@ fn direct(config: &Config, address: SocketAddr, service: Option<Arc<Service>>) -
         service,
         load: None,
         pod: None,
+        via: None,
     }
 }
 
@@ -249,6 +253,36 @@ fn choose_endpoint(
         service: Some(definition.clone()),
         load: Some(endpoint.load.acquire()),
         pod: None,
+        via: None,
+    })
+}
+
+/// Chooses an instance of a gateway's service, on `port` of the instance itself, whichever ports the service declares.
+pub fn choose_instance(
+    config: &Config,
+    service: &ServiceState,
+    port: u16,
+    source: &Source,
+    tried: &[SocketAddr],
+) -> Option<Target> {
+    let candidates = service.candidates(&source.position(&config.node));
+    let usable = |endpoint: &Arc<Endpoint>| {
+        let workload = &endpoint.workload;
+        let ip = workload
+            .addresses
+            .first()
+            .filter(|_| workload.network == config.node.network)?;
+        let address = SocketAddr::new(*ip, port);
+        (!tried.contains(&address)).then(|| (endpoint.clone(), address))
+    };
+    let (endpoint, address) = less_loaded_of_two(&candidates, usable)?;
+    Some(Target {
+        address,
+        workload: Some(endpoint.workload.clone()),
+        service: Some(service.service().clone()),
+        load: Some(endpoint.load.acquire()),
+        pod: None,
+        via: None,
     })
 }
 

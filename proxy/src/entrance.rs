@@ -2,9 +2,11 @@
 
 use std::sync::{Arc, LazyLock};
 
-use underpass_config::{Listener, Text};
+use underpass_config::{Listener, Text, WorkloadUid};
 
 use crate::capture::Pod;
+use crate::flow_table::Transport;
+use crate::source::Source;
 
 /// The way in; it decides who the client is, and how it says where it wants to go.
 #[derive(Clone, Debug)]
@@ -15,10 +17,13 @@ pub enum Entrance {
     Outbound(Arc<Pod>),
     /// A connection to a pod, steered to the proxy on arrival.
     Inbound(Arc<Pod>),
+    /// A tunnel to a pod.
+    Hbone(Arc<Pod>),
 }
 
 static OUTBOUND: LazyLock<Text> = LazyLock::new(|| "outbound".into());
 static INBOUND: LazyLock<Text> = LazyLock::new(|| "inbound".into());
+static HBONE: LazyLock<Text> = LazyLock::new(|| "hbone".into());
 
 impl Entrance {
     /// The listener's name, in logs and the admin view.
@@ -27,6 +32,7 @@ impl Entrance {
             Self::Plain(listener) => &listener.name,
             Self::Outbound(_) => &OUTBOUND,
             Self::Inbound(_) => &INBOUND,
+            Self::Hbone(_) => &HBONE,
         }
     }
 
@@ -34,7 +40,7 @@ impl Entrance {
     pub fn direction(&self) -> &'static str {
         match self {
             Self::Plain(_) | Self::Outbound(_) => "OUTBOUND",
-            Self::Inbound(_) => "INBOUND",
+            Self::Inbound(_) | Self::Hbone(_) => "INBOUND",
         }
     }
 
@@ -42,7 +48,23 @@ impl Entrance {
     pub fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
             Self::Plain(_) => None,
-            Self::Outbound(pod) | Self::Inbound(pod) => Some(pod),
+            Self::Outbound(pod) | Self::Inbound(pod) | Self::Hbone(pod) => Some(pod),
+        }
+    }
+
+    /// The pod that was connected to.
+    pub fn destination(&self) -> Option<&WorkloadUid> {
+        match self {
+            Self::Plain(_) | Self::Outbound(_) => None,
+            Self::Inbound(pod) | Self::Hbone(pod) => Some(&pod.uid),
+        }
+    }
+
+    /// What a connection of `source` that came in by it is carried by.
+    pub fn transport(&self, source: &Source) -> Transport {
+        match self {
+            Self::Plain(_) | Self::Outbound(_) | Self::Inbound(_) => Transport::Plain,
+            Self::Hbone(_) => Transport::TunnelIn(source.identity().cloned()),
         }
     }
 }

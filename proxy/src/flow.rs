@@ -38,6 +38,10 @@ pub struct FlowFacts {
     pub service: Option<ServiceKey>,
     /// The ALLOW policy that let it in, if one was needed.
     pub policy: Option<PolicyKey>,
+    /// The other end of the tunnel that carries it, if one does.
+    pub tunnel: Option<SocketAddr>,
+    /// Whether it goes to a waypoint, which judges it.
+    pub is_judged_elsewhere: bool,
 }
 
 impl FlowFacts {

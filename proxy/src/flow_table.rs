@@ -14,7 +14,7 @@ mod shard;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use underpass_config::{Config, NodeSettings, Service, Touched, Workload};
+use underpass_config::{Config, Identity, NodeSettings, Service, Touched, Workload};
 
 pub use shard::PathCounts;
 use shard::ShardState;
@@ -45,6 +45,20 @@ pub struct PathEnds {
     pub service: Option<Arc<Service>>,
     /// Whether the destination is on this node, which then reports its side too.
     pub destination_is_local: bool,
+    /// What is between them.
+    pub transport: Transport,
+}
+
+/// What carries a connection beyond this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP.
+    #[default]
+    Plain,
+    /// A tunnel, by which it goes on; the destination's node reports the destination's side.
+    TunnelOut,
+    /// A tunnel, by which it came; the client's node reports the client's side. Who opened it, if the handshake has come so far.
+    TunnelIn(Option<Identity>),
 }
 
 impl PathEnds {
@@ -61,7 +75,13 @@ impl PathEnds {
             destination: destination.cloned(),
             service: service.cloned(),
             destination_is_local,
+            transport: Transport::Plain,
         }
+    }
+
+    /// The same ends, with something else between them.
+    pub fn carried_by(self, transport: Transport) -> Self {
+        Self { transport, ..self }
     }
 }
 
@@ -80,6 +100,7 @@ impl PathEnds {
             service,
             &config.node,
         )
+        .carried_by(self.transport.clone())
     }
 
     /// Whether an end that `other` has is missing here.

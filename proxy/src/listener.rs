@@ -26,7 +26,7 @@ use crate::node::Node;
 use crate::serve::Accepted;
 use crate::socket;
 use crate::stream::Stream;
-use crate::upstream::NamedBy;
+use crate::upstream::{NamedBy, Upstream};
 
 /// Pause after a failed accept. When descriptors have run out, trying at once would spin.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
@@ -284,7 +284,7 @@ impl Handshake {
     ///
     /// # Errors
     /// When the client has gone.
-    pub async fn accepted(self, downstream: &Stream, upstream: &Stream) -> io::Result<Vec<u8>> {
+    pub async fn accepted(self, downstream: &Stream, upstream: &Upstream) -> io::Result<Vec<u8>> {
         let answer = match self.answer {
             Answer::None => return Ok(self.early),
             Answer::Socks5 => socks5::success(upstream.local_address()?),

@@ -20,6 +20,7 @@ use crate::capture::{Pod, Pods};
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
+use crate::hbone::pool::Pool;
 use crate::identities::Identities;
 use crate::offload::Offload;
 use crate::telemetry::Telemetry;
@@ -46,6 +47,8 @@ pub struct Node {
     pub pods: Pods,
     /// Their certificates, where there is a source of them.
     pub identities: Option<Identities>,
+    /// HBONE connections to other nodes' pods.
+    pub tunnels: Arc<Pool>,
     /// How the connection to istiod stands, where the mesh comes from there.
     pub istiod: Option<StatusReader>,
     /// The kernel tier.
@@ -77,6 +80,7 @@ impl Node {
             flows,
             pods: Pods::default(),
             identities,
+            tunnels: Arc::default(),
             mesh_came: watch::Sender::new(istiod.is_none()),
             istiod,
             offload,
@@ -234,6 +238,9 @@ impl Node {
 
 /// The verdict on a flow by `config`, as if it were opened now by the same client to the same place.
 fn decide(flow: &Flow, config: &Config) -> Decision {
+    if flow.facts.is_judged_elsewhere {
+        return Decision::Allow { policy: None };
+    }
     let source = flow.facts.source.refreshed(&config.mesh, &config.node);
     let destination = match &flow.facts.destination_workload {
         Some(known) => config.mesh.workload(&known.uid),

@@ -29,6 +29,7 @@ use tokio::time::Sleep;
 use underpass_config::NodeSettings;
 
 pub use ascent::Prospect;
+pub use idle::IdleTimer;
 
 use crate::ending::Ending;
 use crate::flow::Flow;
@@ -37,7 +38,6 @@ use crate::socket;
 use crate::stream::Stream;
 use ascent::{Ascent, Sight};
 use direction::{Direction, Reading, Stuck};
-use idle::IdleTimer;
 
 /// How long a reset waits for its last bytes to be taken by a receiver that is not reading. On a direct connection they
 /// would be in the receiver's own queue; here they must still be put there, and a receiver that never reads must not

@@ -14,17 +14,17 @@ use underpass_config::{Config, Destination, ListenerProtocol};
 use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::entrance::Entrance;
-use crate::flow::Flow;
-use crate::flow_table::PathEnds;
+use crate::hbone::relay::{TunnelIs, relay as through_tunnel};
+use crate::hbone::server::{self, Arrival};
 use crate::listener::{Handshake, http_connect, socks5};
 use crate::node::Node;
-use crate::offload::{Direction, Locality};
+use crate::offload::Locality;
 use crate::relay::{Prospect, relay};
+use crate::session::Session;
 use crate::socket::{self, TcpQuality};
 use crate::source::Source;
 use crate::stream::Stream;
-use crate::telemetry::Line;
-use crate::upstream::{Connected, Refused, Request};
+use crate::upstream::{Connected, Upstream};
 
 /// An accepted connection on its way to the core that serves it.
 #[derive(Debug)]
@@ -41,6 +41,24 @@ pub struct Accepted {
 
 /// Serves one client on core `core` until it is gone.
 pub async fn serve(accepted: Accepted, core: usize) {
+    if let Entrance::Inbound(pod) = &accepted.entrance
+        && let Some(identities) = &accepted.node.identities
+        && let Some(local) = hbone_address(&accepted.socket)
+    {
+        let (node, pod) = (accepted.node.clone(), pod.clone());
+        let tls = identities
+            .of_pod(pod.cookie)
+            .map(|lease| (lease, identities.trust().clone()));
+        let arrival = Arrival {
+            node,
+            pod,
+            socket: accepted.socket,
+            peer: accepted.peer,
+            local,
+            core,
+        };
+        return Box::pin(server::serve(arrival, tls)).await;
+    }
     let started = SystemTime::now();
     let Accepted {
         node,
@@ -64,14 +82,12 @@ pub async fn serve(accepted: Accepted, core: usize) {
         core,
     };
     let Some(_place) = session.node.flows.open_connections().admit(&settings.limits) else {
-        session.refuse_unconnected(&downstream, Ending::ConnectionLimit);
-        return;
+        return refuse_unconnected(&session, &downstream, Ending::ConnectionLimit);
     };
     if let Some(ending) = objection {
-        session.refuse_unconnected(&downstream, ending);
-        return;
+        return refuse_unconnected(&session, &downstream, ending);
     }
-    let Some(ready) = Box::pin(session.connect(downstream)).await else {
+    let Some(ready) = Box::pin(connect(&session, downstream)).await else {
         return;
     };
     let Ready {
@@ -79,24 +95,25 @@ pub async fn serve(accepted: Accepted, core: usize) {
         connected,
         early,
     } = ready;
-    let Connected {
-        stream: upstream,
-        guard,
-        load,
-    } = connected;
-    let facts = &guard.flow().facts;
-    let (client, destination) = (facts.source.address(), facts.destination);
-    let prospect = Prospect {
-        offload: &session.node.offload,
-        settings: &settings.offload,
-        locality: Locality::of(&session.entrance, client, destination, &session.node.pods),
-    };
-    let ending = relay(&downstream, &upstream, guard.flow(), &settings, early, prospect).await;
-    let log_is_on = session.node.telemetry.access_log.is_on();
-    let quality = if log_is_on {
-        socket::quality(&upstream)
-    } else {
-        TcpQuality::default()
+    let Connected { upstream, guard, load } = connected;
+    let (mut upstream, facts) = (upstream, &guard.flow().facts);
+    let (ending, quality) = match &mut upstream {
+        Upstream::Socket(upstream) => {
+            let (client, destination) = (facts.source.address(), facts.destination);
+            let prospect = Prospect {
+                offload: &session.node.offload,
+                settings: &settings.offload,
+                locality: Locality::of(&session.entrance, client, destination, &session.node.pods),
+            };
+            let ending = relay(&downstream, upstream, guard.flow(), &settings, early, prospect).await;
+            let log_is_on = session.node.telemetry.access_log.is_on();
+            let quality = log_is_on.then(|| socket::quality(upstream));
+            (ending, quality.unwrap_or_default())
+        }
+        Upstream::Tunnel(tunnel) => {
+            let relaying = through_tunnel(&downstream, tunnel, TunnelIs::Upstream, guard.flow(), &settings, early);
+            (Box::pin(relaying).await, TcpQuality::default())
+        }
     };
     drop(load);
     // Logged and counted before the sockets close: whoever sees the end can already see its trace.
@@ -104,12 +121,19 @@ pub async fn serve(accepted: Accepted, core: usize) {
     session.log_flow(&flow, ending, quality);
 }
 
+/// Where a connection was made to, if that is where HBONE is spoken.
+fn hbone_address(accepted: &OwnedFd) -> Option<SocketAddr> {
+    let address = rustix::net::getsockname(accepted).ok()?;
+    let address = socket::canonical(SocketAddr::try_from(address).ok()?);
+    (address.port() == crate::hbone::PORT).then_some(address)
+}
+
 /// Who the client is, and what speaks against serving it. A captured client that the mesh does not know (its pod is newer than the
 /// configuration, or gone from it) must not be judged as anyone; nor can it be said who may connect to a pod that the mesh does not know.
 fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, Option<Ending>) {
     match entrance {
         Entrance::Plain(_) => (Source::by_address(&config.mesh, &config.node, peer), None),
-        Entrance::Inbound(pod) => {
+        Entrance::Inbound(pod) | Entrance::Hbone(pod) => {
             let is_known = config.mesh.workload(&pod.uid).is_some();
             (
                 Source::unidentified(peer),
@@ -131,148 +155,83 @@ struct Ready {
     early: Vec<u8>,
 }
 
-struct Session {
-    node: Arc<Node>,
-    entrance: Entrance,
-    source: Source,
-    started: SystemTime,
-    core: usize,
-}
-
-impl Session {
-    /// Handshake, decision and connection. None when the client was turned away, which is then logged and done.
-    async fn connect(&self, downstream: Stream) -> Option<Ready> {
-        let handshake = match self.shake_hands(&downstream).await {
-            Ok(handshake) => handshake,
-            Err(ending) => {
-                self.refuse_unconnected(&downstream, ending);
-                return None;
-            }
-        };
-        let request = Request {
-            node: &self.node,
-            core: self.core,
-            entrance: &self.entrance,
-            source: &self.source,
-            started: self.started,
-            named_by: handshake.named_by(),
-        };
-        match request.connect(&handshake.destination).await {
-            Ok(connected) => match handshake.accepted(&downstream, &connected.stream).await {
-                Ok(early) => Some(Ready {
-                    downstream,
-                    connected,
-                    early,
-                }),
-                Err(_) => {
-                    self.finish_early(&downstream, connected);
-                    None
-                }
-            },
-            Err(refused) => {
-                self.log_refused(&refused);
-                handshake.refused(&downstream, refused.ending).await;
-                socket::reset_on_close(&downstream);
+/// Handshake, decision and connection. None when the client was turned away, which is then logged and done.
+async fn connect(session: &Session, downstream: Stream) -> Option<Ready> {
+    let handshake = match shake_hands(session, &downstream).await {
+        Ok(handshake) => handshake,
+        Err(ending) => {
+            refuse_unconnected(session, &downstream, ending);
+            return None;
+        }
+    };
+    let request = session.request(handshake.named_by());
+    match request.connect(&handshake.destination).await {
+        Ok(connected) => match handshake.accepted(&downstream, &connected.upstream).await {
+            Ok(early) => Some(Ready {
+                downstream,
+                connected,
+                early,
+            }),
+            Err(_) => {
+                finish_early(session, &downstream, connected);
                 None
             }
+        },
+        Err(refused) => {
+            session.log_refused(&refused);
+            handshake.refused(&downstream, refused.ending).await;
+            socket::reset_on_close(&downstream);
+            None
         }
     }
+}
 
-    /// Learns where the client wants to go. While it has not said so, it takes a place of its namespace and workload: one that
-    /// opens connections and says nothing uses up its own places only.
-    async fn shake_hands(&self, downstream: &Stream) -> Result<Handshake, Ending> {
-        let listener = match &self.entrance {
-            Entrance::Plain(listener) => listener,
-            Entrance::Outbound(pod) => return original_destination(pod, downstream),
-            Entrance::Inbound(pod) => return own_destination(pod, downstream),
-        };
-        if let ListenerProtocol::Fixed { destination } = &listener.protocol {
-            return Ok(Handshake::without_request(destination.clone()));
+/// Learns where the client wants to go. While it has not said so, it takes a place of its namespace and workload: one that
+/// opens connections and says nothing uses up its own places only.
+async fn shake_hands(session: &Session, downstream: &Stream) -> Result<Handshake, Ending> {
+    let listener = match &session.entrance {
+        Entrance::Plain(listener) => listener,
+        Entrance::Outbound(pod) => return original_destination(pod, downstream),
+        Entrance::Inbound(pod) | Entrance::Hbone(pod) => return own_destination(pod, downstream),
+    };
+    if let ListenerProtocol::Fixed { destination } = &listener.protocol {
+        return Ok(Handshake::without_request(destination.clone()));
+    }
+    let settings = session.node.snapshot().config.node.clone();
+    let tenant = session
+        .node
+        .flows
+        .open_connections()
+        .tenant(session.source.workload().map(|w| &**w));
+    let _place = tenant.admit(&settings.limits).ok_or(Ending::ConnectionLimit)?;
+    let handshake = async {
+        match &listener.protocol {
+            ListenerProtocol::Socks5 => socks5::accept(downstream).await,
+            _ => http_connect::accept(downstream).await,
         }
-        let settings = self.node.snapshot().config.node.clone();
-        let tenant = self
-            .node
-            .flows
-            .open_connections()
-            .tenant(self.source.workload().map(|w| &**w));
-        let _place = tenant.admit(&settings.limits).ok_or(Ending::ConnectionLimit)?;
-        let handshake = async {
-            match &listener.protocol {
-                ListenerProtocol::Socks5 => socks5::accept(downstream).await,
-                _ => http_connect::accept(downstream).await,
-            }
-        };
-        let in_time = tokio::time::timeout(settings.timeouts.handshake, handshake).await;
-        in_time.unwrap_or(Err(Ending::HandshakeFailed))
-    }
+    };
+    let in_time = tokio::time::timeout(settings.timeouts.handshake, handshake).await;
+    in_time.unwrap_or(Err(Ending::HandshakeFailed))
+}
 
-    /// The client went while it was being told of its success.
-    fn finish_early(&self, downstream: &Stream, connected: Connected) {
-        socket::reset_on_close(downstream);
-        socket::reset_on_close(&connected.stream);
-        let quality = socket::quality(&connected.stream);
-        let flow = connected.guard.finish(Ending::DownstreamReset);
-        self.log_flow(&flow, Ending::DownstreamReset, quality);
-    }
+/// The client went while it was being told of its success.
+fn finish_early(session: &Session, downstream: &Stream, connected: Connected) {
+    socket::reset_on_close(downstream);
+    let quality = match &connected.upstream {
+        Upstream::Socket(upstream) => {
+            socket::reset_on_close(upstream);
+            socket::quality(upstream)
+        }
+        // Resets when it is dropped.
+        Upstream::Tunnel(_) => TcpQuality::default(),
+    };
+    let flow = connected.guard.finish(Ending::DownstreamReset);
+    session.log_flow(&flow, Ending::DownstreamReset, quality);
+}
 
-    fn refuse_unconnected(&self, downstream: &Stream, ending: Ending) {
-        socket::reset_on_close(downstream);
-        let ends = || {
-            let config = &self.node.snapshot().config;
-            PathEnds::new(self.source.workload(), None, None, &config.node).refreshed(config)
-        };
-        self.node.flows.count_refused(self.core, ends, ending);
-        self.log_refused(&ending.into());
-    }
-
-    fn log_flow(&self, flow: &Flow, ending: Ending, quality: TcpQuality) {
-        let facts = &flow.facts;
-        let denial = flow.denial().filter(|_| ending == Ending::PolicyRevoked);
-        let policy = denial.map_or(facts.policy.as_ref(), |denial| denial.policy.as_ref());
-        let line = Line {
-            source: facts.source.address(),
-            source_workload: facts.source.workload().map(|w| &**w),
-            destination: Some(facts.destination),
-            destination_workload: facts.destination_workload.as_deref(),
-            service: facts.service.as_ref(),
-            started: flow.started,
-            sent: flow.sent(),
-            received: flow.received(),
-            by_kernel: (
-                flow.offload.bypassed(Direction::Out),
-                flow.offload.bypassed(Direction::In),
-            ),
-            quality,
-            entrance: &self.entrance,
-            policy,
-            ending,
-            detail: denial.map(|denial| denial.why.to_string()),
-            ended: SystemTime::now(),
-        };
-        self.node.telemetry.connection_ended(&line, false);
-    }
-
-    fn log_refused(&self, refused: &Refused) {
-        let target = refused.target.as_deref();
-        let line = Line {
-            source: self.source.address(),
-            source_workload: self.source.workload().map(|w| &**w),
-            destination: target.map(|t| t.address),
-            destination_workload: target.and_then(|t| t.ends.destination.as_deref()),
-            service: target.and_then(|t| t.ends.service.as_ref()).map(|s| &s.key),
-            started: self.started,
-            sent: 0,
-            received: 0,
-            by_kernel: (0, 0),
-            quality: TcpQuality::default(),
-            entrance: &self.entrance,
-            policy: target.and_then(|t| t.policy.as_ref()),
-            ending: refused.ending,
-            detail: refused.detail.clone(),
-            ended: SystemTime::now(),
-        };
-        self.node.telemetry.connection_ended(&line, true);
-    }
+fn refuse_unconnected(session: &Session, downstream: &Stream, ending: Ending) {
+    socket::reset_on_close(downstream);
+    session.refuse(&ending.into());
 }
 
 /// Where a captured connection was going when the kernel turned it to us. One that was made to our socket on purpose was going

@@ -1,12 +1,13 @@
 //! Who opened a connection.
 //!
 //! Policy must never see an identity that the peer merely claims. A `Source` can only be made here, from what the kernel
-//! says about the connection: the network namespace that a captured socket came from, or, on a plain listener, the peer's address.
-//! Its fields are private for that reason.
+//! says about the connection: the network namespace that a captured socket came from, or, on a plain listener, the peer's address;
+//! or from what a TLS handshake has verified. Its fields are private for that reason.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use underpass_certs::VerifiedPeer;
 use underpass_config::{Identity, Mesh, NodeSettings, Position, Workload, WorkloadUid};
 
 /// The verified origin of one connection.
@@ -14,6 +15,8 @@ use underpass_config::{Identity, Mesh, NodeSettings, Position, Workload, Workloa
 pub struct Source {
     address: SocketAddr,
     workload: Option<Arc<Workload>>,
+    /// Who the peer has shown to be.
+    verified: Option<Identity>,
     evidence: Evidence,
 }
 
@@ -24,6 +27,8 @@ enum Evidence {
     Address,
     /// The network namespace of the peer's socket.
     Capture,
+    /// The peer's certificate.
+    Certificate,
     /// Nothing that could not be forged.
     None,
 }
@@ -37,6 +42,7 @@ impl Source {
         Source {
             address: peer,
             workload: mesh.workload_at(&node.network, peer.ip()).cloned(),
+            verified: None,
             evidence: Evidence::Address,
         }
     }
@@ -58,8 +64,26 @@ impl Source {
         Some(Source {
             address: SocketAddr::new(ip, peer.port()),
             workload: Some(workload),
+            verified: None,
             evidence: Evidence::Capture,
         })
+    }
+
+    /// The peer of a connection from `address` whose handshake has verified who it is. Its certificate says so and nothing else does: the
+    /// workload at its address, which metrics name, is its own only if it has that identity. (Through a gateway it has another's address.)
+    pub fn verified(mesh: &Mesh, node: &NodeSettings, peer: &VerifiedPeer, address: SocketAddr) -> Source {
+        let identity = peer.identity();
+        // Trust domains that are both ours are one; the handshake has let in no other.
+        let is_it = |workload: &&Arc<Workload>| {
+            let known = &workload.identity;
+            (&known.namespace, &known.service_account) == (&identity.namespace, &identity.service_account)
+        };
+        Source {
+            address,
+            workload: mesh.workload_at(&node.network, address.ip()).filter(is_it).cloned(),
+            verified: Some(identity.clone()),
+            evidence: Evidence::Certificate,
+        }
     }
 
     /// A peer of which nothing is known but an address that anyone may have sent from: it is no workload and has no identity.
@@ -67,6 +91,7 @@ impl Source {
         Source {
             address: peer,
             workload: None,
+            verified: None,
             evidence: Evidence::None,
         }
     }
@@ -79,6 +104,7 @@ impl Source {
             None => self.clone(),
             Some(known) => Source {
                 workload: Some(mesh.workload(&known.uid).unwrap_or(known).clone()),
+                verified: self.verified.clone(),
                 ..*self
             },
         }
@@ -101,7 +127,8 @@ impl Source {
 
     /// The identity that policy decides about.
     pub fn identity(&self) -> Option<&Identity> {
-        self.workload.as_deref().map(|w| &w.identity)
+        let of_workload = || self.workload.as_deref().map(|w| &w.identity);
+        self.verified.as_ref().or_else(of_workload)
     }
 
     /// Where the client is, for locality-aware balancing; an unknown client is taken to be on this node.

@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::task::{Context, Poll, ready};
 
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::SockRef;
@@ -58,10 +59,30 @@ impl Stream {
 
     /// Reads once what is there.
     pub fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
+        let room = buffer.len();
+        self.poll_receive_by(cx, room, || {
+            rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()).map(|(length, _)| length)
+        })
+    }
+
+    /// Reads once what is there behind what `buffer` has, into the room that it has left.
+    pub fn poll_append(&self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<Received>> {
+        let room = buffer.capacity() - buffer.len();
+        self.poll_receive_by(cx, room, || {
+            rustix::net::recv(&self.socket, spare_capacity(buffer), RecvFlags::empty()).map(|(length, _)| length)
+        })
+    }
+
+    fn poll_receive_by(
+        &self,
+        cx: &mut Context<'_>,
+        room: usize,
+        mut receive: impl FnMut() -> Result<usize, Errno>,
+    ) -> Poll<io::Result<Received>> {
         loop {
             let mut ready = ready!(self.socket.poll_read_ready(cx))?;
-            let length = match rustix::net::recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
-                Ok((length, _)) => length,
+            let length = match receive() {
+                Ok(length) => length,
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {
                     ready.clear_ready();
@@ -69,13 +90,26 @@ impl Stream {
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             };
-            if length < buffer.len() && !self.carries_urgent_data() {
+            if length < room && !self.carries_urgent_data() {
                 ready.clear_ready();
             }
             return Poll::Ready(Ok(Received {
                 length,
                 peer_has_ended: ready.ready().is_read_closed(),
             }));
+        }
+    }
+
+    /// Reads once from a socket that was reset, which has all that it will ever have, whatever the runtime has heard of it so far. Nothing is
+    /// the end of it.
+    pub fn receive_rest(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            match rustix::net::recv(&self.socket, spare_capacity(buffer), RecvFlags::DONTWAIT) {
+                Ok((length, _)) => return Ok(length),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -155,6 +189,11 @@ impl Stream {
     pub async fn failed(&self) {
         // An error here is the runtime shutting down: nothing will come of this connection either.
         let _ = self.socket.ready(Interest::ERROR).await;
+    }
+
+    /// The socket, for another runtime.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket.into_inner()
     }
 
     /// The socket's own address.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, ServiceState, WorkloadUid};
+use underpass_config::{Config, Decision, Destination, LoadGuard, PolicyKey, ServiceState, Verdict, WorkloadUid};
 
 use crate::authorization::judge;
 use crate::capture::Pod;
@@ -18,8 +18,11 @@ use crate::destination::{self, Resolved, Target};
 use crate::ending::Ending;
 use crate::entrance::Entrance;
 use crate::flow::FlowFacts;
-use crate::flow_table::{FlowGuard, PathEnds};
+use crate::flow_table::{FlowGuard, PathEnds, Transport};
 use crate::handover::Family;
+use crate::hbone::outbound::{NotOpened, Outbound};
+use crate::hbone::route;
+use crate::hbone::tunnel::Tunnel;
 use crate::node::{Node, Snapshot};
 use crate::socket::{self, Connecting};
 use crate::source::Source;
@@ -50,11 +53,33 @@ pub enum NamedBy {
     Client,
 }
 
+/// What a destination is reached by.
+#[derive(Debug)]
+pub enum Upstream {
+    /// A connection of its own.
+    Socket(Stream),
+    /// A tunnel to the proxy before it.
+    Tunnel(Box<Tunnel>),
+}
+
+impl Upstream {
+    /// Our own address towards it.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Socket(stream) => stream.local_address(),
+            Self::Tunnel(tunnel) => Ok(tunnel.connection.local),
+        }
+    }
+}
+
 /// A destination that answered.
 #[derive(Debug)]
 pub struct Connected {
-    /// The socket.
-    pub stream: Stream,
+    /// The way to it.
+    pub upstream: Upstream,
     /// The flow, entered in the table.
     pub guard: FlowGuard,
     /// Its place in the endpoint's load.
@@ -81,6 +106,8 @@ pub struct RefusedTarget {
     pub ends: PathEnds,
     /// The policy that denied it.
     pub policy: Option<PolicyKey>,
+    /// The other end of the tunnel that would have carried it.
+    pub tunnel: Option<SocketAddr>,
 }
 
 impl From<Ending> for Refused {
@@ -144,7 +171,7 @@ impl Request<'_> {
             let source = self.source.refreshed(&config.mesh, &config.node);
             let resolved = match (self.entrance, requested) {
                 // What has arrived at a pod is for this pod, whatever services its address may belong to.
-                (Entrance::Inbound(_), Destination::Address(own)) => Some(Resolved::Address(*own)),
+                (Entrance::Inbound(_) | Entrance::Hbone(_), Destination::Address(own)) => Some(Resolved::Address(*own)),
                 _ => names.resolve(config, requested, self.named_by, &source, &tried).await?,
             };
             let Some(resolved) = resolved else {
@@ -152,12 +179,13 @@ impl Request<'_> {
                 continue;
             };
             let attempts_left = tried.len() < config.node.limits.connect_attempts as usize;
-            let choose = || destination::choose(config, &resolved, &source, &tried);
+            let choose = || self.choose(config, &resolved, &source, &tried);
             let Some(target) = attempts_left.then(choose).flatten() else {
                 return Err(last.unwrap_or_else(|| Ending::NoHealthyEndpoint.into()));
             };
             let address = target.address;
             let target = self.of_enrolled_pod(config, target)?;
+            let target = self.with_tunnel(target);
             match self.attempt(&snapshot, source, target, tried.is_empty()).await {
                 Attempt::Connected(connected) => return Ok(*connected),
                 Attempt::Stale => continue,
@@ -165,6 +193,31 @@ impl Request<'_> {
                 Attempt::Failed(refused) => last = Some(refused),
             }
             tried.push(address);
+        }
+    }
+
+    /// Chooses the place to connect to, among those not in `tried`: for what has a waypoint, that waypoint.
+    fn choose(&self, config: &Config, resolved: &Resolved, source: &Source, tried: &[SocketAddr]) -> Option<Target> {
+        let waypoint = match self.entrance {
+            Entrance::Plain(_) | Entrance::Outbound(_) => route::waypoint(config, resolved, source),
+            // It has come to where it was going.
+            Entrance::Inbound(_) | Entrance::Hbone(_) => None,
+        };
+        match waypoint {
+            Some(waypoint) => waypoint.choose(config, source, tried),
+            None => destination::choose(config, resolved, source, tried),
+        }
+    }
+
+    /// The same target, by a tunnel if it speaks HBONE and a pod connects to it. A node that has no identities to show speaks TCP.
+    fn with_tunnel(&self, target: Target) -> Target {
+        let may = matches!(self.entrance, Entrance::Outbound(_)) && self.node.identities.is_some();
+        if target.via.is_some() || !may {
+            return target;
+        }
+        Target {
+            via: route::direct(&target),
+            ..target
         }
     }
 
@@ -177,6 +230,16 @@ impl Request<'_> {
             target.service.as_ref(),
             &config.node,
         );
+        let ends = ends.carried_by(match target.via {
+            Some(_) => Transport::TunnelOut,
+            None => self.entrance.transport(&source),
+        });
+        let tunnel = match (&target.via, self.entrance) {
+            (Some(via), _) => Some(via.gateway),
+            (None, Entrance::Hbone(_)) => Some(source.address()),
+            (None, _) => None,
+        };
+        let is_judged_elsewhere = target.via.as_ref().is_some_and(|via| via.is_waypoint);
         let refused = |ending, policy, detail| Refused {
             ending,
             detail,
@@ -184,9 +247,13 @@ impl Request<'_> {
                 address: target.address,
                 ends: ends.clone(),
                 policy,
+                tunnel,
             })),
         };
-        let verdict = judge(config, &source, target.address, target.workload.as_deref());
+        let verdict = match is_judged_elsewhere {
+            true => Verdict::allowed(),
+            false => judge(config, &source, target.address, target.workload.as_deref()),
+        };
         if is_first && self.node.is_current(snapshot) {
             verdict
                 .dry_run
@@ -207,6 +274,8 @@ impl Request<'_> {
             destination_workload: target.workload.clone(),
             service: target.service.as_ref().map(|s| s.key.clone()),
             policy,
+            tunnel,
+            is_judged_elsewhere,
         };
         let guard = match self
             .node
@@ -227,10 +296,10 @@ impl Request<'_> {
         let unanswered = tokio::select! {
             biased;
             ending = guard.flow().ended() => Unanswered { ending, detail: None },
-            connected = self.dial(target.address, target.pod.as_deref(), config) => match connected {
-                Ok(stream) => {
+            connected = self.reach(&target, &guard.flow().facts.source, config) => match connected {
+                Ok(upstream) => {
                     guard.flow().establish();
-                    return Attempt::Connected(Box::new(Connected { stream, guard, load: target.load }));
+                    return Attempt::Connected(Box::new(Connected { upstream, guard, load: target.load }));
                 }
                 Err(unanswered) => unanswered,
             },
@@ -270,6 +339,33 @@ impl Request<'_> {
             .pod()
             .is_some_and(|pod| pod.is_removed())
             .then_some(Ending::PodRemoved)
+    }
+
+    /// Connects to a target by the way that is its own.
+    async fn reach(&self, target: &Target, source: &Source, config: &Config) -> Result<Upstream, Unanswered> {
+        let Some(via) = &target.via else {
+            let stream = self.dial(target.address, target.pod.as_deref(), config).await?;
+            return Ok(Upstream::Socket(stream));
+        };
+        let Some(pod) = self.entrance.pod() else {
+            return Err(Unanswered {
+                ending: Ending::ConnectFailed,
+                detail: Some("it has a waypoint, which only captured pods have an identity to reach".into()),
+            });
+        };
+        let outbound = Outbound {
+            node: self.node,
+            pod,
+            client: source,
+            service: target.service.as_deref().map(|service| &*service.hostname),
+        };
+        let opened = Box::pin(outbound.open(via, config)).await;
+        opened
+            .map(|tunnel| Upstream::Tunnel(Box::new(tunnel)))
+            .map_err(|NotOpened { ending, detail }| Unanswered {
+                ending,
+                detail: Some(detail),
+            })
     }
 
     /// Connects to `address` from where the connection belongs: a captured one from its pod's network namespace, any other from ours.
@@ -328,7 +424,9 @@ impl Names {
         source: &Source,
         tried: &[SocketAddr],
     ) -> Result<Option<Resolved>, Ending> {
-        let resolved = match destination::resolve(config, requested)? {
+        let resolved = destination::resolve(config, requested)?;
+        let has_waypoint = route::waypoint(config, &resolved, source).is_some();
+        let resolved = match resolved {
             Resolved::Name(host, port) => match &self.answers {
                 None => {
                     self.answers = Some(destination::ask_dns(&host, port, config.node.timeouts.connect).await?);
@@ -346,7 +444,7 @@ impl Names {
                 service,
                 port,
                 requested,
-            } => match self.endpoint_by_name(config, &service, port, source, tried).await? {
+            } if !has_waypoint => match self.endpoint_by_name(config, &service, port, source, tried).await? {
                 ByName::No => Resolved::Service {
                     service,
                     port,
@@ -439,128 +537,4 @@ fn unanswered(error: &io::Error) -> Unanswered {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use underpass_config::{AccessLog, Listener, ListenerProtocol, LogFormat};
-
-    use super::*;
-    use crate::flow_table::FlowTable;
-    use crate::offload::Offload;
-    use crate::telemetry::{AccessLogWriter, Telemetry};
-
-    /// A server on loopback that is a workload guarded by `policy`, and a node that knows it.
-    struct World {
-        server: TcpListener,
-        node: Arc<Node>,
-    }
-
-    impl World {
-        fn new() -> Self {
-            let server = TcpListener::bind("127.0.0.2:0").unwrap();
-            let config = Config::from_yaml(&yaml("ALLOW", "{}")).unwrap();
-            let flows = Arc::new(FlowTable::new(1));
-            let off = AccessLog {
-                format: LogFormat::Off,
-                ..AccessLog::default()
-            };
-            let offload = Arc::new(Offload::default());
-            let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
-            Self {
-                server,
-                node: Node::new(config, None, None, flows, offload, telemetry),
-            }
-        }
-
-        fn publish(&self, yaml: &str) -> usize {
-            let (config, touched) = self.node.snapshot().config.updated(yaml).unwrap();
-            self.node.publish(|_| (config, touched))
-        }
-
-        async fn attempt(&self, snapshot: &Snapshot) -> Attempt {
-            let config = &snapshot.config;
-            let source = Source::by_address(&config.mesh, &config.node, "127.0.0.1:4000".parse().unwrap());
-            let address = self.server.local_addr().unwrap();
-            let target = destination::choose(config, &Resolved::Address(address), &source, &[]).unwrap();
-            let entrance = Entrance::Plain(Arc::new(Listener {
-                name: "test".into(),
-                address,
-                protocol: ListenerProtocol::Socks5,
-            }));
-            let request = Request {
-                node: &self.node,
-                core: 0,
-                entrance: &entrance,
-                source: &source,
-                started: SystemTime::now(),
-                named_by: NamedBy::Us,
-            };
-            request.attempt(snapshot, source.clone(), target, true).await
-        }
-
-        fn was_contacted(&self) -> bool {
-            self.server.set_nonblocking(true).unwrap();
-            self.server.accept().is_ok()
-        }
-    }
-
-    /// `rule` is a match of the one policy, whose action is `action`: `{}` matches in a DENY policy only.
-    fn yaml(action: &str, rule: &str) -> String {
-        let rules = if rule == "{}" && action == "ALLOW" {
-            "[]".to_owned()
-        } else {
-            format!("[{{matches: [{rule}]}}]")
-        };
-        format!(
-            "workloads:\n- {{name: server, namespace: shop, addresses: [127.0.0.2], authorization_policies: [shop/p]}}\n\
-             authorization_policies:\n- {{name: p, namespace: shop, scope: WORKLOAD_SELECTOR, action: {action}, \
-             groups: [{{rules: {rules}}}]}}\n"
-        )
-    }
-
-    #[tokio::test]
-    async fn a_connection_decided_on_an_older_snapshot_is_not_made() {
-        let world = World::new();
-        let old = world.node.snapshot();
-        assert_eq!(
-            world.publish(&yaml("DENY", "{}")),
-            0,
-            "there is no flow yet that the change could find"
-        );
-        assert!(matches!(world.attempt(&old).await, Attempt::Stale));
-        assert!(!world.was_contacted());
-        assert!(matches!(
-            world.attempt(&world.node.snapshot()).await,
-            Attempt::Refused(Refused {
-                ending: Ending::PolicyDenied,
-                ..
-            })
-        ));
-        assert!(world.node.flows.flows().is_empty());
-    }
-
-    #[tokio::test]
-    async fn a_connection_made_before_the_change_is_found_by_it() {
-        let world = World::new();
-        let Attempt::Connected(connected) = world.attempt(&world.node.snapshot()).await else {
-            panic!("allowed")
-        };
-        assert!(world.was_contacted());
-        assert_eq!(world.publish(&yaml("DENY", "{}")), 1);
-        assert_eq!(connected.guard.flow().requested_end(), Some(Ending::PolicyRevoked));
-    }
-
-    #[tokio::test]
-    async fn nothing_begins_after_the_drain_has_run_out_of_time() {
-        let world = World::new();
-        world.node.close();
-        assert!(matches!(
-            world.attempt(&world.node.snapshot()).await,
-            Attempt::Refused(Refused {
-                ending: Ending::Drained,
-                ..
-            })
-        ));
-        assert!(!world.was_contacted());
-    }
-}
+mod tests;

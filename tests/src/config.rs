@@ -25,6 +25,7 @@ impl Listen {
 #[derive(Clone, Default)]
 pub struct Config {
     node: String,
+    node_name: Option<&'static str>,
     capture: String,
     access_log_format: Option<&'static str>,
     listeners: String,
@@ -37,6 +38,12 @@ impl Config {
     /// Nothing but the harness's own settings.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The node's name; `node-a` if none is given.
+    pub fn node_name(mut self, name: &'static str) -> Self {
+        self.node_name = Some(name);
+        self
     }
 
     /// A setting of the node: `timeouts: {idle: 1s}`.
@@ -111,7 +118,8 @@ impl Config {
     pub fn yaml(&self, admin: SocketAddr, access_log: &Path) -> String {
         let format = self.access_log_format.unwrap_or("text");
         let mut yaml = format!(
-            "node:\n  name: node-a\n  admin: \"{admin}\"\n  access_log: {{format: {format}, path: {:?}}}\n{}",
+            "node:\n  name: {}\n  admin: \"{admin}\"\n  access_log: {{format: {format}, path: {:?}}}\n{}",
+            self.node_name.unwrap_or("node-a"),
             access_log.display().to_string(),
             self.node
         );

@@ -12,6 +12,7 @@
 //! * [`Config`]: YAML by a few words, for a proxy.
 //! * [`Server`] and [`Way`]: a destination that says who it is, and the ways to reach it (directly or through a listener).
 //! * [`capture`]: a node whose pods are captured, with its agent and its proxies.
+//! * [`Authority`]: certificates as files.
 //! * [`istiod`]: a real istiod, whose cluster is a folder of YAML files.
 //! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
 //! * [`load`]: connections with a round trip, one or many, and what came of them.
@@ -21,6 +22,7 @@
 
 mod access_log;
 mod admin;
+mod authority;
 pub mod capture;
 mod client;
 mod config;
@@ -39,11 +41,12 @@ mod world;
 
 pub use access_log::AccessLine;
 pub use admin::{Answer, Metrics, Sample};
+pub use authority::{Authority, Issued};
 pub use client::{Refused, Target, Way, is_reset, open};
 pub use config::{Config, Listen};
 pub use process::Process;
 pub use proxy::Proxy;
-pub use requirement::{Need, available};
+pub use requirement::{Need, available, envoy};
 pub use server::{Arrival, Blackhole, Server};
 pub use throttle::Throttle;
 pub use tiers::{Bytes, ConnectionView, Tiers};

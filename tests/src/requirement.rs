@@ -18,6 +18,8 @@ pub enum Need {
     Capture,
     /// A real istiod (scripts/istiod-setup.sh).
     Istiod,
+    /// A stock Envoy (scripts/envoy-setup.sh).
+    Envoy,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
     Guard,
     /// As `Capture`, where the kernel moves connections from socket to socket as applications expect.
@@ -40,6 +42,11 @@ pub fn available(needs: &[Need]) -> bool {
     false
 }
 
+/// The Envoy that `scripts/envoy-setup.sh` fetches, which the bench compares with too.
+pub fn envoy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/bench/envoy")
+}
+
 impl Need {
     fn missing(&self) -> Option<String> {
         match self {
@@ -48,6 +55,10 @@ impl Need {
             Need::Istiod => {
                 let why = "needs an istiod: run scripts/istiod-setup.sh, which builds it";
                 istiod::program().is_none().then(|| why.to_owned())
+            }
+            Need::Envoy => {
+                let why = "needs Envoy: run scripts/envoy-setup.sh, which fetches it";
+                (!envoy().is_file()).then(|| why.to_owned())
             }
             Need::Guard => missing_for_capture().or_else(|| {
                 let why = "this kernel has no tcx (Linux 6.6), so no pod is guarded";

@@ -137,7 +137,7 @@ pub fn trust_of(roots: &[&Authority], aliases: &[&str]) -> Arc<Trust> {
 
 /// A pod: its certificate, and the store behind it, which ends with it.
 pub struct Pod {
-    pub lease: Lease,
+    pub lease: Arc<Lease>,
     store: JoinHandle<()>,
 }
 
@@ -160,7 +160,7 @@ impl Pod {
         };
         let (store, serving) = IdentityStore::new(Arc::new(source), own, settings);
         let store_task = tokio::spawn(serving);
-        let lease = store.hold(identity);
+        let lease = Arc::new(store.hold(identity));
         lease.ready(Duration::from_secs(30)).await.unwrap();
         Self {
             lease,

@@ -17,6 +17,16 @@ pub struct Verdict {
     pub dry_run: Vec<DryRunMatch>,
 }
 
+impl Verdict {
+    /// On a connection that no policy guards.
+    pub fn allowed() -> Self {
+        Self {
+            decision: Decision::Allow { policy: None },
+            dry_run: Vec::new(),
+        }
+    }
+}
+
 /// What is to be done with a connection, and on whose word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {

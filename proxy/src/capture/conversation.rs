@@ -280,7 +280,7 @@ impl Served {
         let known = self.pods.get(&cookie).map(|served| served.pod.sockets.clone());
         let fresh = known.unwrap_or_else(|| Arc::new(SocketPool::new(cookie, self.orders.clone())));
         fresh.renew();
-        let pod = Arc::new(Pod::new(told, kernel, fresh));
+        let pod = Arc::new(Pod::new(told, Some(kernel), fresh));
         self.node.add_pod(&pod);
         let listen = |(place, socket)| {
             let entrance = if place < outbound {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use slab::Slab;
 use underpass_config::{Config, PolicyKey, ServiceKey, Text, Touched, WorkloadUid};
 
-use super::PathEnds;
+use super::{PathEnds, Transport};
 use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::limits::{OpenConnections, TenantCounters};
@@ -54,6 +54,7 @@ struct PathKey {
     source: Option<WorkloadUid>,
     destination: Option<WorkloadUid>,
     service: Option<ServiceKey>,
+    transport: Transport,
 }
 
 #[derive(Debug)]
@@ -85,6 +86,7 @@ fn key(ends: &PathEnds) -> PathKey {
         source: ends.source.as_ref().map(|w| w.uid.clone()),
         destination: ends.destination.as_ref().map(|w| w.uid.clone()),
         service: ends.service.as_ref().map(|s| s.key.clone()),
+        transport: ends.transport.clone(),
     }
 }
 

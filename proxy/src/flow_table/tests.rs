@@ -89,6 +89,8 @@ impl World {
             destination_workload: destination,
             service: None,
             policy: None,
+            tunnel: None,
+            is_judged_elsewhere: false,
         };
         self.table.open(0, ends, facts, SystemTime::now(), &self.settings)
     }

@@ -19,7 +19,7 @@ const LOOKS_AT_THE_KERNEL: u32 = 8;
 
 /// Ends a connection in which nothing moves, and notices when it has lasted a while. The timer is not moved for each byte:
 /// it fires at the earliest possible end, and is then set anew from the last byte seen.
-pub(super) struct IdleTimer {
+pub struct IdleTimer {
     sleep: Pin<Box<Sleep>>,
     registered: bool,
     settled: bool,
@@ -29,7 +29,7 @@ pub(super) struct IdleTimer {
 }
 
 impl IdleTimer {
-    pub(super) fn new(limit: Duration) -> Self {
+    pub fn new(limit: Duration) -> Self {
         let sleep = Box::pin(tokio::time::sleep(limit.min(SETTLED_AFTER)));
         Self {
             sleep,
@@ -43,7 +43,7 @@ impl IdleTimer {
 
     /// `moved` is what has moved so far; `unseen` says whether more may move without waking the relay. `settle` is called
     /// once, when the connection has lasted a while.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, moved: u64, unseen: bool, settle: impl Fn()) -> Poll<Ending> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, moved: u64, unseen: bool, settle: impl Fn()) -> Poll<Ending> {
         let now = Instant::now();
         if moved != self.moved {
             self.moved = moved;

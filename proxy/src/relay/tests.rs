@@ -122,6 +122,8 @@ impl World {
             destination_workload: None,
             service: None,
             policy: None,
+            tunnel: None,
+            is_judged_elsewhere: false,
         };
         let flow = Arc::new(Flow::new(facts, SystemTime::now(), true));
         let (its_flow, offload) = (flow.clone(), agent.offload.clone());
@@ -515,6 +517,8 @@ async fn a_flow_with_an_end_elsewhere_is_none_of_the_kernels() {
         destination_workload: None,
         service: None,
         policy: None,
+        tunnel: None,
+        is_judged_elsewhere: false,
     };
     let flow = Arc::new(Flow::new(facts, SystemTime::now(), true));
     let mut settings = NodeSettings::default();

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use underpass_config::{AccessLog, LogFormat, PolicyKey, ServiceKey, Workload};
+use underpass_config::{AccessLog, Identity, LogFormat, PolicyKey, ServiceKey, Workload};
 
 use super::line_writer::LineWriter;
 use crate::ending::Ending;
@@ -39,10 +39,14 @@ pub struct Line<'a> {
     pub source: SocketAddr,
     /// The client's workload.
     pub source_workload: Option<&'a Workload>,
+    /// The identity that policy saw.
+    pub source_identity: Option<&'a Identity>,
     /// The address connected to, or that would have been.
     pub destination: Option<SocketAddr>,
     /// The workload there.
     pub destination_workload: Option<&'a Workload>,
+    /// The other end of the tunnel that carried it, if one did.
+    pub tunnel: Option<SocketAddr>,
     /// The service asked for.
     pub service: Option<&'a ServiceKey>,
     /// When the client was accepted.
@@ -73,7 +77,7 @@ enum Value {
 }
 
 impl Line<'_> {
-    fn fields(&self) -> [(&'static str, Value); 27] {
+    fn fields(&self) -> [(&'static str, Value); 29] {
         let text = |value: Option<String>| Value::Text(value.unwrap_or_else(|| "-".to_owned()));
         let workload = |w: Option<&Workload>| text(w.map(|w| w.name.to_string()));
         let namespace = |w: Option<&Workload>| text(w.map(|w| w.namespace.to_string()));
@@ -89,12 +93,17 @@ impl Line<'_> {
             ("src.addr", text(Some(self.source.to_string()))),
             ("src.workload", workload(self.source_workload)),
             ("src.namespace", namespace(self.source_workload)),
-            ("src.identity", identity(self.source_workload)),
+            ("src.identity", text(self.source_identity.map(ToString::to_string))),
             ("dst.addr", text(self.destination.map(|d| d.to_string()))),
             ("dst.service", text(self.service.map(hostname))),
             ("dst.workload", workload(self.destination_workload)),
             ("dst.namespace", namespace(self.destination_workload)),
             ("dst.identity", identity(self.destination_workload)),
+            ("hbone.peer", text(self.tunnel.map(|peer| peer.to_string()))),
+            (
+                "connection_security_policy",
+                text(self.tunnel.map(|_| "mutual_tls".to_owned())),
+            ),
             (
                 "start_time",
                 text(Some(humantime::format_rfc3339_nanos(self.started).to_string())),

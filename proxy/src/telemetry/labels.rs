@@ -5,12 +5,15 @@
 
 use underpass_config::Workload;
 
-use crate::flow_table::PathEnds;
+use crate::flow_table::{PathEnds, Transport};
 
 /// A label set; equal sets are one time series.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
 const UNKNOWN: &str = "unknown";
+
+/// How Istio says that both sides have shown who they are.
+const MUTUAL_TLS: &str = "mutual_tls";
 
 /// Whose view of a connection a series is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,10 +91,20 @@ fn end(names: &EndNames, workload: Option<&Workload>, labels: &mut Labels) {
 fn common(ends: &PathEnds, reporter: Reporter) -> Labels {
     let mut labels = vec![("reporter", reporter.word().to_owned())];
     end(&SOURCE, ends.source.as_deref(), &mut labels);
+    if let Transport::TunnelIn(Some(verified)) = &ends.transport {
+        let principal = labels.iter_mut().find(|(name, _)| *name == SOURCE.principal);
+        principal
+            .into_iter()
+            .for_each(|(_, value)| *value = verified.to_string());
+    }
     end(&DESTINATION, ends.destination.as_deref(), &mut labels);
     labels.push(("request_protocol", "tcp".to_owned()));
-    // Istio: the source's side cannot know it. Without a tunnel the destination's side knows that there is none.
-    let security = if reporter == Reporter::Source { UNKNOWN } else { "none" };
+    let security = match (&ends.transport, reporter) {
+        (Transport::TunnelOut | Transport::TunnelIn(Some(_)), _) => MUTUAL_TLS,
+        // Istio: the source's side cannot know it. Without a tunnel the destination's side knows that there is none.
+        (_, Reporter::Source) => UNKNOWN,
+        (_, Reporter::Destination) => "none",
+    };
     labels.push(("connection_security_policy", security.to_owned()));
     labels
 }

@@ -17,7 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::AccessLogWriter;
 use super::labels::{self, Labels, Reporter};
 use crate::ending::Ending;
-use crate::flow_table::{FlowTable, PathCounts, PathEnds};
+use crate::flow_table::{FlowTable, PathCounts, PathEnds, Transport};
 
 /// One family's series.
 type Series = BTreeMap<Labels, u64>;
@@ -126,8 +126,15 @@ impl ConnectionMetrics {
     fn scrape(&self) -> Scrape {
         let mut scrape = Scrape::default();
         for (ends, counts) in self.flows.paths() {
-            scrape.add(&ends, Reporter::Source, &counts);
-            if ends.destination_is_local {
+            let (source, destination) = match ends.transport {
+                Transport::Plain => (true, ends.destination_is_local),
+                Transport::TunnelOut => (true, false),
+                Transport::TunnelIn(_) => (false, true),
+            };
+            if source {
+                scrape.add(&ends, Reporter::Source, &counts);
+            }
+            if destination {
                 scrape.add(&ends, Reporter::Destination, &counts);
             }
         }

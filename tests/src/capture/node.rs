@@ -35,10 +35,12 @@ const FIRST_ADMIN_PORT: u16 = 15100;
 /// See the head of the module `capture`.
 pub struct CaptureNode {
     // First: what is left of the processes ends with their namespaces' threads, before the janitor looks.
-    world: World,
+    world: Arc<World>,
     next_proxy: AtomicU16,
     next_agent: AtomicU16,
-    tree: CgroupTree,
+    tree: Arc<CgroupTree>,
+    /// Which of the world's nodes it is.
+    number: usize,
 }
 
 /// How a command ended.
@@ -56,11 +58,7 @@ impl CaptureNode {
     /// A node without an agent, and another one ([`CaptureNode::elsewhere`]) that knows nothing of capture. Its own bpffs is mounted.
     pub fn new() -> Self {
         let node = Self::without_bpffs();
-        let host = node.host();
-        host.namespace().run(|| {
-            let none = None::<&str>;
-            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).expect("mount a bpffs");
-        });
+        node.mount_bpffs();
         node
     }
 
@@ -74,17 +72,41 @@ impl CaptureNode {
         fs::create_dir(&access).expect("a folder for access logs");
         fs::set_permissions(&access, Permissions::from_mode(0o777)).expect("chmod the logs' folder");
         let tree = CgroupTree::new(&[world.directory()]);
+        Self::of(Arc::new(world), Arc::new(tree), 0)
+    }
+
+    /// The other node, as one of its own that can capture pods: with its own cgroups, agent and bpffs.
+    pub fn beside(&self) -> Self {
+        let node = Self::of(self.world.clone(), self.tree.clone(), self.number + 1);
+        node.mount_bpffs();
+        node
+    }
+
+    fn of(world: Arc<World>, tree: Arc<CgroupTree>, number: usize) -> Self {
         let node = Self {
             world,
             next_proxy: AtomicU16::new(0),
             next_agent: AtomicU16::new(0),
             tree,
+            number,
         };
         // The bpffs of this machine, if it has one, is not this node's.
         node.host()
             .namespace()
             .run(|| while umount2(BPFFS, MntFlags::MNT_DETACH).is_ok() {});
         node
+    }
+
+    fn mount_bpffs(&self) {
+        self.host().namespace().run(|| {
+            let none = None::<&str>;
+            mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), none).expect("mount a bpffs");
+        });
+    }
+
+    /// Its name, as configurations have it.
+    pub fn name(&self) -> &'static str {
+        ["node-a", "node-b"][self.number]
     }
 
     /// What it is in: files, processes.
@@ -94,7 +116,7 @@ impl CaptureNode {
 
     /// The node itself, with sockets and programs in no cgroup of capture.
     pub fn host(&self) -> Host {
-        self.world.node(0)
+        self.world.node(self.number)
     }
 
     /// The node itself, with sockets and programs in a cgroup of the node: that of the kubelet, say.
@@ -111,7 +133,7 @@ impl CaptureNode {
 
     /// As [`CaptureNode::pod`], with addresses of these families only.
     pub fn pod_with(&self, name: &str, families: Families) -> Pod {
-        let network = self.world.pod_with(0, families);
+        let network = self.world.pod_with(self.number, families);
         let short = name.replace('/', "-");
         let path = self.bind(&network, &short);
         let cgroup = self.cgroup(&format!("pods/{short}/main"));
@@ -173,7 +195,7 @@ impl CaptureNode {
 
     /// The cgroup at which programs are attached; `path` is below it.
     pub fn cgroup(&self, path: &str) -> PathBuf {
-        self.tree.at(&format!("node/{path}"))
+        self.tree.at(&format!("{}/{path}", self.folder("node")))
     }
 
     /// The cgroup above the one at which programs are attached.
@@ -183,7 +205,15 @@ impl CaptureNode {
 
     /// Where the agent's sockets are.
     pub fn run_directory(&self) -> PathBuf {
-        self.world.directory().join("run")
+        self.world.directory().join(self.folder("run"))
+    }
+
+    /// Names of the first node are as they are, those of another are its own.
+    fn folder(&self, name: &str) -> String {
+        match self.number {
+            0 => name.to_owned(),
+            number => format!("{name}-{number}"),
+        }
     }
 
     /// Where the agent pins its objects. The path means something in the node's own mounts only.
@@ -224,7 +254,12 @@ impl CaptureNode {
             command.args(["--untested-variant", &variant]);
         }
         let command = enter(&self.cgroup(&format!("agent-{number}")), &command);
-        Agent::new(Process::start(&self.world, &self.host(), "agent", command))
+        Agent::new(Process::start(
+            &self.world,
+            &self.host(),
+            &self.folder("agent"),
+            command,
+        ))
     }
 
     /// Starts a proxy as an ordinary user in a cgroup of its own, and waits until it is ready.
@@ -270,7 +305,7 @@ impl CaptureNode {
 
     fn launch(&self, config: &Config, cgroup: &str, command: impl FnOnce(&Path, &Path) -> Command) -> Proxy {
         let number = self.next_proxy.fetch_add(1, Ordering::Relaxed);
-        let (label, cgroup) = (format!("proxy-{number}"), self.cgroup(cgroup));
+        let (label, cgroup) = (self.folder(&format!("proxy-{number}")), self.cgroup(cgroup));
         let admin = FIRST_ADMIN_PORT + number;
         Proxy::launch(&self.world, &self.host(), config, &label, admin, |binary, file| {
             enter(&cgroup, &command(binary, file))

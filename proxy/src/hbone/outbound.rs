@@ -1,0 +1,106 @@
+//! A pod's connection to a destination that is reached through a tunnel.
+
+use std::sync::Arc;
+
+use underpass_config::Config;
+
+use super::connect::{self, Connect};
+use super::pool::{Dial, DialError, Key, OpenError, Origin};
+use super::route::Via;
+use super::tunnel::Tunnel;
+use crate::capture::Pod;
+use crate::ending::Ending;
+use crate::node::Node;
+use crate::source::Source;
+
+/// A client that is to be connected through a tunnel.
+#[derive(Debug)]
+pub struct Outbound<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// The client's pod, from whose address the tunnel's connection leaves.
+    pub pod: &'a Arc<Pod>,
+    /// The client.
+    pub client: &'a Source,
+    /// The host name of the service that it asked for, if it asked for one.
+    pub service: Option<&'a str>,
+}
+
+/// Why there is no tunnel.
+#[derive(Debug)]
+pub struct NotOpened {
+    /// The word for it.
+    pub ending: Ending,
+    /// More about that.
+    pub detail: String,
+}
+
+impl Outbound<'_> {
+    /// Opens a tunnel as the client.
+    ///
+    /// # Errors
+    /// When there is no certificate to show, no connection to be had, or the destination's proxy does not want it.
+    pub async fn open(&self, via: &Via, config: &Config) -> Result<Tunnel, NotOpened> {
+        let dial = self.dial(via, config).ok_or_else(|| NotOpened {
+            ending: Ending::ConnectFailed,
+            detail: "there is no certificate of the client's to open a tunnel with".into(),
+        })?;
+        let client = self.client.workload().ok_or_else(|| NotOpened {
+            ending: Ending::UnknownSource,
+            detail: "only a workload opens tunnels".into(),
+        })?;
+        let connect = Connect {
+            authority: via.authority.clone(),
+            client,
+            client_address: self.client.address(),
+            service: self.service,
+        };
+        let request = connect.request().map_err(|error| NotOpened {
+            ending: Ending::ConnectFailed,
+            detail: error.to_string(),
+        })?;
+        let timeouts = &config.node.timeouts;
+        // The connection, and then the destination's, which the proxy there connects to meanwhile.
+        let patience = timeouts.connect + timeouts.handshake + timeouts.connect;
+        match tokio::time::timeout(patience, self.node.tunnels.open(&dial, &request)).await {
+            Ok(opened) => opened.map_err(NotOpened::from),
+            Err(_) => Err(NotOpened {
+                ending: Ending::ConnectTimeout,
+                detail: format!("{} does not answer a CONNECT", via.gateway),
+            }),
+        }
+    }
+
+    fn dial(&self, via: &Via, config: &Config) -> Option<Dial> {
+        let identities = self.node.identities.as_ref()?;
+        let certificate = identities.of_pod(self.pod.cookie)?;
+        let timeouts = &config.node.timeouts;
+        Some(Dial {
+            key: Key {
+                pod: Some(self.pod.cookie),
+                client: certificate.slot().identity().clone(),
+                gateway: via.gateway,
+                expected: via.expected.clone(),
+            },
+            origin: Origin::Pod(self.pod.clone()),
+            certificate,
+            trust: identities.trust().clone(),
+            patience: (timeouts.connect, timeouts.handshake),
+            keepalive: config.node.keepalive,
+        })
+    }
+}
+
+impl From<OpenError> for NotOpened {
+    fn from(error: OpenError) -> Self {
+        let ending = match &error {
+            OpenError::Refused(status) => connect::refusal(*status),
+            OpenError::Dial(DialError::Timeout(_)) => Ending::ConnectTimeout,
+            OpenError::Dial(_) | OpenError::Broken(_) => Ending::ConnectFailed,
+        };
+        Self {
+            ending,
+            detail: error.to_string(),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! How streams share connections.
+
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::Response;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use underpass_certs::ServerTls;
+
+use super::authority::identity;
+use super::world::{World, connect, web};
+use super::{authority, receive_exactly, send};
+use crate::hbone::STREAMS;
+use crate::hbone::pool::{IDLE, OpenError};
+
+#[tokio::test]
+async fn the_first_connection_is_made_once_however_many_want_it() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let open = || peer.open(world.gateway, "127.0.0.2:1");
+    let all = tokio::join!(open(), open(), open(), open(), open(), open());
+    for outcome in [all.0, all.1, all.2, all.3, all.4, all.5] {
+        assert!(outcome.is_err(), "nobody listens there");
+    }
+    assert_eq!(world.accepted.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn who_fails_to_connect_tells_all_who_wait_and_the_next_tries_again() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let nobody = "127.0.0.2:1".parse().unwrap();
+    let target = world.target();
+    let open = || peer.open(nobody, &target);
+    let (one, other) = tokio::join!(open(), open());
+    assert!(one.is_err() && other.is_err());
+    assert!(open().await.is_err());
+    assert_eq!(peer.connections(), 0);
+    world.connect(&peer).await;
+    assert_eq!(peer.connections(), 1);
+}
+
+#[tokio::test]
+async fn many_streams_are_spread_and_none_waits_for_anothers_end() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let mut open = Vec::new();
+    for number in 0..2 * STREAMS as usize {
+        open.push(world.connect(&peer).await);
+        if number < 8 {
+            assert_eq!(peer.connections(), 1, "{number} streams need no second");
+        }
+    }
+    assert!((3..=8).contains(&peer.connections()), "{}", peer.connections());
+    for (tunnel, application) in &mut open {
+        send(tunnel, Bytes::from_static(b"x")).await;
+        application.read_exact(&mut [0]).await.unwrap();
+    }
+}
+
+/// A server that serves one stream on its first connection, and says that it will serve no more there; and any on later ones.
+async fn leave_after_one_stream(listener: TcpListener, tls: ServerTls) {
+    for number in 0.. {
+        let (socket, _) = listener.accept().await.unwrap();
+        let (stream, _) = tls.accept(socket).await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        tokio::spawn(async move {
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let send = respond.send_response(Response::new(()), false).unwrap();
+                tokio::spawn(echo(request.into_body(), send));
+                if number == 0 {
+                    connection.graceful_shutdown();
+                }
+            }
+        });
+    }
+}
+
+async fn echo(mut receive: h2::RecvStream, mut send: h2::SendStream<Bytes>) {
+    while let Some(Ok(bytes)) = receive.data().await {
+        receive.flow_control().release_capacity(bytes.len()).unwrap();
+        send.send_data(bytes, false).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_a_leaving_peer_did_not_look_at_goes_on_another_connection() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let server = authority::Pod::of(&world.authority, &web()).await;
+    let tls = ServerTls::new(server.lease.slot().clone(), world.trust.clone()).unwrap();
+    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let gateway = listener.local_addr().unwrap();
+    tokio::spawn(leave_after_one_stream(listener, tls));
+    let mut first = peer.open(gateway, "127.0.0.3:80").await.unwrap();
+    let mut second = peer.open(gateway, "127.0.0.3:80").await.unwrap();
+    let mut third = peer.open(gateway, "127.0.0.3:80").await.unwrap();
+    for tunnel in [&mut first, &mut second, &mut third] {
+        send(tunnel, Bytes::from_static(b"there")).await;
+        assert_eq!(receive_exactly(tunnel, 5).await, b"there");
+    }
+    assert!(
+        first.connection.local != second.connection.local,
+        "the second goes on another connection"
+    );
+    assert_eq!(second.connection.local, third.connection.local, "which is kept");
+}
+
+#[tokio::test]
+async fn a_connection_without_streams_is_closed_after_a_while_and_made_anew_when_wanted() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    drop(world.connect(&peer).await);
+    world.until_no_flow().await;
+    assert_eq!(peer.connections(), 1);
+    tokio::time::pause();
+    let gone = async {
+        while peer.connections() > 0 {
+            tokio::time::sleep(IDLE / 10).await;
+        }
+    };
+    tokio::time::timeout(2 * IDLE, gone).await.expect("it is closed");
+    tokio::time::resume();
+    world.connect(&peer).await;
+    assert_eq!(world.accepted.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_was_proved_for_one_destination_serves_no_other() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let (_tunnel, _application) = world.connect(&peer).await;
+    // Same place, same client; but somebody else has to be there.
+    let dial = peer.dial(world.gateway, &[identity("shop", "db")]);
+    let outcome = peer.pool.open(&dial, &connect(&world.target())).await;
+    assert!(matches!(outcome, Err(OpenError::Dial(_))), "{outcome:?}");
+    // And another client has a connection of its own, as which policy sees it.
+    let mut other = world.peer("other").await;
+    other.pool = peer.pool.clone();
+    let (_tunnel, _application) = world.connect(&other).await;
+    assert_eq!(peer.connections(), 2);
+}

@@ -1,0 +1,8 @@
+//! HBONE, from outside: pods on two nodes that know nothing of a mesh, each node with an agent, a proxy and certificates from files; and Envoy, as it
+//! speaks HBONE itself.
+
+mod envoy;
+mod exactness;
+mod interop;
+mod nodes;
+mod place;
