@@ -10,7 +10,7 @@ use underpass_ebpf::tier::Direction::Out;
 
 use super::world::{Flow, World, read, write};
 use crate::needs_root;
-use crate::wait::{SOON, eventually};
+use crate::wait::{eventually, soon};
 
 /// `UFFDIO_API`, `UFFDIO_REGISTER`, `UFFDIO_ZEROPAGE` (linux/userfaultfd.h).
 const API: libc::c_ulong = 0xc018_aa3f;
@@ -101,7 +101,7 @@ fn a_receiver_that_is_stuck_in_its_read_does_not_stop_its_sender() {
             write(a, b"second");
             let _ = done.send(());
         });
-        let was_stopped = is_done.recv_timeout(SOON).is_err();
+        let was_stopped = is_done.recv_timeout(soon()).is_err();
         // The proxy would sleep too: there is no room, as long as the lock is held.
         let measured = if was_stopped {
             0
