@@ -11,8 +11,8 @@ use crate::stream::Stream;
 const CHUNKS_PER_TURN: usize = 8;
 
 /// The least and the most that is read from a socket at once. Reading begins small and grows while reads fill their buffer, so that a
-/// stream of small messages does not hold large buffers in the connection's queue. The most is a few TLS records' worth.
-const READS: (usize, usize) = (2 * 1024, 64 * 1024);
+/// stream of small messages does not hold large buffers in the connection's queue. The most is a frame.
+const READS: (usize, usize) = (2 * 1024, 256 * 1024);
 
 /// How far a direction has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
