@@ -32,4 +32,10 @@ printf -v encoded "%s$separator" "${flags[@]}"
     RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_ENCODED_RUSTFLAGS="${encoded%"$separator"}" CARGO_TARGET_DIR="$target" \
         "${CARGO:-cargo}" build --quiet --locked --release --target bpfel-unknown-none
 )
-"/usr/lib/llvm-$llvm/bin/llvm-strip" --strip-debug -o "$output" "$target/bpfel-unknown-none/release/underpass"
+object=$target/bpfel-unknown-none/release/underpass
+# In the names of functions that are called by address (`bpf_loop`) rustc writes a hash of where the crate lies ("Cs…_").
+names=$(mktemp)
+trap 'rm -f "$names"' EXIT
+tools=/usr/lib/llvm-$llvm/bin
+"$tools/llvm-nm" --format=just-symbols "$object" | sed -nE 's/^(_R.*)(Cs[0-9A-Za-z]*_)(.*)$/\1\2\3 \1C\3/p' >"$names"
+"$tools/llvm-objcopy" --strip-debug --redefine-syms="$names" "$object" "$output"

@@ -37,6 +37,23 @@ fn connections_of_a_plain_listener_that_move_in_and_out_are_those_of_a_wire() {
     }
 }
 
+/// The variant that is not preferred, which this kernel may have to fall back on.
+const OTHER_VARIANT: &str = "verdict";
+
+#[test]
+fn connections_of_pods_in_the_other_variant_are_those_of_a_wire() {
+    if let Some(place) = Place::captured_in(OTHER_VARIANT, IMPATIENT) {
+        converse(&place);
+    }
+}
+
+#[test]
+fn connections_of_a_plain_listener_in_the_other_variant_are_those_of_a_wire() {
+    if let Some(place) = Place::on_loopback_in(OTHER_VARIANT, IMPATIENT) {
+        converse(&place);
+    }
+}
+
 fn converse(place: &Place) {
     let first = setting("UNDERPASS_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     let cycles = setting("UNDERPASS_CYCLES").unwrap_or(DEFAULT_CYCLES);

@@ -107,23 +107,48 @@ impl Place {
 
     /// As [`Place::captured`], also where the kernel has no tier.
     pub(crate) fn captured_as_it_is(offload: &str) -> Option<Self> {
-        available(&[Need::Capture]).then(|| Self::build(Hosts::captured, |hosts| hosts.config(offload)))
+        let build = || Self::build(Hosts::captured, |hosts| hosts.config(offload), CaptureNode::start_agent);
+        available(&[Need::Capture]).then(build)
+    }
+
+    /// As [`Place::captured`], with receivers joined in `variant`, which need not be the preferred one.
+    pub(crate) fn captured_in(variant: &str, offload: &str) -> Option<Self> {
+        let start_agent = |node: &CaptureNode| node.start_untested_agent(variant);
+        Self::start_with(Hosts::captured, |hosts| hosts.config(offload), start_agent)
+    }
+
+    /// As [`Place::on_loopback`], with receivers joined in `variant`.
+    pub(crate) fn on_loopback_in(variant: &str, offload: &str) -> Option<Self> {
+        let start_agent = |node: &CaptureNode| node.start_untested_agent(variant);
+        Self::start_with(Hosts::on_loopback, |hosts| hosts.config(offload), start_agent)
     }
 
     fn start(hosts: impl FnOnce(&CaptureNode) -> Hosts, config: impl FnOnce(&Hosts) -> Config) -> Option<Self> {
+        Self::start_with(hosts, config, CaptureNode::start_agent)
+    }
+
+    fn start_with(
+        hosts: impl FnOnce(&CaptureNode) -> Hosts,
+        config: impl FnOnce(&Hosts) -> Config,
+        start_agent: impl FnOnce(&CaptureNode) -> Agent,
+    ) -> Option<Self> {
         if !available(&[Need::KernelTier]) {
             return None;
         }
-        let place = Self::build(hosts, config);
+        let place = Self::build(hosts, config, start_agent);
         let tier = place.proxy.offload();
         assert_eq!(tier["state"], "on", "there is a kernel tier: {tier}");
         Some(place)
     }
 
-    fn build(hosts: impl FnOnce(&CaptureNode) -> Hosts, config: impl FnOnce(&Hosts) -> Config) -> Self {
+    fn build(
+        hosts: impl FnOnce(&CaptureNode) -> Hosts,
+        config: impl FnOnce(&Hosts) -> Config,
+        start_agent: impl FnOnce(&CaptureNode) -> Agent,
+    ) -> Self {
         let node = CaptureNode::new();
         let hosts = hosts(&node);
-        let agent = node.start_agent();
+        let agent = start_agent(&node);
         let proxy = node.start_proxy(&config(&hosts));
         if let Way::Captured(pods) = &hosts.way {
             pods.iter().for_each(|pod| node.enrol(pod));
