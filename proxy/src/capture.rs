@@ -59,6 +59,14 @@ impl Pod {
         }
     }
 
+    /// The same pod as `earlier`, told of anew: it is served no more when that is.
+    pub fn succeeding(self, earlier: &Self) -> Self {
+        Self {
+            removed: earlier.removed.clone(),
+            ..self
+        }
+    }
+
     /// Where a captured connection was going, if `accepted` is one.
     ///
     /// # Errors

@@ -52,14 +52,16 @@ impl Feed {
         let Self { client, mut updates } = self;
         tokio::spawn(client.run());
         while let Some(update) = updates.next().await {
-            put_in_force(&node, update).await;
-            node.mesh_has_come();
+            // What could not be put in force opens no listener: an empty mesh has no policies.
+            if put_in_force(&node, update).await {
+                node.mesh_has_come();
+            }
         }
     }
 }
 
-/// On a thread where it holds nothing up: the first update may have 100 000 workloads.
-async fn put_in_force(node: &Arc<Node>, update: Update) {
+/// On a thread where it holds nothing up: the first update may have 100 000 workloads. Whether it is in force now.
+async fn put_in_force(node: &Arc<Node>, update: Update) -> bool {
     let (node, control) = (node.clone(), Handle::current());
     let publishing = tokio::task::spawn_blocking(move || {
         let _entered = control.enter();
@@ -72,11 +74,13 @@ async fn put_in_force(node: &Arc<Node>, update: Update) {
         });
         tracing::debug!(changes, denied, "an update of istiod is in force");
     });
-    if publishing.await.is_err() {
+    let is_in_force = publishing.await.is_ok();
+    if !is_in_force {
         tracing::error!(
             "putting an update of istiod in force panicked: restart this proxy to have the whole mesh again"
         );
     }
+    is_in_force
 }
 
 /// How istiod is reached, for xDS and for its CA.

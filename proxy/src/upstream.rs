@@ -250,6 +250,10 @@ impl Request<'_> {
                 tunnel,
             })),
         };
+        if self.would_be_believed(&target) {
+            let why = "what comes to this port says who its client is (PROXY protocol): it is reached over HBONE only";
+            return Attempt::Refused(refused(Ending::PolicyDenied, None, Some(why.to_owned())));
+        }
         let verdict = match is_judged_elsewhere {
             true => Verdict::allowed(),
             false => judge(config, &source, target.address, target.workload.as_deref()),
@@ -314,6 +318,22 @@ impl Request<'_> {
             Ending::ConnectFailed | Ending::ConnectTimeout => Attempt::Failed(refused),
             _ => Attempt::Refused(refused),
         }
+    }
+
+    /// Whether the application there takes the client's own words for those of its proxy: it has a tunnel in which a PROXY protocol header names
+    /// the verified client, and this is not that tunnel.
+    fn would_be_believed(&self, target: &Target) -> bool {
+        let tunnel = target
+            .workload
+            .as_ref()
+            .and_then(|workload| workload.application_tunnel);
+        let is_its_tunnel = matches!(self.entrance, Entrance::Hbone(_));
+        // Where HBONE leads on to, the proxy there writes the header.
+        let is_by_hbone = target.via.is_some();
+        tunnel.is_some_and(|tunnel| {
+            let is_its_port = tunnel.port == 0 || tunnel.port == target.address.port();
+            tunnel.proxy_protocol && is_its_port && !is_its_tunnel && !is_by_hbone
+        })
     }
 
     /// The same target, with the workload as which the pod there is enrolled, if one is. It has the last word: the mesh may not know each

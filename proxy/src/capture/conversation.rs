@@ -277,10 +277,15 @@ impl Served {
     fn add(&mut self, told: handover::Pod, sockets: Vec<OwnedFd>, kernel: Arc<Handshakes>) {
         let (cookie, outbound) = (told.cookie, told.outbound.len());
         tracing::info!(uid = told.uid, cookie, addresses = ?told.addresses, "serving a pod");
-        let known = self.pods.get(&cookie).map(|served| served.pod.sockets.clone());
-        let fresh = known.unwrap_or_else(|| Arc::new(SocketPool::new(cookie, self.orders.clone())));
+        let known = self.pods.get(&cookie).map(|served| served.pod.clone());
+        let stock = known.as_ref().map(|pod| pod.sockets.clone());
+        let fresh = stock.unwrap_or_else(|| Arc::new(SocketPool::new(cookie, self.orders.clone())));
         fresh.renew();
-        let pod = Arc::new(Pod::new(told, Some(kernel), fresh));
+        let pod = Pod::new(told, Some(kernel), fresh);
+        let pod = Arc::new(match known {
+            Some(known) => pod.succeeding(&known),
+            None => pod,
+        });
         self.node.add_pod(&pod);
         let listen = |(place, socket)| {
             let entrance = if place < outbound {

@@ -40,6 +40,9 @@ const SPREAD: usize = 8;
 /// Connections of a key that are opened only to spread. More are opened only when these are full.
 const BESIDE: usize = 8;
 
+/// Connections that are opened for one stream.
+const DIALS: usize = 2;
+
 /// Connections that a stream is tried on.
 const ATTEMPTS: usize = 3;
 

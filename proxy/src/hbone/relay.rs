@@ -149,7 +149,9 @@ impl<'a> Pump<'a> {
         if self.reset.is_some() {
             return self.poll_last_bytes(cx);
         }
-        if self.to_tunnel.state() == State::Closed && self.to_socket.state() == State::Closed {
+        // What the tunnel's connection has not taken yet is in nobody's account but this flow's.
+        let has_ended = self.to_tunnel.state() == State::Closed && self.to_socket.state() == State::Closed;
+        if has_ended && self.tunnel.poll_flushed(cx).is_ready() {
             return Poll::Ready(Ending::Completed);
         }
         Poll::Pending

@@ -1,6 +1,8 @@
 use std::net::TcpListener;
 
-use underpass_config::{AccessLog, Listener, ListenerProtocol, LogFormat};
+use underpass_config::{
+    AccessLog, ApplicationTunnel, Listener, ListenerProtocol, LogFormat, MeshChange, Workload, WorkloadUid,
+};
 
 use super::*;
 use crate::flow_table::FlowTable;
@@ -120,4 +122,39 @@ async fn nothing_begins_after_the_drain_has_run_out_of_time() {
         })
     ));
     assert!(!world.was_contacted());
+}
+
+/// An application that believes a PROXY protocol header would believe one that the client has written.
+#[tokio::test]
+async fn only_hbone_leads_to_an_application_that_is_told_who_its_client_is() {
+    let world = World::new();
+    let port = world.server.local_addr().unwrap().port();
+    let guard = |port, proxy_protocol| {
+        world.node.publish(|in_force| {
+            let (mut mesh, node) = (in_force.mesh.clone(), in_force.node.clone());
+            let server = WorkloadUid::new("Kubernetes//Pod/shop/server");
+            let mut workload = Workload::clone(mesh.workload(&server).unwrap());
+            workload.application_tunnel = Some(ApplicationTunnel { port, proxy_protocol });
+            let touched = mesh.apply([MeshChange::Workload(workload)]);
+            (Config { node, mesh }, touched)
+        });
+    };
+    for believed in [port, 0] {
+        guard(believed, true);
+        assert!(matches!(
+            world.attempt(&world.node.snapshot()).await,
+            Attempt::Refused(Refused {
+                ending: Ending::PolicyDenied,
+                ..
+            })
+        ));
+        assert!(!world.was_contacted());
+    }
+    for (port, proxy_protocol) in [(port, false), (port ^ 1, true)] {
+        guard(port, proxy_protocol);
+        assert!(matches!(
+            world.attempt(&world.node.snapshot()).await,
+            Attempt::Connected(_)
+        ));
+    }
 }

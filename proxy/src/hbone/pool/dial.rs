@@ -64,6 +64,9 @@ pub enum DialError {
     /// It does not answer in time.
     #[error("{0} does not answer in time")]
     Timeout(SocketAddr),
+    /// Its connections take no streams.
+    #[error("{0} takes no streams on the connections that were opened to it")]
+    NoRoom(SocketAddr),
     /// The handshake failed, on which side ever.
     #[error("{gateway}: {reason}: {error}")]
     Handshake {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::connection::{Opening, Pooled, Shared, drive};
-use super::{BESIDE, Dial, DialError, Pool, SPREAD};
+use super::{BESIDE, DIALS, Dial, DialError, Pool, SPREAD};
 
 #[derive(Debug, Default)]
 pub(super) struct Group {
@@ -22,7 +22,8 @@ struct State {
 impl Group {
     /// A place for a stream, on a connection that is there or is made for it.
     pub(super) async fn place(self: &Arc<Self>, pool: &Arc<Pool>, dial: &Dial) -> Result<Opening, DialError> {
-        loop {
+        // A peer that takes no streams on any connection must not be given one after the other.
+        for _ in 0..DIALS {
             let mut outcome = match self.try_place(pool, dial) {
                 Ok(opening) => return Ok(opening),
                 Err(outcome) => outcome,
@@ -36,6 +37,14 @@ impl Group {
                 return Err(error);
             }
         }
+        self.try_placed().ok_or(DialError::NoRoom(dial.key.gateway))
+    }
+
+    /// A place on the best connection that there is.
+    fn try_placed(&self) -> Option<Opening> {
+        let state = self.lock();
+        let with_room = state.connections.iter().filter(|connection| connection.has_room());
+        with_room.min_by_key(|connection| connection.rank()).map(Pooled::open)
     }
 
     /// A place on the best connection, or the dial to wait for. Opens another connection when there should be one more.
@@ -45,7 +54,11 @@ impl Group {
         dial: &Dial,
     ) -> Result<Opening, watch::Receiver<Option<Result<(), DialError>>>> {
         let mut state = self.lock();
-        state.connections.retain(|connection| !connection.is_closing());
+        // One without streams that takes none is of no use, and would be kept for long.
+        let is_of_use = |connection: &Pooled| connection.has_room() || connection.streams() > 0;
+        state
+            .connections
+            .retain(|connection| !connection.is_closing() && is_of_use(connection));
         let with_room = state.connections.iter().filter(|connection| connection.has_room());
         let best = with_room.min_by_key(|connection| connection.rank());
         let is_crowded = |best: &Pooled| best.streams() >= SPREAD && state.connections.len() < BESIDE;

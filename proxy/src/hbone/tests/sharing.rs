@@ -1,6 +1,8 @@
 //! How streams share connections.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
@@ -105,6 +107,40 @@ async fn a_stream_that_a_leaving_peer_did_not_look_at_goes_on_another_connection
         "the second goes on another connection"
     );
     assert_eq!(second.connection.local, third.connection.local, "which is kept");
+}
+
+/// A server that takes no stream on any connection; how many there were.
+async fn take_no_streams(listener: TcpListener, tls: ServerTls, accepted: Arc<AtomicUsize>) {
+    loop {
+        let (socket, _) = listener.accept().await.unwrap();
+        accepted.fetch_add(1, Ordering::SeqCst);
+        let (stream, _) = tls.accept(socket).await.unwrap();
+        let handshake = h2::server::Builder::new()
+            .max_concurrent_streams(0)
+            .handshake::<_, Bytes>(stream);
+        let mut connection = handshake.await.unwrap();
+        tokio::spawn(async move { while connection.accept().await.is_some() {} });
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_no_streams_is_not_given_one_connection_after_the_other() {
+    let world = World::new("").await;
+    let peer = world.peer("client").await;
+    let server = authority::Pod::of(&world.authority, &web()).await;
+    let tls = ServerTls::new(server.lease.slot().clone(), world.trust.clone()).unwrap();
+    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let gateway = listener.local_addr().unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    tokio::spawn(take_no_streams(listener, tls, accepted.clone()));
+    for asked in 1..=5 {
+        // Whether it refuses at once or leaves the stream waiting for its turn, is up to when its settings come.
+        let opening = tokio::time::timeout(Duration::from_millis(200), peer.open(gateway, "127.0.0.3:80"));
+        assert!(!matches!(opening.await, Ok(Ok(_))), "there is no room for a stream");
+        let dialled = accepted.load(Ordering::SeqCst);
+        assert!(dialled <= 6 * asked, "{dialled} connections for {asked} streams");
+        assert!(peer.connections() <= 2, "{} are kept", peer.connections());
+    }
 }
 
 #[tokio::test]
