@@ -64,6 +64,7 @@ impl Three {
         let place = Place::start()?;
         let near = place.node.pod("shop/near");
         place.istiod.apply("near", object(&near).labels("app: web"));
+        place.node.enrol(&near);
         // Not of the mesh, so that it is reached by plain TCP.
         let far = PodObject::new("shop/far", place.remote.ip())
             .labels("app: web")
