@@ -70,6 +70,9 @@ impl Three {
             .labels("app: web")
             .on("node-b");
         place.istiod.apply("far", far.uncaptured());
+        for name in ["shop/near", "shop/far"] {
+            place.wait_for_workload(name);
+        }
         let servers = [&*place.web, &*near, &place.remote].map(|host| Server::start(host, PORT));
         Some(Self { place, near, servers })
     }
