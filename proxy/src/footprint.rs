@@ -1,21 +1,21 @@
 //! Gives back the pages of the program that only its start needed.
 //!
-//! The kernel maps a program's code in pieces around whatever runs first, and keeps counting what was mapped once. What the proxy needs
+//! The kernel maps a program's code and constants in pieces around whatever runs first, and keeps counting what was mapped once. What the proxy needs
 //! while it serves is a fraction of what parsing arguments and configuration needs; that fraction is mapped again when it runs.
 
 use std::path::Path;
 
 use rustix::mm::{Advice, madvise};
 
-/// Unmaps the program's code; what is still needed comes back from the page cache. It only saves memory, so that nothing is said
+/// Unmaps the program's code and constants; what is still needed comes back from the page cache. It only saves memory, so that nothing is said
 /// when it cannot be done.
 pub fn forget_start() {
     let Ok(program) = std::fs::read_link("/proc/self/exe") else {
         return;
     };
     let mappings = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for (start, length) in mappings.lines().filter_map(|line| code_of(line, &program)) {
-        // SAFETY: a mapping of this process, which is private, executable and not writable, so that its pages are those of the file
+    for (start, length) in mappings.lines().filter_map(|line| unwritten_of(line, &program)) {
+        // SAFETY: a mapping of this process, which is private and which nobody has written to, so that its pages are those of the file
         // and come back the same.
         #[allow(unsafe_code)]
         let _ = unsafe {
@@ -28,16 +28,19 @@ pub fn forget_start() {
     }
 }
 
-/// Where a line of /proc/self/maps says that code of `program` is mapped: address and length.
-fn code_of(line: &str, program: &Path) -> Option<(usize, usize)> {
+/// Where a line of /proc/self/maps says that code of `program` is mapped, or its constants: address and length. Constants are at the file's
+/// beginning; what else is not writable now was written to when the program was loaded (RELRO).
+fn unwritten_of(line: &str, program: &Path) -> Option<(usize, usize)> {
     let mut fields = line.split_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
-    let is_code = fields.next()? == "r-xp" && Path::new(fields.nth(3)?) == program;
+    let (rights, offset) = (fields.next()?, fields.next()?);
+    let is_unwritten = rights == "r-xp" || (rights == "r--p" && offset.bytes().all(|digit| digit == b'0'));
+    let is_of_program = Path::new(fields.nth(2)?) == program;
     let (start, end) = (
         usize::from_str_radix(start, 16).ok()?,
         usize::from_str_radix(end, 16).ok()?,
     );
-    is_code.then_some((start, end.checked_sub(start)?))
+    (is_unwritten && is_of_program).then_some((start, end.checked_sub(start)?))
 }
 
 #[cfg(test)]
@@ -45,17 +48,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_programs_own_code_is_found() {
+    fn only_what_is_the_programs_own_and_was_never_written_is_found() {
         let program = Path::new("/usr/bin/underpass");
         let line = |rights: &str, path: &str| format!("55d0c8a00000-55d0c8a02000 {rights} 00100000 08:01 77   {path}");
         assert_eq!(
-            code_of(&line("r-xp", "/usr/bin/underpass"), program),
+            unwritten_of(&line("r-xp", "/usr/bin/underpass"), program),
             Some((0x55d0_c8a0_0000, 0x2000))
         );
-        assert_eq!(code_of(&line("r--p", "/usr/bin/underpass"), program), None);
-        assert_eq!(code_of(&line("rw-p", "/usr/bin/underpass"), program), None);
-        assert_eq!(code_of(&line("r-xp", "/usr/lib/libc.so.6"), program), None);
-        assert_eq!(code_of("7ffd-7fff r-xp 0 00:00 0", program), None);
+        assert_eq!(unwritten_of(&line("r--p", "/usr/bin/underpass"), program), None);
+        assert_eq!(unwritten_of(&line("rw-p", "/usr/bin/underpass"), program), None);
+        assert_eq!(unwritten_of(&line("r-xp", "/usr/lib/libc.so.6"), program), None);
+        let constants = "1000-3000 r--p 00000000 08:01 77   /usr/bin/underpass";
+        assert_eq!(unwritten_of(constants, program), Some((0x1000, 0x2000)));
+        assert_eq!(unwritten_of("7ffd-7fff r-xp 0 00:00 0", program), None);
     }
 
     #[test]
