@@ -90,9 +90,7 @@ async fn echo(mut receive: h2::RecvStream, mut send: h2::SendStream<Bytes>) {
 async fn a_stream_that_a_leaving_peer_did_not_look_at_goes_on_another_connection() {
     let world = World::new("").await;
     let peer = world.peer("client").await;
-    let server = authority::Pod::of(&world.authority, &web()).await;
-    let tls = ServerTls::new(server.lease.slot().clone(), world.trust.clone()).unwrap();
-    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let (_server, tls, listener) = server_of_web(&world).await;
     let gateway = listener.local_addr().unwrap();
     tokio::spawn(leave_after_one_stream(listener, tls));
     let mut first = peer.open(gateway, "127.0.0.3:80").await.unwrap();
@@ -107,6 +105,13 @@ async fn a_stream_that_a_leaving_peer_did_not_look_at_goes_on_another_connection
         "the second goes on another connection"
     );
     assert_eq!(second.connection.local, third.connection.local, "which is kept");
+}
+
+/// What a server of the pod `web` is made of.
+async fn server_of_web(world: &World) -> (authority::Pod, ServerTls, TcpListener) {
+    let server = authority::Pod::of(&world.authority, &web()).await;
+    let tls = ServerTls::new(server.lease.slot().clone(), world.trust.clone()).unwrap();
+    (server, tls, TcpListener::bind("127.0.0.3:0").await.unwrap())
 }
 
 /// A server that takes no stream on any connection; how many there were.
@@ -127,9 +132,7 @@ async fn take_no_streams(listener: TcpListener, tls: ServerTls, accepted: Arc<At
 async fn a_peer_that_takes_no_streams_is_not_given_one_connection_after_the_other() {
     let world = World::new("").await;
     let peer = world.peer("client").await;
-    let server = authority::Pod::of(&world.authority, &web()).await;
-    let tls = ServerTls::new(server.lease.slot().clone(), world.trust.clone()).unwrap();
-    let listener = TcpListener::bind("127.0.0.3:0").await.unwrap();
+    let (_server, tls, listener) = server_of_web(&world).await;
     let gateway = listener.local_addr().unwrap();
     let accepted = Arc::new(AtomicUsize::new(0));
     tokio::spawn(take_no_streams(listener, tls, accepted.clone()));
