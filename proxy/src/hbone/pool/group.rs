@@ -19,6 +19,14 @@ struct State {
     dialling: Option<watch::Receiver<Option<Result<(), DialError>>>>,
 }
 
+impl State {
+    /// The connection for the next stream, if one has room for it.
+    fn best(&self) -> Option<&Pooled> {
+        let with_room = self.connections.iter().filter(|connection| connection.has_room());
+        with_room.min_by_key(|connection| connection.rank())
+    }
+}
+
 impl Group {
     /// A place for a stream, on a connection that is there or is made for it.
     pub(super) async fn place(self: &Arc<Self>, pool: &Arc<Pool>, dial: &Dial) -> Result<Opening, DialError> {
@@ -37,14 +45,8 @@ impl Group {
                 return Err(error);
             }
         }
-        self.try_placed().ok_or(DialError::NoRoom(dial.key.gateway))
-    }
-
-    /// A place on the best connection that there is.
-    fn try_placed(&self) -> Option<Opening> {
-        let state = self.lock();
-        let with_room = state.connections.iter().filter(|connection| connection.has_room());
-        with_room.min_by_key(|connection| connection.rank()).map(Pooled::open)
+        let opening = self.lock().best().map(Pooled::open);
+        opening.ok_or(DialError::NoRoom(dial.key.gateway))
     }
 
     /// A place on the best connection, or the dial to wait for. Opens another connection when there should be one more.
@@ -59,8 +61,7 @@ impl Group {
         state
             .connections
             .retain(|connection| !connection.is_closing() && is_of_use(connection));
-        let with_room = state.connections.iter().filter(|connection| connection.has_room());
-        let best = with_room.min_by_key(|connection| connection.rank());
+        let best = state.best();
         let is_crowded = |best: &Pooled| best.streams() >= SPREAD && state.connections.len() < BESIDE;
         let wants_another = best.is_none_or(is_crowded);
         let opening = match best.map(Pooled::open) {
