@@ -6,6 +6,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::conversation::Finish;
+
 /// One connection's line.
 #[derive(Clone, Debug)]
 pub struct AccessLine {
@@ -54,6 +56,21 @@ impl AccessLine {
     pub fn assert_reason(&self, reason: &str, flags: &str) {
         let seen = (self.field("reason"), self.field("response_flags"));
         assert_eq!(seen, (reason, flags), "reason and response flags of: {}", self.text);
+    }
+
+    /// Panics unless it closed as a conversation that ended like this does.
+    #[track_caller]
+    pub fn assert_ends(&self, finish: Finish) {
+        match finish {
+            Finish::InOrder => self.assert_reason("completed", "-"),
+            Finish::ClientReset => self.assert_reason("downstream_reset", "DC"),
+            Finish::ServerReset => self.assert_reason("upstream_reset", "UC"),
+            Finish::Abandoned => {
+                let reason = self.field("reason");
+                let possible = ["completed", "downstream_reset", "upstream_reset"];
+                assert!(possible.contains(&reason), "{}", self.text);
+            }
+        }
     }
 }
 

@@ -251,19 +251,7 @@ impl Outcome {
                 line.text
             );
         }
-        match finish {
-            Finish::InOrder => line.assert_reason("completed", "-"),
-            Finish::ClientReset => line.assert_reason("downstream_reset", "DC"),
-            Finish::ServerReset => line.assert_reason("upstream_reset", "UC"),
-            Finish::Abandoned => {
-                let reason = line.field("reason");
-                assert!(
-                    ["completed", "downstream_reset", "upstream_reset"].contains(&reason),
-                    "{}",
-                    line.text
-                );
-            }
-        }
+        line.assert_ends(finish);
     }
 }
 

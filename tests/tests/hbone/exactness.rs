@@ -3,8 +3,8 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-use underpass_tests::conversation::{ChildPeer, Ending, Finish, Plan, Script, Seen, judge, talk};
-use underpass_tests::{AccessLine, Host, wait};
+use underpass_tests::conversation::{ChildPeer, Ending, Plan, Script, Seen, judge, talk};
+use underpass_tests::{Host, wait};
 
 use crate::place::Place;
 
@@ -79,7 +79,7 @@ impl<'a> Lane<'a> {
             )
         };
         let finish = judge(&script, &client, &server).unwrap_or_else(|why| panic!("{why}\n{}", context()));
-        assert_ends(&line, finish);
+        line.assert_ends(finish);
         for (key, writer, reader) in [("sent_bytes", &client, &server), ("received_bytes", &server, &client)] {
             let possible = reader.read.least..=writer.written.most;
             assert!(
@@ -98,18 +98,5 @@ fn play(stream: TcpStream, script: &Script, plan: &Plan, side: &str) -> Seen {
             ChildPeer::start(env!("CARGO_BIN_EXE_peer"), stream, script, side).kill_after(written)
         }
         _ => talk(stream, plan),
-    }
-}
-
-fn assert_ends(line: &AccessLine, finish: Finish) {
-    match finish {
-        Finish::InOrder => line.assert_reason("completed", "-"),
-        Finish::ClientReset => line.assert_reason("downstream_reset", "DC"),
-        Finish::ServerReset => line.assert_reason("upstream_reset", "UC"),
-        Finish::Abandoned => {
-            let reason = line.field("reason");
-            let possible = ["completed", "downstream_reset", "upstream_reset"];
-            assert!(possible.contains(&reason), "{}", line.text);
-        }
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::net::{SocketFlags, accept_with};
-use underpass_tests::conversation::{ChildPeer, Ending, Finish, Genre, Plan, Script, Seen, judge, judge_cut, talk};
+use underpass_tests::conversation::{ChildPeer, Ending, Genre, Plan, Script, Seen, judge, judge_cut, talk};
 use underpass_tests::{AccessLine, Host, Tiers, wait};
 
 use crate::place::Place;
@@ -90,7 +90,7 @@ impl<'a> Lane<'a> {
             judge_cut(&script, &client, &server).unwrap_or_else(|why| panic!("{why}\n{}", context()));
         } else {
             let finish = judge(&script, &client, &server).unwrap_or_else(|why| panic!("{why}\n{}", context()));
-            assert_ends(&line, finish);
+            line.assert_ends(finish);
         }
         let bytes = line.tiers();
         for (key, logged, writer, reader) in [
@@ -180,18 +180,5 @@ fn play(stream: TcpStream, script: &Script, plan: &Plan, side: &str) -> Seen {
             ChildPeer::start(env!("CARGO_BIN_EXE_peer"), stream, script, side).kill_after(written)
         }
         _ => talk(stream, plan),
-    }
-}
-
-fn assert_ends(line: &AccessLine, finish: Finish) {
-    match finish {
-        Finish::InOrder => line.assert_reason("completed", "-"),
-        Finish::ClientReset => line.assert_reason("downstream_reset", "DC"),
-        Finish::ServerReset => line.assert_reason("upstream_reset", "UC"),
-        Finish::Abandoned => {
-            let reason = line.field("reason");
-            let possible = ["completed", "downstream_reset", "upstream_reset"];
-            assert!(possible.contains(&reason), "{}", line.text);
-        }
     }
 }
