@@ -74,18 +74,19 @@ impl Place {
     /// `host` is turned away in the words of the listener, and the log says by policy.
     pub(crate) fn assert_denied(&self, host: &Host, way: Way) {
         let before = self.lines_of(host).len();
-        let denied = match open(host, way, self.service()) {
+        let answer = open(host, way, self.service()).and_then(|mut stream| {
             // On a fixed listener the denial comes after the accept.
-            Ok(mut stream) => {
-                assert!(matches!(way, Way::Fixed(_)), "{way:?} says yes");
-                stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
-                matches!(stream.read(&mut [0]), Err(e) if is_reset(&e))
-            }
-            Err(Refused::Socks(code)) => code == 2,
-            Err(Refused::Http(code)) => code == 403,
-            Err(Refused::Io(error)) => matches!(way, Way::Fixed(_)) && is_reset(&error),
+            assert!(matches!(way, Way::Fixed(_)), "{way:?} says yes");
+            stream.set_read_timeout(Some(wait::SOON))?;
+            Ok(stream.read(&mut [0])?)
+        });
+        let denied = match &answer {
+            Ok(_) => false,
+            Err(Refused::Socks(code)) => *code == 2,
+            Err(Refused::Http(code)) => *code == 403,
+            Err(Refused::Io(error)) => matches!(way, Way::Fixed(_)) && is_reset(error),
         };
-        assert!(denied, "{way:?} should turn {} away", host.ip());
+        assert!(denied, "{way:?} should turn {} away: {answer:?}", host.ip());
         let what = "a log line of the denied connection";
         let lines = wait::some(wait::SOON, what, || {
             Some(self.lines_of(host)).filter(|lines| lines.len() > before)

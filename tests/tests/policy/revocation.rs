@@ -174,6 +174,8 @@ fn a_denial_that_is_lifted_lets_the_client_in_again() {
                 .config("[shop/only-client]")
                 .policy("shop/only-client", ONLY_CLIENT),
         );
+        let source = stream.local_addr().expect("bound");
+        place.proxy.access_line(source).assert_reason("policy_revoked", "DENY");
     }
 }
 
