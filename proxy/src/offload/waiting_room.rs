@@ -6,7 +6,7 @@
 //! empties its queue several times).
 //!
 //! The pauses grow with the time that a flow has waited: a fast reader is seen within a quarter of what it took. One that has not read for
-//! seconds is seen within a hundredth of that. While nothing waits the thread sleeps.
+//! seconds is seen within a twentieth of that, and within half a second. While nothing waits the thread sleeps.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -28,9 +28,9 @@ const SHORTEST: Duration = Duration::from_micros(20);
 const PATIENCE: u32 = 4;
 const LONG: Duration = Duration::from_millis(10);
 
-/// until it has waited so long that the 10 ms would be less than this part of it; then so seldom, up to ten times a second.
+/// until it has waited so long that the 10 ms would be less than this part of it; then so seldom, but twice a second at least.
 const STUCK: u32 = 20;
-const LONGEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// The thread wakes up when it asked to, not up to 50 µs later (prctl(2), `PR_SET_TIMERSLACK`).
 const TIMER_SLACK_NS: NonZeroU64 = NonZeroU64::MIN;

@@ -1,5 +1,6 @@
 //! A reader that sleeps: what the kernel holds for it is bounded, its writer sleeps too, and nobody works.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -95,6 +96,51 @@ fn stuck_connections_cost_nothing() {
         read_all(&pair.server, written);
         place.end(pair);
     }
+}
+
+/// What the kernel holds for a connection while it is in the kernel tier and nothing is on the way, beside its four sockets.
+#[test]
+fn a_joined_connection_costs_the_kernel_some_kilobytes() {
+    let Some(place) = Place::captured("enabled: false") else {
+        return;
+    };
+    let listener = place.server.listen(PORT);
+    let pairs: Vec<Pair> = (0..COUNTED).map(|_| place.open(&listener)).collect();
+    pairs
+        .iter()
+        .for_each(|pair| pair.exchange(b"relayed").expect("an exchange"));
+    let relayed = slab_bytes();
+    place.proxy.apply(&place.config(IMPATIENT));
+    pairs.iter().for_each(|pair| place.settle_in_the_kernel(pair));
+    let each = (slab_bytes() - relayed) / COUNTED as f64;
+    println!("a joined connection: {each:.0} bytes of slab");
+    assert!(
+        each > 1000.0,
+        "{each} bytes of slab: not even what the kernel keeps of two sockets in a map"
+    );
+    assert!(each < MAY_HOLD, "{each} bytes of slab for each connection");
+    for pair in pairs {
+        place.end(pair);
+    }
+}
+
+/// Connections whose memory is counted: so many that others' is small beside it.
+const COUNTED: usize = 400;
+/// Of slab, for a connection: two `struct sk_psock`, four storages, two entries of a map, and room for what else the kernel is doing meanwhile.
+const MAY_HOLD: f64 = 32.0 * 1024.0;
+
+/// Bytes of all objects in use (slabinfo(5)).
+fn slab_bytes() -> f64 {
+    let text = fs::read_to_string("/proc/slabinfo").expect("/proc/slabinfo");
+    let bytes = text.lines().skip(2).map(|line| {
+        let mut numbers = line
+            .split_whitespace()
+            .skip(1)
+            .map(|field| field.parse::<f64>().expect("a number"));
+        let (active, _all, size) = (numbers.next(), numbers.next(), numbers.next());
+        active.expect("active objects") * size.expect("their size")
+    });
+    bytes.sum()
 }
 
 /// Writes messages as an event loop does, when poll() says so, until it has not for [`ASLEEP`].
