@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
 
@@ -31,6 +31,9 @@ impl Authority {
         fs::create_dir_all(folder).expect("a folder for certificates");
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
+        // Roots of one test are told from each other by their names, too.
+        let name = format!("root of {}", folder.display());
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).expect("a root");
@@ -44,6 +47,11 @@ impl Authority {
     /// The file with the root.
     pub fn roots(&self) -> PathBuf {
         self.folder.join("roots.pem")
+    }
+
+    /// Its private key, in PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// A certificate of the service account `namespace/name` in the trust domain `cluster.local`.
