@@ -58,17 +58,28 @@ impl Authority {
     pub fn issue(&self, account: &str) -> Issued {
         let (namespace, name) = account.split_once('/').expect("namespace/name");
         let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
+        let uri = SanType::URI(identity.as_str().try_into().expect("a URI"));
+        self.issue_as(&identity, uri, &format!("{namespace}-{name}"))
+    }
+
+    /// A certificate of the host `name`, as servers outside the mesh show one.
+    pub fn issue_to_host(&self, name: &str) -> Issued {
+        let dns = SanType::DnsName(name.try_into().expect("a name"));
+        self.issue_as(name, dns, name)
+    }
+
+    fn issue_as(&self, identity: &str, subject: SanType, file: &str) -> Issued {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into().expect("a URI"))];
+        params.subject_alt_names = vec![subject];
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let file = |kind: &str| self.folder.join(format!("{namespace}-{name}.{kind}.pem"));
+        let path = |kind: &str| self.folder.join(format!("{file}.{kind}.pem"));
         let issued = Issued {
-            identity,
-            chain: file("chain"),
-            key: file("key"),
+            identity: identity.to_owned(),
+            chain: path("chain"),
+            key: path("key"),
         };
         fs::write(&issued.chain, certificate.pem()).expect("write the certificate");
         fs::write(&issued.key, key.serialize_pem()).expect("write the key");
