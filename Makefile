@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help build setup test test-istio test-kernels lint demo bench bench-check memory scale soak fuzz clean ebpf ebpf-check tier-mutants
+.PHONY: help build setup test test-istio test-kernels lint demo bench bench-check memory scale mesh-scale soak fuzz clean ebpf ebpf-check tier-mutants
 
 help:
 	@echo "make demo    see it work: namespaces, unmodified programs, live policy, metrics, latency (root shows most)"
@@ -15,8 +15,9 @@ help:
 	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect  SYSTEMS=direct,underpass-kernel,haproxy,envoy  ROUNDS=5"
 	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
 	@echo "make scale   10 000 services x 10 endpoints: load time, memory, updates under load"
+	@echo "make mesh-scale  a node that takes 10 000 services and 100 000 workloads from a control plane: time, memory, CPU of a change"
 	@echo "make ebpf    compile the eBPF programs anew (offload-ebpf/underpass.bpf.o is checked in); ebpf-check: compare"
-	@echo "make fuzz    the parsers of what peers and istiod send, SECONDS_EACH=10 for each target"
+	@echo "make fuzz    the parsers of what peers and istiod send, SECONDS_EACH=10 for each target (or RUNS_EACH=20000: always the same)"
 	@echo "make tier-mutants   leave out one rule of the kernel tier after the other: the tests must notice (root)"
 	@echo "make soak    the randomized tests of relay and kernel tier: 10 000 connections, 10 000 cycles, 1 000 stuck readers"
 	@echo "make test-kernels  suites on Debian's 6.1 and 6.12 under QEMU, with and without packet loss (about an hour)"
@@ -54,7 +55,7 @@ bench: setup
 	$(BINARY)/underpass-bench run --aa --underpass $(BINARY)/underpass
 	$(BINARY)/underpass-bench check
 
-memory scale: setup
+memory scale mesh-scale: setup
 	@scripts/bench-setup.sh
 	$(CARGO) build --release --locked -p underpass -p underpass-bench
 	$(BINARY)/underpass-bench $@ --underpass $(BINARY)/underpass

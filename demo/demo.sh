@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Underpass at work, in under a minute: unmodified programs from Debian, a node's proxy between them, and what an operator does
+# Underpass at work, in about a minute: unmodified programs from Debian, a node's proxy between them, and what an operator does
 # with it.
 #
 # usage: demo.sh [--loopback]     UNDERPASS=path of the binary, default ../target/release/underpass
@@ -24,6 +24,8 @@ readonly home binary
 . "$home/capture.sh"
 # shellcheck source=kernel.sh
 . "$home/kernel.sh"
+# shellcheck source=nodes.sh
+. "$home/nodes.sh"
 
 readonly WEB=http://web.shop.svc.cluster.local
 readonly FIELDS='src.workload dst.workload policy reason'
@@ -347,6 +349,7 @@ main() {
   act_reject
   act_latency
   act_capture
+  act_nodes
   step='cleaning up'
   strike
   printf '\n%sDone in %d s.%s Everything that was started is gone again.\n' "$bold" "$SECONDS" "$plain"

@@ -15,12 +15,14 @@ name_addresses() {
   cp "$home/only-client.yaml" .
 }
 
-# start_web VERSION: nginx with a page that says its version, or Python's web server where there is no nginx.
-start_web() {
-  local workload=web-$1 address
-  address=$(address_of "$workload")
+# start_web VERSION: a web server with a page that says its version.
+start_web() { serve_page "web-$1" "$(address_of "web-$1")" "web $1"; }
+
+# serve_page WORKLOAD ADDRESS TEXT: nginx with a page of this text, or Python's web server where there is no nginx.
+serve_page() {
+  local workload=$1 address=$2
   mkdir "$workload/html"
-  echo "web $1" >"$workload/html/index.html"
+  echo "$3" >"$workload/html/index.html"
   head -c 1M /dev/urandom >"$workload/html/photo.bin"
   if [[ $web == nginx ]]; then
     sed "s/@LISTEN@/$address:$web_port/" "$home/nginx.conf" >"$workload/nginx.conf"
@@ -28,8 +30,12 @@ start_web() {
   else
     start "$workload" "$workload" python3 "$home/web.py" "$address" "$web_port" "$workload/html"
   fi
-  wait_for_program "$started" "$workload" "curl -f -o /dev/null http://$address:$web_port/"
+  local program=$started
+  wait_until "$workload serves" listens_or_gone "$program" "$workload" "curl -f -o /dev/null http://$address:$web_port/"
+  kill -0 "$program" 2>/dev/null || fail "$workload did not start: $(tail -n 3 "$workload.log")"
 }
+
+listens_or_gone() { ! kill -0 "$1" 2>/dev/null || on "$2" "$3" 2>/dev/null; }
 
 start_cache() {
   local address

@@ -160,13 +160,16 @@ wait_until() {
 
 # strike: takes everything down.
 strike() {
+  [[ -z $cgroup ]] || echo $$ >"$cgroup/pods/cgroup.procs" || true
   end_capture || true
+  end_mesh || true
   [[ ${#running[@]} -eq 0 ]] || stop "${!running[@]}"
   local workload path
   for workload in "${!HOST[@]}"; do
     path=/run/netns/$(namespace_of "$workload")
     [[ $stage != namespaces || ! -e $path ]] || ip netns del "${path##*/}"
   done
+  strike_second_node || true
   leave_cgroup || true
   cd / || return
   [[ -z $work ]] || rm -rf "$work"

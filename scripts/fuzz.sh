@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Runs every fuzz target for SECONDS_EACH seconds (10), with what it has learned before and the recordings as its
-# beginning. Needs no cargo-fuzz: libFuzzer comes as a crate, and coverage is a pass of the compiler. A finding is
-# left as crash-* in .cache/fuzz.
+# Runs every fuzz target for SECONDS_EACH seconds (10), with what it has learned before, its corpus and the recordings as its
+# beginning; or with RUNS_EACH inputs, always the same ones: from the corpus alone and with one seed. Needs no cargo-fuzz and no nightly compiler:
+# libFuzzer comes as a crate, and coverage is a pass of the compiler. A finding is left as crash-* in .cache/fuzz.
+#
+#   TARGETS="hbone connect" scripts/fuzz.sh     only these
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seconds=${SECONDS_EACH:-10}
+runs=${RUNS_EACH:-}
 cache=$PWD/.cache/fuzz
 mkdir -p "$cache"
 echo '*' >.cache/.gitignore
@@ -21,13 +24,19 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/fuzz
 fuzz() { # CRATE TARGET SEEDS...
     local crate=$1 name=$2
     shift 2
-    local corpus=$cache/$crate-$name
+    [[ " ${TARGETS:-$name} " == *" $name "* ]] || return 0
+    local corpus=$cache/$crate-$name seeds=$crate/fuzz/corpus/$name limit="$seconds s" options=("-max_total_time=$seconds")
+    [[ ! -d $seeds ]] || set -- "$seeds" "$@"
+    if [[ -n $runs ]]; then
+        corpus=$cache/fresh limit="$runs inputs" options=("-runs=$runs" -seed=1)
+        rm -rf "$corpus"
+    fi
     mkdir -p "$corpus"
     cargo build --quiet --release --target "$target" --manifest-path "$crate/fuzz/Cargo.toml" --bin "$name"
-    echo "fuzz: $crate $name, $seconds s"
+    echo "fuzz: $crate $name, $limit"
     local log=$cache/$name.log
     if ! "$CARGO_TARGET_DIR/$target/release/$name" "$corpus" "$@" -artifact_prefix="$cache/crash-$name-" \
-        -max_total_time="$seconds" -max_len=8192 -print_final_stats=1 >"$log" 2>&1; then
+        "${options[@]}" -max_len=8192 -print_final_stats=1 >"$log" 2>&1; then
         tail -n 40 "$log" >&2
         echo "fuzz: $crate $name found something, see $cache" >&2
         exit 1
@@ -40,3 +49,7 @@ fuzz xds-client response "${recordings[@]}"
 fuzz xds-client policy
 fuzz certs spiffe
 fuzz certs certificate
+fuzz proxy hbone
+fuzz proxy connect
+fuzz proxy listeners
+fuzz proxy proxy_protocol

@@ -9,6 +9,7 @@ set -euo pipefail
 declare -A PACKAGE_OF=(
   [bpftool]=bpftool
   [curl]=curl
+  [faketime]=faketime
   [go]=golang-go
   [ip]=iproute2
   [iperf3]=iperf3

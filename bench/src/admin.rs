@@ -21,6 +21,19 @@ pub(crate) fn updates(admin: SocketAddr) -> Result<(u64, u64)> {
     Ok((updates("applied"), updates("rejected")))
 }
 
+/// What the mesh in force has: (workloads, services).
+pub(crate) fn mesh(admin: SocketAddr) -> Result<(u64, u64)> {
+    let answer = get(admin, "/status")?;
+    let (_, body) = answer.split_once("\r\n\r\n").context("/status without a body")?;
+    let status: serde_json::Value = serde_json::from_str(body).context("/status")?;
+    let count = |what: &str| {
+        status["mesh"][what]
+            .as_u64()
+            .with_context(|| format!("no {what} in /status"))
+    };
+    Ok((count("workloads")?, count("services")?))
+}
+
 /// Arguments of the hidden `tiers` subcommand.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Tiers {

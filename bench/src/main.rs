@@ -1,7 +1,7 @@
 //! `underpass-bench`: Underpass beside no proxy, HAProxy and Envoy, on one machine, in one run.
 //!
-//! `run` measures latency, throughput, connection rate and CPU in interleaved rounds; `memory` and `scale` measure what
-//! idle connections and a large configuration cost; `check` holds the results against the project's goals. All write
+//! `run` measures latency, throughput, connection rate and CPU in interleaved rounds; `memory`, `scale` and `mesh-scale` measure what
+//! idle connections, a large configuration and a large mesh cost; `check` holds the results against the project's goals. All write
 //! rows of one shape into `results.json`. README.md beside this crate says what is compared, how, and why it is fair.
 //!
 //! The binary starts itself, under hidden subcommands, as the load's client and server and as the launcher that puts
@@ -18,6 +18,7 @@ mod load;
 mod machine;
 mod memory;
 mod mesh;
+mod mesh_scale;
 mod place;
 mod process;
 mod report;
@@ -51,6 +52,8 @@ enum Command {
     Memory(memory::Memory),
     /// Measures start-up, memory and updates with a large configuration.
     Scale(scale::Scale),
+    /// Measures what a large mesh costs a node that takes it from a control plane.
+    MeshScale(mesh_scale::MeshScale),
     /// States each goal as pass or fail with the figure.
     Check(check::Check),
     /// Starts a program in its place (used by the bench itself).
@@ -94,6 +97,7 @@ fn run(command: Command) -> Result<()> {
         Command::Run(run) => run.run(),
         Command::Memory(memory) => memory.run(),
         Command::Scale(scale) => scale.run(),
+        Command::MeshScale(scale) => scale.run(),
         Command::Check(check) => check.run(),
         Command::Launch(launch) => launch.exec(),
         Command::Namespace(namespace) => namespace.run(),

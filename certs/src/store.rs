@@ -52,6 +52,10 @@ impl Default for StoreSettings {
     }
 }
 
+/// Between a certificate that came and the next one, at least: by a clock that is nearly a certificate's whole life ahead, what comes is always about to
+/// expire, and each identity would be asked for without end.
+const SOONEST_RENEWAL: Duration = Duration::from_secs(1);
+
 /// The longest sleep between two looks at the wall clock.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -416,5 +420,7 @@ fn renewal(certificate: &WorkloadCertificate, now: SystemTime, ask_again_after: 
         .duration_since(certificate.not_before())
         .unwrap_or_default();
     let renewal = left.min(whole).mul_f64(0.4 + fastrand::f64() / 10.0);
-    now + ask_again_after.map_or(renewal, |often| often.min(renewal))
+    now + ask_again_after
+        .map_or(renewal, |often| often.min(renewal))
+        .max(SOONEST_RENEWAL)
 }

@@ -27,12 +27,12 @@ pub mod inbound;
 pub mod outbound;
 mod pings;
 pub mod pool;
-mod proxy_protocol;
+pub mod proxy_protocol;
 pub mod relay;
 pub mod route;
 pub mod server;
 mod streams;
-mod target;
+pub mod target;
 pub mod tunnel;
 
 use std::time::Duration;

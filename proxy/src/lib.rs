@@ -23,6 +23,8 @@ mod flow;
 mod flow_table;
 pub mod flows;
 mod footprint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod handover;
 mod hbone;
 mod identities;

@@ -50,6 +50,13 @@ impl ListenError {
     }
 }
 
+/// What each protocol's parser makes of a client's first bytes: where it wants to go, if the message says it, and how long the message is.
+#[cfg(any(test, fuzzing))]
+pub fn read_all_ways(bytes: &[u8]) -> Vec<(Option<Destination>, usize)> {
+    let connect = http_connect::read(bytes).into_iter();
+    connect.chain(socks5::read_both(bytes)).collect()
+}
+
 /// An open listening socket that is not accepted from yet.
 #[derive(Debug)]
 pub struct OpenListener {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
 
@@ -31,6 +31,9 @@ impl Authority {
         fs::create_dir_all(folder).expect("a folder for certificates");
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
+        // Roots of one test are told from each other by their names, too.
+        let name = format!("root of {}", folder.display());
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).expect("a root");
@@ -46,21 +49,37 @@ impl Authority {
         self.folder.join("roots.pem")
     }
 
+    /// Its private key, in PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A certificate of the service account `namespace/name` in the trust domain `cluster.local`.
     pub fn issue(&self, account: &str) -> Issued {
         let (namespace, name) = account.split_once('/').expect("namespace/name");
         let identity = format!("spiffe://cluster.local/ns/{namespace}/sa/{name}");
+        let uri = SanType::URI(identity.as_str().try_into().expect("a URI"));
+        self.issue_as(&identity, uri, &format!("{namespace}-{name}"))
+    }
+
+    /// A certificate of the host `name`, as servers outside the mesh show one.
+    pub fn issue_to_host(&self, name: &str) -> Issued {
+        let dns = SanType::DnsName(name.try_into().expect("a name"));
+        self.issue_as(name, dns, name)
+    }
+
+    fn issue_as(&self, identity: &str, subject: SanType, file: &str) -> Issued {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.subject_alt_names = vec![SanType::URI(identity.as_str().try_into().expect("a URI"))];
+        params.subject_alt_names = vec![subject];
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let file = |kind: &str| self.folder.join(format!("{namespace}-{name}.{kind}.pem"));
+        let path = |kind: &str| self.folder.join(format!("{file}.{kind}.pem"));
         let issued = Issued {
-            identity,
-            chain: file("chain"),
-            key: file("key"),
+            identity: identity.to_owned(),
+            chain: path("chain"),
+            key: path("key"),
         };
         fs::write(&issued.chain, certificate.pem()).expect("write the certificate");
         fs::write(&issued.key, key.serialize_pem()).expect("write the key");

@@ -4,7 +4,7 @@
 //! moment later, and pushes what follows from them. Nothing tells a test that istiod has seen a change but what comes of it: tests wait
 //! for that.
 //!
-//! It listens on a loopback address of the host that it is given, keeps its certificate authority when it is killed and started again,
+//! It listens on a loopback address of the host that it is given, or on the host's own for the nodes beside it, keeps its certificate authority when it is killed and started again,
 //! and takes any token whose text says who it is of ([`Istiod::token`]): never let anything but a test near it.
 
 mod objects;
@@ -20,6 +20,7 @@ use nix::sys::signal::Signal;
 
 pub use objects::{Pod, Service, namespace, node};
 
+use crate::authority::Authority;
 use crate::process::Process;
 use crate::wait;
 use crate::world::{Host, World};
@@ -34,6 +35,8 @@ const DEBUG_PORT: u16 = 15080;
 pub const SERVER_NAME: &str = "istiod.istio-system.svc";
 /// Between two looks at the folder.
 const LOOK_EVERY: &str = "20ms";
+/// Where an authority is that was plugged in, below its folder.
+const PLUGGED_IN: &str = "cacerts";
 
 /// MeshConfig as Istio's Helm chart has it by default, where it matters here.
 const MESH_CONFIG: &str = "\
@@ -54,20 +57,38 @@ impl Istiod {
     /// Starts one on `host` with nothing in its cluster but the namespace of its own, and waits until it serves. Panics with its log when
     /// it doesn't.
     pub fn start(world: &World, host: &Host) -> Self {
-        let folder = world.directory().join("istiod");
-        for part in ["objects", "certs", "tokens"] {
-            fs::create_dir_all(folder.join(part)).expect("a folder for istiod");
+        let folder = prepare(world);
+        Self::of(world, host.loopback(), folder, None)
+    }
+
+    /// As [`Istiod::start`], for all nodes of the world: it listens on the address of `host`, which the others reach.
+    pub fn start_for_all(world: &World, host: &Host) -> Self {
+        let folder = prepare(world);
+        Self::of(world, host.clone(), folder, None)
+    }
+
+    /// As [`Istiod::start_for_all`], with the authority of [`Istiod::plug_in`] instead of one of its own making.
+    pub fn start_plugged_in(world: &World, host: &Host, authority: PluggedIn<'_>) -> Self {
+        let folder = prepare(world);
+        Self::of(world, host.clone(), folder, Some(authority))
+    }
+
+    fn of(world: &World, host: Host, folder: PathBuf, authority: Option<PluggedIn<'_>>) -> Self {
+        if let Some(authority) = &authority {
+            authority.write(&folder);
         }
-        fs::write(folder.join("mesh-config.yaml"), MESH_CONFIG).expect("write the mesh's configuration");
-        fs::write(object_file(&folder, "istio-system"), namespace("istio-system", "")).expect("write a namespace");
-        let process = launch(world.directory(), host, &folder);
         Self {
-            host: host.loopback(),
+            process: launch(world.directory(), &host, &folder),
+            host,
             folder,
             output: world.directory().to_owned(),
-            process,
         }
         .serving()
+    }
+
+    /// The authority with which an istiod that was [started so](Istiod::start_plugged_in) is started the next time.
+    pub fn plug_in(&self, authority: PluggedIn<'_>) {
+        authority.write(&self.folder);
     }
 
     /// Puts objects into the cluster under a name, in the place of what the name stood for.
@@ -159,12 +180,48 @@ impl Istiod {
     }
 }
 
+/// Whose certificates an istiod gives, as an operator plugs it in (Istio: the secret `cacerts`).
+pub struct PluggedIn<'a> {
+    /// It signs with this one.
+    pub signer: &'a Authority,
+    /// It tells to believe these.
+    pub roots: &'a [&'a Authority],
+}
+
+impl PluggedIn<'_> {
+    fn write(&self, folder: &Path) {
+        let place = folder.join(PLUGGED_IN);
+        fs::create_dir_all(&place).expect("a folder for the authority");
+        let root = |authority: &&Authority| fs::read_to_string(authority.roots()).expect("a root");
+        let signer = root(&self.signer);
+        for (name, text) in [
+            ("ca-cert.pem", signer.clone()),
+            ("cert-chain.pem", signer),
+            ("ca-key.pem", self.signer.key()),
+            ("root-cert.pem", self.roots.iter().map(root).collect()),
+        ] {
+            fs::write(place.join(name), text).expect("write the authority");
+        }
+    }
+}
+
+/// A folder for an istiod whose cluster has nothing but the namespace of its own.
+fn prepare(world: &World) -> PathBuf {
+    let folder = world.directory().join("istiod");
+    for part in ["objects", "certs", "tokens"] {
+        fs::create_dir_all(folder.join(part)).expect("a folder for istiod");
+    }
+    fs::write(folder.join("mesh-config.yaml"), MESH_CONFIG).expect("write the mesh's configuration");
+    fs::write(object_file(&folder, "istio-system"), namespace("istio-system", "")).expect("write a namespace");
+    folder
+}
+
 fn object_file(folder: &Path, name: &str) -> PathBuf {
     folder.join("objects").join(format!("{name}.yaml"))
 }
 
 fn launch(output: &Path, host: &Host, folder: &Path) -> Process {
-    let address = |port| host.loopback().at(port).to_string();
+    let address = |port| host.at(port).to_string();
     let program = program().expect("a test that needs istiod says so (Need::Istiod)");
     let mut command = Process::command(&program.display().to_string());
     command
@@ -176,10 +233,12 @@ fn launch(output: &Path, host: &Host, folder: &Path) -> Process {
         .arg(folder.join("mesh-config.yaml"))
         .arg("--certs")
         .arg(folder.join("certs"))
-        .arg("--ca")
-        .arg(folder.join("ca.json"))
+        .env("ROOT_CA_DIR", folder.join(PLUGGED_IN))
         // What it leaves behind when it is killed goes with the test.
         .env("TMPDIR", folder);
+    if !folder.join(PLUGGED_IN).exists() {
+        command.arg("--ca").arg(folder.join("ca.json"));
+    }
     Process::start_in(output, host, "istiod", command)
 }
 

@@ -1,7 +1,7 @@
 //! The store against a source that a test holds in its hands. Time is tokio's, which stands still until everybody
 //! waits.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -258,6 +258,45 @@ async fn a_certificate_that_comes_expired_names_the_clocks() {
     let lease = store.hold(&account(1));
     let error = lease.ready(MINUTE).await.unwrap_err();
     assert!(error.to_string().contains("compare the clocks"), "{error}");
+}
+
+/// By a clock that is nearly a life ahead, what comes is about to expire.
+#[tokio::test(start_paused = true)]
+async fn certificates_that_come_about_to_expire_are_not_asked_for_without_end() {
+    let source = Source::new();
+    let store = store(&source, 8);
+    // Certificates count in seconds: half a second is left at least.
+    *source.life.lock().unwrap() = Duration::from_millis(1500);
+    let leases = hold_many(&store, 10);
+    sleep(MINUTE).await;
+    let calls = source.calls().len();
+    assert!(
+        (300..=10 * 61).contains(&calls),
+        "{calls} requests of {} identities in a minute",
+        leases.len()
+    );
+}
+
+/// A thousand identities whose certificates came together: how often they are renewed, and how many at once.
+#[tokio::test(start_paused = true)]
+async fn the_renewals_of_a_thousand_identities_are_spread() {
+    let source = Source::new();
+    let store = store(&source, 8);
+    let leases = hold_many(&store, 1000);
+    all_ready(&leases).await;
+    let before = source.calls().len();
+    // Each lives for an hour, and is renewed after 24 to 30 minutes.
+    sleep(31 * MINUTE).await;
+    let renewals = &source.calls()[before..];
+    assert_eq!(renewals.len(), 1000);
+    let mut by_second: HashMap<u64, usize> = HashMap::new();
+    for (_, at) in renewals {
+        *by_second.entry((*at - renewals[0].1).as_secs()).or_default() += 1;
+    }
+    let most = by_second.values().max().copied().unwrap_or_default();
+    // Over six minutes, 1000 are some 3 each second.
+    assert!(most <= 20, "{most} in one second");
+    assert!(source.most_on_their_way.load(Ordering::Relaxed) <= 8);
 }
 
 #[tokio::test(start_paused = true)]

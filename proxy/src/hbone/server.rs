@@ -139,7 +139,8 @@ async fn shake_hands(
     in_time.unwrap_or_else(|_| Err("handshake_timeout: the peer took too long".into()))
 }
 
-fn settings() -> Builder {
+/// How a server of HBONE speaks HTTP/2.
+pub fn settings() -> Builder {
     let mut settings = Builder::new();
     settings
         .initial_window_size(STREAM_WINDOW)

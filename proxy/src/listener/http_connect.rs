@@ -78,6 +78,15 @@ fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
+/// The request in `bytes`, if it is a whole one, and its length.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read(bytes: &[u8]) -> Option<(Option<Destination>, usize)> {
+    match parse(bytes) {
+        Parsed::Complete(destination, length) => Some((Some(destination), length)),
+        Parsed::Partial | Parsed::Invalid(..) => None,
+    }
+}
+
 fn response(status: &str, why: &str) -> Vec<u8> {
     let allow = if status.starts_with("405") {
         "allow: CONNECT\r\n"

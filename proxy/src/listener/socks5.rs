@@ -146,6 +146,20 @@ fn parse_request(bytes: &[u8]) -> Parsed<Destination> {
     }
 }
 
+/// What `bytes` are as a greeting and as a request, if they are a whole one, and its length.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_both(bytes: &[u8]) -> impl Iterator<Item = (Option<Destination>, usize)> {
+    let greeting = match parse_greeting(bytes) {
+        Parsed::Complete((), length) => Some((None, length)),
+        Parsed::Partial | Parsed::Invalid(_) => None,
+    };
+    let request = match parse_request(bytes) {
+        Parsed::Complete(destination, length) => Some((Some(destination), length)),
+        Parsed::Partial | Parsed::Invalid(_) => None,
+    };
+    greeting.into_iter().chain(request)
+}
+
 fn destination(host: &[u8], kind: u8, port: u16) -> Option<Destination> {
     let ip = match kind {
         IPV4 => <[u8; 4]>::try_from(host)

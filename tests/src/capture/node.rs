@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -301,6 +302,35 @@ impl CaptureNode {
             command
         });
         both.ready()
+    }
+
+    /// `underpass run --role node` as users run it, with further variables in its environment, and not yet with pods.
+    pub fn start_role_node(&self, config: &Config, environment: &[(&str, &str)]) -> Proxy {
+        let path = |path: PathBuf| format!("{:?}", path.display().to_string());
+        let capture = format!(
+            "cgroup: {}, run_dir: {}, pin_dir: {}, proxy_user: nobody",
+            path(self.cgroup("")),
+            path(self.run_directory()),
+            path(self.pin_directory()),
+        );
+        let config = config.clone().capture(capture);
+        let both = self.launch(&config, "both", |binary, file| {
+            let mut command = Process::command(&binary.display().to_string());
+            command.arg("run").arg("--config").arg(file).args(["--role", "node"]);
+            command.envs(environment.iter().copied());
+            command
+        });
+        both.ready()
+    }
+
+    /// Gives a host a name that this node's resolver knows (its own `/etc/hosts`), and no other node's.
+    pub fn name_host(&self, name: &str, address: IpAddr) {
+        let file = self.world.directory().join(self.folder("hosts"));
+        fs::write(&file, format!("127.0.0.1 localhost\n{address} {name}\n")).expect("write a hosts file");
+        self.host().namespace().run(move || {
+            let none = None::<&str>;
+            mount(Some(&file), "/etc/hosts", none, MsFlags::MS_BIND, none).expect("bind a hosts file");
+        });
     }
 
     fn launch(&self, config: &Config, cgroup: &str, command: impl FnOnce(&Path, &Path) -> Command) -> Proxy {

@@ -1,7 +1,8 @@
 //! The certificates of a node's pods, from a real istiod's CA.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -96,6 +97,54 @@ fn a_node_gets_the_certificates_of_its_pods_and_they_believe_each_other() {
             }
         }
     });
+}
+
+/// A node that starts with as many pods as no node has: the CA is asked once for each, by a few requests at a time.
+#[test]
+fn a_thousand_identities_of_one_node_come_from_the_ca_once_each() {
+    const PODS: u16 = 1000;
+    let Some((_world, istiod)) = cluster() else { return };
+    let account = |number: u16| format!("account-{number}");
+    let pod = |number: u16| {
+        let address = address(
+            3 + u8::try_from(number / 250).unwrap(),
+            u8::try_from(number % 250 + 1).unwrap(),
+        );
+        Pod::new(&format!("shop/pod-{number}"), address)
+            .account(&account(number))
+            .to_string()
+    };
+    istiod.apply("crowd", (0..PODS).map(pod).collect::<String>());
+    let certificates = Certificates::of(&istiod, NODE_TOKEN, "Kubernetes");
+    let store = &certificates.store;
+    // istiod knows of all pods when it knows of the last.
+    let last = store.hold(&identity(&account(PODS - 1)));
+    let patience = 6 * wait::patient(wait::SOON);
+    certificates.runtime.block_on(last.ready(patience)).unwrap();
+    let begun = Instant::now();
+    let leases: Vec<_> = (0..PODS)
+        .map(|number| store.hold(&identity(&account(number))))
+        .collect();
+    certificates.runtime.block_on(async {
+        for lease in &leases {
+            lease.ready(patience).await.unwrap();
+        }
+    });
+    eprintln!("{PODS} certificates in {:?}", begun.elapsed());
+    let serials = |store: &IdentityStore| -> BTreeSet<String> {
+        let all = store.status().into_iter();
+        all.map(|one| one.certificate.expect("it was ready").serial().to_owned())
+            .collect()
+    };
+    let first = serials(store);
+    assert_eq!(first.len(), usize::from(PODS), "each has its own");
+    assert_eq!(store.trust().roots(), 1, "one root, however often it came");
+    // What is there is not asked for again by whoever holds it too.
+    let more: Vec<_> = (0..PODS)
+        .map(|number| store.hold(&identity(&account(number))))
+        .collect();
+    certificates.runtime.block_on(more[0].ready(patience)).unwrap();
+    assert_eq!(serials(store), first);
 }
 
 #[test]

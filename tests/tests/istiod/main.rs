@@ -9,6 +9,7 @@ mod certificates;
 mod cluster;
 mod consumer;
 mod faults;
+mod nodes;
 mod place;
 mod policy;
 mod role;

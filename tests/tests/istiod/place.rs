@@ -98,16 +98,6 @@ impl Place {
         });
     }
 
-    /// Waits until the proxy's mesh has the policy `namespace/name`.
-    #[track_caller]
-    pub(crate) fn wait_for_policy(&self, name: &str) {
-        wait::eventually(wait::SOON, &format!("the mesh has the policy {name}"), || {
-            let dump = self.proxy.config_dump();
-            let policies = dump["policies"].as_array().expect("a list");
-            policies.iter().any(|policy| policy["key"] == *name)
-        });
-    }
-
     /// Waits until `host` is answered at `to`.
     #[track_caller]
     pub(crate) fn wait_until_answered(&self, host: &Host, to: SocketAddr) {

@@ -13,7 +13,7 @@ use crate::place::{PORT, Place, object};
 const OTHER_PORT: u16 = 9090;
 
 /// An AuthorizationPolicy of `namespace/name` with its `spec` in YAML.
-fn policy(name: &str, spec: &str) -> String {
+pub(crate) fn policy(name: &str, spec: &str) -> String {
     let (namespace, name) = name.split_once('/').expect("namespace/name");
     format!(
         "---
@@ -25,163 +25,15 @@ spec: {{{spec}}}
     )
 }
 
-fn peer_authentication(name: &str, spec: &str) -> String {
+pub(crate) fn peer_authentication(name: &str, spec: &str) -> String {
     policy(name, spec).replace("AuthorizationPolicy", "PeerAuthentication")
 }
 
-const WEB: &str = "selector: {matchLabels: {app: web}}";
-const CLIENT: &str = "principals: [cluster.local/ns/shop/sa/client]";
+pub(crate) const WEB: &str = "selector: {matchLabels: {app: web}}";
+pub(crate) const CLIENT: &str = "principals: [cluster.local/ns/shop/sa/client]";
 
-/// The world of a scenario: who may reach the server under a policy, and who may not.
-struct Scenario {
-    name: &'static str,
-    policy: String,
-    client_may: bool,
-    other_may: bool,
-}
-
-fn scenario(name: &'static str, policy: String, client_may: bool, other_may: bool) -> Scenario {
-    Scenario {
-        name,
-        policy,
-        client_may,
-        other_may,
-    }
-}
-
-fn rule(scope: &str, action: &str, source: &str) -> String {
+pub(crate) fn rule(scope: &str, action: &str, source: &str) -> String {
     format!("{scope} action: {action}, rules: [{{from: [{{source: {{{source}}}}}]}}]")
-}
-
-/// Each scope and each matcher of a source, one after the other, on one node.
-#[test]
-fn a_policy_of_each_scope_decides_who_reaches_a_server() {
-    let Some(place) = Place::start() else { return };
-    let server = Server::start(&place.web, PORT);
-    let to = server.address();
-    let selected = format!("{WEB},");
-    let client_ip = format!("ipBlocks: [{}]", place.client.ip());
-    let scenarios = [
-        scenario(
-            "selector, principal",
-            policy("shop/rule", &rule(&selected, "ALLOW", CLIENT)),
-            true,
-            false,
-        ),
-        scenario(
-            "selector, namespace",
-            policy("shop/rule", &rule(&selected, "ALLOW", "namespaces: [else]")),
-            false,
-            true,
-        ),
-        scenario(
-            "namespace, principal",
-            policy("shop/rule", &rule("", "DENY", CLIENT)),
-            false,
-            true,
-        ),
-        scenario(
-            "namespace, not of it",
-            policy("shop/rule", &rule("", "DENY", "notNamespaces: [shop]")),
-            true,
-            false,
-        ),
-        scenario(
-            "namespace, address",
-            policy("shop/rule", &rule("", "DENY", &client_ip)),
-            false,
-            true,
-        ),
-        scenario(
-            "mesh, namespace",
-            policy("istio-system/rule", &rule("", "DENY", "namespaces: [else]")),
-            true,
-            false,
-        ),
-        scenario(
-            "mesh, account by suffix",
-            policy("istio-system/rule", &rule("", "DENY", "principals: ['*/sa/client']")),
-            false,
-            true,
-        ),
-        scenario(
-            "another namespace's",
-            policy("else/rule", &rule("", "DENY", CLIENT)),
-            true,
-            true,
-        ),
-        scenario(
-            "another pod's",
-            policy(
-                "shop/rule",
-                &rule("selector: {matchLabels: {app: client}},", "DENY", CLIENT),
-            ),
-            true,
-            true,
-        ),
-        scenario(
-            "an allowance of nothing",
-            policy("shop/rule", &format!("{selected} action: ALLOW")),
-            false,
-            false,
-        ),
-        // What is left of it at L4 denies everybody (recorded in 02-l4-policy).
-        scenario(
-            "a denial by method",
-            policy(
-                "shop/rule",
-                &format!("{selected} action: DENY, rules: [{{to: [{{operation: {{methods: [GET]}}}}]}}]"),
-            ),
-            false,
-            false,
-        ),
-    ];
-    for Scenario {
-        name,
-        policy,
-        client_may,
-        other_may,
-    } in scenarios
-    {
-        // From a state that is unlike both.
-        place.istiod.apply("rule", "");
-        for host in [&*place.client, &*place.other] {
-            place.wait_until_answered(host, to);
-        }
-        place.istiod.apply("rule", &policy);
-        if client_may && other_may {
-            place.wait_for_policy(if policy.contains("else") {
-                "else/rule"
-            } else {
-                "shop/rule"
-            });
-        }
-        for (host, may) in [(&place.client, client_may), (&place.other, other_may)] {
-            eprintln!("{name}: {} may: {may}", host.name());
-            if may {
-                place.wait_until_answered(host, to);
-            } else {
-                place.wait_until_refused(host, to);
-            }
-        }
-        // Both at once are as they should be.
-        assert_eq!(
-            (ask(&place.client, to).is_ok(), ask(&place.other, to).is_ok()),
-            (client_may, other_may),
-            "{name}"
-        );
-    }
-}
-
-#[test]
-fn a_policy_of_ports_decides_by_the_port_of_the_pod() {
-    let Some(place) = Place::start() else { return };
-    let (open, closed) = (Server::start(&place.web, PORT), Server::start(&place.web, OTHER_PORT));
-    place.wait_until_answered(&place.client, closed.address());
-    let deny = format!("{WEB}, action: DENY, rules: [{{to: [{{operation: {{ports: ['{OTHER_PORT}']}}}}]}}]");
-    place.istiod.apply("ports", policy("shop/ports", &deny));
-    place.wait_until_refused(&place.client, closed.address());
-    ask(&place.client, open.address()).expect("the other port is not meant");
 }
 
 #[test]
@@ -201,7 +53,7 @@ fn a_denial_resets_the_open_connections_that_it_concerns_and_no_others() {
 }
 
 #[track_caller]
-fn assert_reset(stream: &mut TcpStream) {
+pub(crate) fn assert_reset(stream: &mut TcpStream) {
     stream.set_read_timeout(Some(wait::SOON)).expect("SO_RCVTIMEO");
     let end = stream.read(&mut [0]).expect_err("a reset");
     assert!(is_reset(&end), "{end}");

@@ -15,17 +15,17 @@ const MANY: usize = 40;
 
 const VIP: &str = "10.96.0.10";
 
-fn vip() -> SocketAddr {
+pub(crate) fn vip() -> SocketAddr {
     (ip(VIP), 80).into()
 }
 
-fn web() -> Service {
+pub(crate) fn web() -> Service {
     Service::new("shop/web", ip(VIP)).port(80, PORT)
 }
 
 /// The servers that answer `host` at `to`.
 #[track_caller]
-fn answerers(host: &Host, to: SocketAddr) -> BTreeSet<SocketAddr> {
+pub(crate) fn answerers(host: &Host, to: SocketAddr) -> BTreeSet<SocketAddr> {
     let answer = |_| {
         let mut stream = host.connect_unbound(to).unwrap_or_else(|e| panic!("{to}: {e}"));
         round_trip(&mut stream).unwrap_or_else(|e| panic!("{to}: {e}"))
@@ -35,7 +35,7 @@ fn answerers(host: &Host, to: SocketAddr) -> BTreeSet<SocketAddr> {
 
 /// Waits until exactly these servers answer.
 #[track_caller]
-fn wait_for_answerers(host: &Host, to: SocketAddr, expected: &[&Server]) {
+pub(crate) fn wait_for_answerers(host: &Host, to: SocketAddr, expected: &[&Server]) {
     let expected: BTreeSet<SocketAddr> = expected.iter().map(|server| server.address()).collect();
     let what = format!("{to} is {expected:?}");
     wait::eventually(wait::SOON, &what, || {
@@ -178,7 +178,7 @@ fn a_headless_service_is_its_pods() {
 }
 
 /// ServiceEntry with its `spec` in YAML.
-fn service_entry(name: &str, spec: &str) -> String {
+pub(crate) fn service_entry(name: &str, spec: &str) -> String {
     format!(
         "---
 apiVersion: networking.istio.io/v1
