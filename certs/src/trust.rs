@@ -192,7 +192,7 @@ impl Trust {
         let at = last_second(own.not_after()).max(own.not_before());
         let revoked = |usage| {
             let verified = self.verify(&own.certified().cert, usage, at);
-            matches!(verified, Err(PeerError::Chain(webpki::Error::CertRevoked)))
+            verified.is_err_and(|error| error.is_revocation())
         };
         !self.bundle.load().revocations.is_empty() && (revoked(Usage::Client) || revoked(Usage::Server))
     }

@@ -55,6 +55,11 @@ fn in_words(identities: &[Identity]) -> String {
 }
 
 impl PeerError {
+    /// Whether its issuer has taken it back.
+    pub fn is_revocation(&self) -> bool {
+        matches!(self, Self::Chain(webpki::Error::CertRevoked))
+    }
+
     /// The one word for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -18,8 +18,8 @@ pub struct HboneSettings {
     /// What a peer may have on its way on one connection **beside** what its streams hold for receivers that do not read, so that those do not
     /// stop the others. A new connection has 64 KiB; it gets as much as it has moved, up to this. At least `stream_window`. Default 4 MiB.
     pub connection_window: ByteSize,
-    /// What all peers together may send to this node before it is taken. The windows are cut from it, none larger than a quarter of what is left;
-    /// a connection for which there is nothing is refused. Default 512 MiB.
+    /// What all peers together may send to this node before it is taken. The windows are cut from it, those of one identity together no more than a
+    /// quarter of what is left; a connection for which there is nothing is refused. Default 512 MiB.
     pub buffer: ByteSize,
     /// Connections that one identity may have open to one pod. Default 1000: the replicas of a service account, with some connections each.
     pub connections_per_peer: u32,

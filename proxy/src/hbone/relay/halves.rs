@@ -2,8 +2,9 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
+use super::super::backlog::Backlog;
 use super::super::tunnel::Tunnel;
 use crate::stream::Stream;
 
@@ -167,7 +168,9 @@ impl ToTunnel {
 pub(super) struct ToSocket {
     state: State,
     /// What the socket would not take yet; the tunnel's window stays smaller by as much.
-    stuck: Bytes,
+    stuck: Backlog,
+    /// The tunnel has failed behind what is stuck.
+    has_failed: bool,
 }
 
 impl ToSocket {
@@ -175,21 +178,26 @@ impl ToSocket {
         self.state
     }
 
-    /// Whether nothing is received because the socket takes nothing.
+    /// Whether the socket takes nothing.
     pub(super) fn is_stuck(&self) -> bool {
         !self.stuck.is_empty()
     }
 
     pub(super) fn poll(&mut self, half: &mut Half<'_>, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         for _ in 0..half.turns() {
-            while !self.stuck.is_empty() {
-                let sent = ready!(half.socket.poll_send(cx, &self.stuck, false)).map_err(|_| Failed::Receiver)?;
+            while self.is_stuck() {
+                let Poll::Ready(sent) = half.socket.poll_send(cx, self.stuck.front(), false) else {
+                    self.gather(half, cx);
+                    return Poll::Pending;
+                };
+                let sent = sent.map_err(|_| Failed::Receiver)?;
                 (half.count)(sent);
                 self.stuck.advance(sent);
                 half.tunnel.taken(sent);
             }
             match self.state {
                 State::Closed => return Poll::Ready(Ok(())),
+                _ if self.has_failed => return Poll::Ready(Err(Failed::Sender)),
                 State::Ended if half.was_reset => return Poll::Ready(Ok(())),
                 State::Ended => {
                     if !half.is_last && half.socket.end().is_err() {
@@ -197,13 +205,31 @@ impl ToSocket {
                     }
                     self.state = State::Closed;
                 }
-                State::Open => match ready!(half.tunnel.poll_receive(cx)) {
-                    Some(Ok(bytes)) => self.stuck = bytes,
-                    Some(Err(_)) => return Poll::Ready(Err(Failed::Sender)),
-                    None => self.state = State::Ended,
-                },
+                State::Open => {
+                    let received = ready!(half.tunnel.poll_receive(cx));
+                    self.take(received);
+                }
             }
         }
         another_turn(cx)
+    }
+
+    /// While the socket takes nothing: reads what the peer's window lets it send, so that the codec has no frames to keep.
+    fn gather(&mut self, half: &mut Half<'_>, cx: &mut Context<'_>) {
+        self.stuck.keep();
+        while self.state == State::Open && !self.has_failed {
+            let Poll::Ready(received) = half.tunnel.poll_receive(cx) else {
+                return;
+            };
+            self.take(received);
+        }
+    }
+
+    fn take(&mut self, received: Option<Result<Bytes, h2::Error>>) {
+        match received {
+            Some(Ok(bytes)) => self.stuck.push(bytes),
+            Some(Err(_)) => self.has_failed = true,
+            None => self.state = State::Ended,
+        }
     }
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::unbounded_channel;
 use underpass_certs::Trust;
-use underpass_config::{AccessLog, Config, Identity, LogFormat};
+use underpass_config::{AccessLog, Config, HboneSettings, Identity, LogFormat};
 
 use super::authority::{self, Authority, HOUR, Paper, identity, trust_of};
 use crate::capture::{Pod, SocketPool};
@@ -22,6 +22,7 @@ use crate::handover;
 use crate::hbone::pool::{Dial, Key, OpenError, Origin, Pool};
 use crate::hbone::server::{self, Arrival};
 use crate::hbone::tunnel::Tunnel;
+use crate::hbone::windows::Budget;
 use crate::identities::Identities;
 use crate::node::Node;
 use crate::offload::Offload;
@@ -56,6 +57,8 @@ pub struct Peer {
     pub pod: authority::Pod,
     pub trust: Arc<Trust>,
     pub pool: Arc<Pool>,
+    pub hbone: HboneSettings,
+    pub budget: Arc<Budget>,
 }
 
 pub fn web() -> Identity {
@@ -153,8 +156,13 @@ impl World {
     }
 
     pub fn peer_with(&self, pod: authority::Pod) -> Peer {
-        let (trust, pool) = (self.trust.clone(), Arc::default());
-        Peer { pod, trust, pool }
+        Peer {
+            pod,
+            trust: self.trust.clone(),
+            pool: Arc::default(),
+            hbone: HboneSettings::default(),
+            budget: Arc::default(),
+        }
     }
 
     /// Where the application is.
@@ -227,6 +235,8 @@ impl Peer {
             trust: self.trust.clone(),
             patience: (SOON, SOON),
             keepalive: Default::default(),
+            hbone: self.hbone,
+            budget: self.budget.clone(),
         }
     }
 
