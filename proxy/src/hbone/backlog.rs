@@ -15,6 +15,7 @@ const COPIED: usize = 16 << 10;
 /// Bytes in order. One frame, which is taken at once as nearly all are, costs neither a copy nor an allocation.
 #[derive(Debug, Default)]
 pub struct Backlog {
+    length: usize,
     first: Bytes,
     /// Whether nobody else holds on to what `first` is part of.
     is_own: bool,
@@ -27,9 +28,11 @@ pub struct Backlog {
 impl Backlog {
     /// One more frame.
     pub fn push(&mut self, bytes: Bytes) {
-        if self.is_empty() {
+        let (was_empty, length) = (self.is_empty(), bytes.len());
+        self.length += length;
+        if was_empty {
             (self.first, self.is_own) = (bytes, false);
-        } else if bytes.len() < COPIED {
+        } else if length < COPIED {
             self.copied.extend_from_slice(&bytes);
         } else {
             if !self.copied.is_empty() {
@@ -48,9 +51,14 @@ impl Backlog {
         self.is_own = true;
     }
 
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.first.is_empty()
+        self.length == 0
     }
 
     /// What comes first; empty only when there is nothing.
@@ -67,8 +75,9 @@ impl Backlog {
 
     /// The first `count` bytes of [`Backlog::front`] are taken.
     pub fn advance(&mut self, count: usize) {
+        self.length -= count;
         self.first.advance(count);
-        if self.first.is_empty() && !(self.whole.is_empty() && self.copied.is_empty()) {
+        if self.first.is_empty() && !self.is_empty() {
             // Of what it held at its fullest, nothing stays.
             let copied = || std::mem::take(&mut self.copied).freeze();
             self.first = self.whole.pop_front().unwrap_or_else(copied);

@@ -80,7 +80,7 @@ impl Credentials {
     pub fn check(&self) -> Result<(), Lapsed> {
         let now = SystemTime::now();
         let generation = self.trust.generation();
-        let has_expired = now >= self.peer.not_after();
+        let has_expired = now >= after(self.peer.not_after());
         if has_expired || self.found_good.load(Ordering::Relaxed) != generation {
             self.check_peer(now)?;
             if self.trust.has_revoked(&self.own) {
@@ -88,7 +88,7 @@ impl Credentials {
             }
             self.found_good.store(generation, Ordering::Relaxed);
         }
-        if self.slot.now() >= self.own.not_after() {
+        if self.slot.now() >= after(self.own.not_after()) {
             return Err(self.own_is("own_expired", "has expired", false));
         }
         Ok(())
@@ -130,7 +130,7 @@ impl Credentials {
 
     fn until_next_look(&self) -> Duration {
         let now = SystemTime::now();
-        let ends = [self.peer.not_after(), self.own.not_after()];
+        let ends = [after(self.peer.not_after()), after(self.own.not_after())];
         let to_come = ends.into_iter().filter_map(|end| end.duration_since(now).ok());
         to_come
             .filter(|left| !left.is_zero())
@@ -138,4 +138,9 @@ impl Credentials {
             .unwrap_or(LONGEST_SLEEP)
             .min(LONGEST_SLEEP)
     }
+}
+
+/// A certificate is valid in its last second too (RFC 5280, section 4.1.2.5).
+fn after(last: SystemTime) -> SystemTime {
+    last + Duration::from_secs(1)
 }

@@ -4,6 +4,8 @@
 #[path = "../../../certs/tests/certs/authority.rs"]
 mod authority;
 mod hostile;
+mod lapsed;
+mod pressure;
 mod refusals;
 mod sharing;
 mod world;

@@ -15,6 +15,9 @@ const CHUNKS_PER_TURN: usize = 8;
 /// stream of small messages does not hold large buffers in the connection's queue. The most is a frame.
 const READS: (usize, usize) = (2 * 1024, 256 * 1024);
 
+/// What a tunnel has brought is sent together up to this, about a frame of the largest: many small frames that came together are one send.
+const GATHERED: usize = 64 * 1024;
+
 /// How far a direction has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum State {
@@ -186,8 +189,10 @@ impl ToSocket {
     pub(super) fn poll(&mut self, half: &mut Half<'_>, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         for _ in 0..half.turns() {
             while self.is_stuck() {
-                let Poll::Ready(sent) = half.socket.poll_send(cx, self.stuck.front(), false) else {
-                    self.gather(half, cx);
+                let (part, more_follows) = (self.stuck.front(), self.stuck.front().len() < self.stuck.len());
+                let Poll::Ready(sent) = half.socket.poll_send(cx, part, more_follows) else {
+                    self.stuck.keep();
+                    self.gather(usize::MAX, half, cx);
                     return Poll::Pending;
                 };
                 let sent = sent.map_err(|_| Failed::Receiver)?;
@@ -208,16 +213,17 @@ impl ToSocket {
                 State::Open => {
                     let received = ready!(half.tunnel.poll_receive(cx));
                     self.take(received);
+                    self.gather(GATHERED, half, cx);
                 }
             }
         }
         another_turn(cx)
     }
 
-    /// While the socket takes nothing: reads what the peer's window lets it send, so that the codec has no frames to keep.
-    fn gather(&mut self, half: &mut Half<'_>, cx: &mut Context<'_>) {
-        self.stuck.keep();
-        while self.state == State::Open && !self.has_failed {
+    /// Reads what is there, up to so many bytes in all, so that the codec has no frames to keep. While the socket takes nothing, the peer's window
+    /// says how much that can be.
+    fn gather(&mut self, most: usize, half: &mut Half<'_>, cx: &mut Context<'_>) {
+        while self.stuck.len() < most && self.state == State::Open && !self.has_failed {
             let Poll::Ready(received) = half.tunnel.poll_receive(cx) else {
                 return;
             };

@@ -263,7 +263,7 @@ async fn what_is_not_a_connect_is_answered_and_harms_nobody() {
 }
 
 /// A connection on which nothing is as the pool would do it.
-async fn connection(world: &World, peer: &Peer) -> client::SendRequest<Bytes> {
+pub async fn connection(world: &World, peer: &Peer) -> client::SendRequest<Bytes> {
     let (slot, trust) = (peer.pod.lease.slot().clone(), peer.trust.clone());
     let tls = ClientTls::new(slot, trust, [web()].into()).unwrap();
     let socket = TcpStream::connect(world.gateway).await.unwrap();

@@ -49,6 +49,7 @@ pub struct World {
     pub accepted: Arc<AtomicUsize>,
     /// Connections whose server has panicked.
     pub panics: Arc<AtomicUsize>,
+    hbone: String,
     _directory: TempDir,
 }
 
@@ -88,7 +89,7 @@ pub fn policy(action: &str, rule: &str) -> String {
     )
 }
 
-fn settings(directory: &Path, authority: &Authority) -> String {
+fn settings(directory: &Path, authority: &Authority, hbone: &str) -> String {
     let (chain, key) = authority.issue_pem(&Paper::of(&web(), SystemTime::now(), HOUR));
     let write = |name: &str, text: &str| {
         let path = directory.join(name);
@@ -98,7 +99,7 @@ fn settings(directory: &Path, authority: &Authority) -> String {
     let (chain, key) = (write("chain.pem", &chain), write("key.pem", &key));
     let roots = write("roots.pem", &authority.root_pem);
     format!(
-        "node:\n  timeouts: {{connect: 1s, handshake: 2s, drain: 10s}}\n  identities:\n    roots: {roots}\n    certificates:\n    \
+        "node:\n  timeouts: {{connect: 1s, handshake: 2s, drain: 10s}}\n  hbone: {{{hbone}}}\n  identities:\n    roots: {roots}\n    certificates:\n    \
          - {{identity: \"{}\", chain: {chain}, key: {key}}}\n",
         web()
     )
@@ -106,17 +107,22 @@ fn settings(directory: &Path, authority: &Authority) -> String {
 
 impl World {
     pub async fn new(policies: &str) -> Self {
-        Self::with(policies, pod(true)).await
+        Self::with(policies, "", pod(true)).await
     }
 
     /// A pod whose agent makes no sockets: nothing can be connected to.
     pub async fn stalled() -> Self {
-        Self::with("", pod(false)).await
+        Self::with("", "", pod(false)).await
     }
 
-    async fn with(policies: &str, pod: Pod) -> Self {
+    /// Where `node.hbone` has these settings.
+    pub async fn kept(hbone: &str) -> Self {
+        Self::with("", hbone, pod(true)).await
+    }
+
+    async fn with(policies: &str, hbone: &str, pod: Pod) -> Self {
         let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
-        let yaml = settings(directory.path(), &authority) + &mesh(policies);
+        let yaml = settings(directory.path(), &authority, hbone) + &mesh(policies);
         let config = Config::from_yaml(&yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
         let (identities, upkeep) = Identities::new(&config.node).unzip();
         upkeep.unwrap().start().await.unwrap();
@@ -145,6 +151,7 @@ impl World {
             gateway,
             accepted,
             panics,
+            hbone: hbone.to_owned(),
             _directory: directory,
         }
     }
@@ -180,7 +187,7 @@ impl World {
 
     pub fn publish(&self, policies: &str) -> usize {
         let in_force = self.node.snapshot();
-        let yaml = settings(self._directory.path(), &self.authority) + &mesh(policies);
+        let yaml = settings(self._directory.path(), &self.authority, &self.hbone) + &mesh(policies);
         let (config, touched) = in_force.config.updated(&yaml).unwrap();
         self.node.publish(|_| (config, touched))
     }
