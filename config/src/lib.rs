@@ -58,7 +58,7 @@ pub use identities::{CertificateFile, IdentitySettings};
 pub use identity::{Identity, IdentityError};
 pub use interner::Interner;
 pub use istiod::IstiodSettings;
-pub use mesh::{Mesh, MeshChange, Touched};
+pub use mesh::{Mesh, MeshChange, ResourceKey, Touched};
 pub use names::{PolicyKey, ServiceKey, Text, WorkloadUid};
 pub use offload::{ByteSize, ByteSizeError, OffloadAfter, OffloadExcept, OffloadSettings, WorkloadName};
 pub use ranking::Position;

@@ -21,6 +21,7 @@ mod backlog;
 mod chunk;
 pub mod connect;
 mod credentials;
+pub mod described;
 pub mod inbound;
 pub mod limits;
 pub mod outbound;

@@ -82,7 +82,11 @@ impl Peer {
 pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, mut respond: SendResponse<Chunk>) {
     let snapshot = peer.node.snapshot();
     let (config, settings) = (&snapshot.config, snapshot.config.node.clone());
-    let session = peer.session(config);
+    let mut session = peer.session(config);
+    let descriptions = &peer.node.flows.open_connections().tunnels().descriptions;
+    let identity = peer.credentials.peer().identity();
+    let described = descriptions.of(request.headers(), identity, &peer.pod.uid, config);
+    session.source = session.source.with_description(described);
     if let Err(lapsed) = peer.credentials.check() {
         session.refuse(&refused(Ending::HandshakeFailed, lapsed.to_string()));
         // It was not looked at: who is still who he was asks again, on a new connection.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use underpass_config::Identity;
 
+use super::described::Descriptions;
 use super::windows::Budget;
 
 /// The limits of one node.
@@ -15,6 +16,8 @@ pub struct TunnelLimits {
     pub budget: Arc<Budget>,
     /// Connections that were accepted.
     pub peers: Arc<Peers>,
+    /// What clients have said of themselves.
+    pub descriptions: Descriptions,
 }
 
 /// Open connections by pod and by who opened them.
