@@ -41,7 +41,8 @@ pub struct FlowDirection {
     pub behind: u64,
     /// Messages left to TCP because the receiver's queue was at the limit.
     pub full: u64,
-    /// What waits in the receiver's queue, as last measured: its bytes, and [`MESSAGE_COST`] for each message.
+    /// What waits in the receiver's queue, as last measured: its bytes, and [`MESSAGE_COST`] for each message. All ones
+    /// when a system call was at work on the receiver, whose lock a sender would have to wait for.
     pub queued: u32,
     /// Why the direction will not be armed again: bits of [`note`].
     pub notes: u32,
@@ -51,8 +52,10 @@ pub struct FlowDirection {
     pub hop_waiting: u32,
     /// Messages left to TCP because a system call was at work on the receiver's socket for too long.
     pub busy: u64,
+    /// The core on which the sender was when it last sent a message that counts in `behind`.
+    pub sender_core: u32,
     /// Always 0.
-    pub reserved: u64,
+    pub reserved: u32,
 }
 
 impl FlowDirection {
@@ -72,6 +75,7 @@ impl FlowDirection {
             waiting: 0,
             hop_waiting: 0,
             busy: 0,
+            sender_core: 0,
             reserved: 0,
         }
     }

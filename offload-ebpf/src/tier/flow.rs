@@ -140,6 +140,11 @@ impl JoinedFlow {
         }
     }
 
+    /// The core on which the sender was when it last sent a message that was [`Tally::behind`].
+    pub fn sender_core(&self, direction: Direction) -> u32 {
+        self.cells(direction).sender_core.load(Relaxed)
+    }
+
     /// The flow's ticket.
     pub fn ticket(&self) -> Ticket {
         self.ticket

@@ -25,7 +25,8 @@ pub(super) struct DirectionCells {
     pub(super) waiting: AtomicU32,
     pub(super) hop_waiting: AtomicU32,
     pub(super) busy: AtomicU64,
-    reserved: u64,
+    pub(super) sender_core: AtomicU32,
+    reserved: u32,
 }
 
 const _: () = {
@@ -42,6 +43,7 @@ const _: () = {
     assert!(offset_of!(DirectionCells, waiting) == offset_of!(FlowDirection, waiting));
     assert!(offset_of!(DirectionCells, hop_waiting) == offset_of!(FlowDirection, hop_waiting));
     assert!(offset_of!(DirectionCells, busy) == offset_of!(FlowDirection, busy));
+    assert!(offset_of!(DirectionCells, sender_core) == offset_of!(FlowDirection, sender_core));
 };
 
 const LEN: usize = MAX_FLOWS as usize * size_of::<FlowEntry>();

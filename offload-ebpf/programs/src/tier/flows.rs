@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::mem::{offset_of, size_of};
 
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use underpass_ebpf_abi::tier::{FlowDirection, HOP, Way};
 
 use crate::maps::FLOWS;
@@ -160,6 +161,10 @@ impl Direction {
 
     #[inline(always)]
     pub fn count_behind(self) {
+        // SAFETY: array entries stay; asks for the number of this core.
+        unsafe {
+            (&raw mut (*self.0).sender_core).write_volatile(bpf_get_smp_processor_id());
+        }
         self.add::<{ offset_of!(FlowDirection, behind) }>(1);
     }
 
