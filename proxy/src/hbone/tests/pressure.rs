@@ -30,7 +30,8 @@ async fn fill(world: &World, tunnel: &mut Tunnel, number: usize) -> u64 {
             .nth(number)
             .unwrap()
     };
-    while quiet < 20 {
+    // A kernel that is full finds some more room for a while.
+    while quiet < 120 {
         let before = taken();
         if sent < before + PART as u64 {
             send(tunnel, Bytes::from(vec![1; PART])).await;
@@ -49,7 +50,7 @@ async fn fill(world: &World, tunnel: &mut Tunnel, number: usize) -> u64 {
 /// The codec would end the connection, and with it whatever else it carries.
 #[tokio::test]
 async fn tiny_messages_to_who_does_not_read_end_nobody_beside_it() {
-    const MESSAGES: usize = 20_000;
+    const MESSAGES: usize = 40_000;
     let world = World::new("").await;
     let peer = world.peer("client").await;
     let (mut beside, mut application) = world.connect(&peer).await;
@@ -78,24 +79,38 @@ async fn tiny_messages_to_who_does_not_read_end_nobody_beside_it() {
     assert!(last.ends_with(&[b'!'; MESSAGES]));
 }
 
-#[tokio::test]
-async fn what_comes_before_there_is_a_connection_is_kept_as_cheaply_and_arrives() {
-    const MESSAGES: usize = 30_000;
-    let world = World::new("").await;
+/// Opens a stream on a connection that knows no windows but its own, and sends so many messages of one byte without waiting for the answer.
+async fn send_early(world: &World, messages: usize) -> h2::client::ResponseFuture {
     let peer = world.peer("client").await;
-    let sender = connection(&world, &peer).await;
+    let sender = connection(world, &peer).await;
     let mut ready = sender.clone().ready().await.unwrap();
     let (answer, mut stream) = ready.send_request(connect(&world.target()), false).unwrap();
-    for number in 0..MESSAGES {
-        stream
-            .send_data(Bytes::from_static(b"!"), number == MESSAGES - 1)
-            .unwrap();
+    for number in 0..messages {
+        let is_last = number == messages - 1;
+        stream.send_data(Bytes::from_static(b"!"), is_last).unwrap();
     }
-    let (answer, accepted) = tokio::join!(answer, world.application.accept());
+    answer
+}
+
+#[tokio::test]
+async fn what_comes_before_there_is_a_connection_arrives() {
+    const MESSAGES: usize = 30_000;
+    let world = World::new("").await;
+    let answer = send_early(&world, MESSAGES).await;
+    let both = async { tokio::join!(answer, world.application.accept()) };
+    let (answer, accepted) = tokio::time::timeout(SOON, both).await.expect("it is connected");
     assert_eq!(answer.unwrap().status(), StatusCode::OK);
     let mut all = Vec::new();
     accepted.unwrap().0.read_to_end(&mut all).await.unwrap();
     assert_eq!(all.len(), MESSAGES);
+}
+
+#[tokio::test]
+async fn what_comes_before_there_is_a_connection_does_not_end_others() {
+    let world = World::stalled().await;
+    let answer = tokio::time::timeout(SOON, send_early(&world, 30_000).await);
+    let answer = answer.await.expect("an answer").expect("not the end of the connection");
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 /// As many streams as fit, each with as much as it takes.
