@@ -137,6 +137,8 @@ pub struct TypeStatus {
     pub acks: u64,
     /// Responses that were not, in whole or in part.
     pub nacks: u64,
+    /// Their size on the wire, in bytes.
+    pub bytes: u64,
     /// When the last response came.
     pub last_response: Option<SystemTime>,
 }

@@ -108,6 +108,16 @@ fn encode_subscription(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> 
         "Responses of istiod, as ztunnel counts them",
         messages.collect(),
     )?;
+    let bytes = status.types.iter().map(|(kind, of_type)| {
+        let labels = vec![("url", kind.url().to_owned())];
+        (labels, of_type.bytes)
+    });
+    counters(
+        encoder,
+        "istio_xds_message_bytes",
+        "The size of these responses, as ztunnel counts them",
+        bytes.collect(),
+    )?;
     let terminations = status.terminations.iter();
     counters(
         encoder,

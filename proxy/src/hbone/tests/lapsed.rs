@@ -3,11 +3,14 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use underpass_certs::ClientTls;
 
 use super::authority::{self, HOUR, Paper, identity};
+use super::hostile::{self, HEADERS, PREFACE};
 use super::refusals::connection;
-use super::world::{Peer, SOON, World, connect};
+use super::world::{Peer, SOON, World, connect, web};
 use super::{receive, send};
 use crate::hbone::tunnel::Tunnel;
 
@@ -34,7 +37,7 @@ fn revoke(world: &World) {
     trust.configure(roots, &[world.authority.revoke(SERIAL)]).unwrap();
 }
 
-async fn assert_goes_on(tunnel: &mut Tunnel, application: &mut tokio::net::TcpStream) {
+async fn assert_goes_on(tunnel: &mut Tunnel, application: &mut TcpStream) {
     send(tunnel, Bytes::from_static(b"on")).await;
     let mut bytes = [0; 2];
     let arrived = tokio::time::timeout(SOON, application.read_exact(&mut bytes));
@@ -168,4 +171,64 @@ async fn the_pool_opens_no_streams_as_one_whose_own_certificate_has_expired() {
     };
     tokio::time::timeout(SOON, retired).await.expect("it is given no more");
     assert_goes_on(&mut tunnel, &mut application).await;
+}
+
+/// The next frame of one of these types (RFC 9113, section 6), and its payload.
+async fn next_frame(stream: &mut (impl AsyncRead + Unpin), kinds: &[u8]) -> (u8, Vec<u8>) {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.expect("a frame");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).await.expect("its payload");
+        if kinds.contains(&head[3]) {
+            return (head[3], payload);
+        }
+    }
+}
+
+/// GOAWAY is a request; who doesn't heed it is refused stream by stream.
+#[tokio::test]
+async fn a_lapsed_peer_that_opens_streams_all_the_same_is_refused_and_it_is_said_why() {
+    const RST_STREAM: u8 = 3;
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
+    let world = World::kept("revoked: keep").await;
+    let peer = client(&world, HOUR).await;
+    let (slot, trust) = (peer.pod.lease.slot().clone(), peer.trust.clone());
+    let tls = ClientTls::new(slot, trust, [web()].into()).unwrap();
+    let socket = TcpStream::connect(world.gateway).await.unwrap();
+    let (mut stream, _) = tls.connect(socket, world.gateway.ip()).await.unwrap();
+    stream.write_all(PREFACE).await.unwrap();
+    stream.flush().await.unwrap();
+    // Its handshake is done when it says something.
+    next_frame(&mut stream, &[SETTINGS]).await;
+    revoke(&world);
+    next_frame(&mut stream, &[GOAWAY]).await;
+    let fields = hostile::connect(&world.target());
+    let mut frame = vec![0, 0, fields.len() as u8, HEADERS, 4, 0, 0, 0, 1];
+    frame.extend(fields);
+    stream.write_all(&frame).await.unwrap();
+    stream.flush().await.unwrap();
+    let answer = tokio::time::timeout(SOON, next_frame(&mut stream, &[HEADERS, RST_STREAM]));
+    assert_eq!(answer.await.unwrap(), (RST_STREAM, REFUSED_STREAM.to_vec()));
+    let refusal = world.refusal(0).await;
+    assert_eq!(refusal["reason"], "handshake_failed");
+    assert!(
+        refusal["detail"].as_str().unwrap().starts_with("peer_revoked"),
+        "{refusal}"
+    );
+}
+
+#[tokio::test]
+async fn streams_to_a_pod_whose_own_certificate_was_revoked_are_reset() {
+    let world = World::new("").await;
+    let peer = client(&world, HOUR).await;
+    let (mut tunnel, _application) = world.connect(&peer).await;
+    let trust = world.node.identities.as_ref().unwrap().trust();
+    let roots = vec![world.authority.root.clone()];
+    trust.configure(roots, &[world.authority.revoke(1)]).unwrap();
+    let error = receive(&mut tunnel).await.expect("not an end").expect_err("a reset");
+    assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
 }
