@@ -31,8 +31,10 @@ pub struct FlowDirection {
     pub armed: u32,
     /// Which of the flows that have had this entry it is; never 0 for a flow.
     pub generation: u32,
+    /// One more than the number of the core on which the proxy last handed something on; 0 before it has.
+    pub relay_core: u32,
     /// Always 0.
-    pub pad: [u64; 6],
+    pub pad: [u32; 11],
     /// Bytes that went from sender to receiver, past the proxy.
     pub bypassed_bytes: u64,
     /// Messages that did.
@@ -65,7 +67,8 @@ impl FlowDirection {
             forwarded: 0,
             armed: 0,
             generation,
-            pad: [0; 6],
+            relay_core: 0,
+            pad: [0; 11],
             bypassed_bytes: 0,
             bypassed_messages: 0,
             behind: 0,

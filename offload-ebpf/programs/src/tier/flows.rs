@@ -46,6 +46,19 @@ impl Direction {
         forwarded
     }
 
+    /// Whether the proxy last handed something on on this core: then it does not go on while we wait.
+    #[inline(always)]
+    pub fn is_relayed_here(self) -> bool {
+        // SAFETY: array entries stay; asks for the number of this core.
+        let (relay, here) = unsafe {
+            (
+                (&raw const (*self.0).relay_core).read_volatile(),
+                bpf_get_smp_processor_id(),
+            )
+        };
+        relay == here.wrapping_add(1)
+    }
+
     /// Whether messages may pass the proxy by, in this generation of the entry.
     #[inline(always)]
     pub fn is_open(self, generation: u32) -> bool {
