@@ -72,10 +72,6 @@ impl WorkloadCertificate {
                 asked: identity.clone(),
             });
         }
-        let time = |time: x509_parser::time::ASN1Time| {
-            let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
-            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-        };
         let (not_before, not_after) = (time(leaf.validity.not_before), time(leaf.validity.not_after));
         let serial = leaf.raw_serial_as_string();
         let certified = CertifiedKey::new(chain, key);
@@ -140,6 +136,20 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
         Ok((rest, _)) => Err(CertificateError::Unreadable(format!("{} bytes follow it", rest.len()))),
         Err(error) => Err(CertificateError::Unreadable(error.to_string())),
     }
+}
+
+fn time(time: x509_parser::time::ASN1Time) -> SystemTime {
+    let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
+
+/// When the first of these expires.
+pub(crate) fn earliest_end(chain: &[CertificateDer<'_>]) -> Result<SystemTime, CertificateError> {
+    let ends = chain
+        .iter()
+        .map(|certificate| Ok(time(parse(certificate)?.validity.not_after)));
+    let ends: Vec<SystemTime> = ends.collect::<Result<_, CertificateError>>()?;
+    ends.into_iter().min().ok_or(CertificateError::Empty)
 }
 
 /// The SPIFFE identity that a certificate is for: its only URI name (X.509-SVID specification, section 2).

@@ -36,12 +36,17 @@ impl Slot {
         &self.identity
     }
 
+    /// What time it is for this certificate.
+    pub fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
     /// The certificate, unless it has expired.
     pub fn valid(&self) -> Option<Arc<WorkloadCertificate>> {
         self.used.store(true, Ordering::Relaxed);
         self.certificate
             .load_full()
-            .filter(|certificate| (self.clock)() < certificate.not_after())
+            .filter(|certificate| self.now() < certificate.not_after())
     }
 
     /// The certificate, whatever its state; this is not using it.

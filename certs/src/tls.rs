@@ -7,6 +7,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -18,29 +19,52 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use underpass_config::Identity;
 
-use crate::certificate::identity_of;
+use crate::certificate::{earliest_end, identity_of};
 use crate::provider;
 use crate::slot::Slot;
 use crate::trust::Trust;
-use crate::verify::{Expected, PeerError, PeerVerifier};
+use crate::verify::{Expected, PeerError, PeerVerifier, Usage};
 
 /// HBONE is HTTP/2.
 const ALPN: &[u8] = b"h2";
 
 /// A peer whose identity was verified in the handshake of the connection it came with. Only this module makes one.
+///
+/// It was verified *then*: whether its certificate still stands, [`Trust::still_believes`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerifiedPeer(Identity);
+pub struct VerifiedPeer {
+    identity: Identity,
+    chain: Arc<[CertificateDer<'static>]>,
+    usage: Usage,
+    not_after: SystemTime,
+}
 
 impl VerifiedPeer {
     /// Who it is.
     pub fn identity(&self) -> &Identity {
-        &self.0
+        &self.identity
     }
 
-    fn of(certificates: Option<&[CertificateDer<'_>]>) -> Result<Self, HandshakeError> {
-        let certificate = certificates.and_then(<[_]>::first).ok_or(HandshakeError::Anonymous)?;
+    /// When the first certificate of its chain expires.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    pub(crate) fn chain(&self) -> (&[CertificateDer<'static>], Usage) {
+        (&self.chain, self.usage)
+    }
+
+    fn of(certificates: Option<&[CertificateDer<'_>]>, usage: Usage) -> Result<Self, HandshakeError> {
+        let chain = certificates.unwrap_or_default();
+        let certificate = chain.first().ok_or(HandshakeError::Anonymous)?;
         let identity = identity_of(certificate).map_err(PeerError::Identity)?;
-        Ok(Self(identity))
+        let not_after = earliest_end(chain).map_err(PeerError::Identity)?;
+        Ok(Self {
+            identity,
+            chain: chain.iter().cloned().map(CertificateDer::into_owned).collect(),
+            usage,
+            not_after,
+        })
     }
 }
 
@@ -127,7 +151,7 @@ impl ServerTls {
             return Err(HandshakeError::NoCertificate(self.slot.identity().clone()));
         }
         let stream = self.acceptor.accept(io).await.map_err(HandshakeError::of)?;
-        let peer = VerifiedPeer::of(stream.get_ref().1.peer_certificates())?;
+        let peer = VerifiedPeer::of(stream.get_ref().1.peer_certificates(), Usage::Client)?;
         Ok((stream, peer))
     }
 }
@@ -171,7 +195,7 @@ impl ClientTls {
         }
         let name = ServerName::IpAddress(address.into());
         let stream = self.connector.connect(name, io).await.map_err(HandshakeError::of)?;
-        let peer = VerifiedPeer::of(stream.get_ref().1.peer_certificates())?;
+        let peer = VerifiedPeer::of(stream.get_ref().1.peer_certificates(), Usage::Server)?;
         Ok((stream, peer))
     }
 }

@@ -5,15 +5,21 @@
 //! are its peers', and each is believed until the last certificate of its root is replaced. Configured roots and
 //! revocations are replaced whole.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
 use thiserror::Error;
+use tokio::sync::watch;
 use underpass_config::{Identity, Text};
 use webpki::{CertRevocationList, OwnedCertRevocationList};
+
+use crate::certificate::WorkloadCertificate;
+use crate::tls::VerifiedPeer;
+use crate::verify::{PeerError, Usage, verify_chain};
 
 /// The trust domains of the mesh. All of them are one: an identity of an alias is the same identity of the first.
 #[derive(Clone, Debug)]
@@ -75,6 +81,8 @@ pub struct Trust {
     domains: TrustDomains,
     parts: Mutex<Parts>,
     bundle: ArcSwap<Bundle>,
+    /// Counts the changes.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -82,6 +90,10 @@ struct Parts {
     configured: Vec<CertificateDer<'static>>,
     revocations: Arc<[CertRevocationList<'static>]>,
     issued: HashMap<Identity, Vec<CertificateDer<'static>>>,
+    /// The roots in force, each once, as they are encoded.
+    in_force: BTreeSet<Vec<u8>>,
+    /// The revocations in force, as they are encoded.
+    lists: Vec<Vec<u8>>,
 }
 
 /// What one handshake is verified with.
@@ -98,6 +110,7 @@ impl Trust {
             domains,
             parts: Mutex::default(),
             bundle: ArcSwap::default(),
+            changes: watch::Sender::new(0),
         }
     }
 
@@ -126,10 +139,14 @@ impl Trust {
                     why: error.to_string(),
                 })
         };
+        let lists: Vec<Vec<u8>> = revocations.iter().map(|list| list.to_vec()).collect();
         let revocations = revocations.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
         self.change(|parts| {
             parts.configured = roots;
-            parts.revocations = revocations;
+            if parts.lists != lists {
+                parts.revocations = revocations;
+                parts.lists = lists;
+            }
         });
         Ok(())
     }
@@ -154,6 +171,50 @@ impl Trust {
         });
     }
 
+    /// Whether a peer would be let in by a handshake of this moment. Costs what verifying its chain does.
+    ///
+    /// A certificate that has expired *and* was revoked is said to be revoked: that is the worse of the two.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn still_believes(&self, peer: &VerifiedPeer, now: SystemTime) -> Result<(), PeerError> {
+        let (chain, usage) = peer.chain();
+        self.verify(chain, usage, now.min(last_second(peer.not_after())))?;
+        self.verify(chain, usage, now)?;
+        match self.domains.contains(&peer.identity().trust_domain) {
+            true => Ok(()),
+            false => Err(PeerError::TrustDomain(peer.identity().clone())),
+        }
+    }
+
+    /// Whether a certificate that we show was revoked. (Whether peers believe it otherwise is up to them.)
+    pub fn has_revoked(&self, own: &WorkloadCertificate) -> bool {
+        let at = last_second(own.not_after()).max(own.not_before());
+        let revoked = |usage| {
+            let verified = self.verify(&own.certified().cert, usage, at);
+            verified.is_err_and(|error| error.is_revocation())
+        };
+        !self.bundle.load().revocations.is_empty() && (revoked(Usage::Client) || revoked(Usage::Server))
+    }
+
+    /// Tells, by a number that grows, of changes of what is trusted.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// How often what is trusted has changed.
+    pub fn generation(&self) -> u64 {
+        *self.changes.borrow()
+    }
+
+    fn verify(&self, chain: &[CertificateDer<'_>], usage: Usage, now: SystemTime) -> Result<(), PeerError> {
+        let [end_entity, intermediates @ ..] = chain else {
+            return Err(PeerError::Chain(webpki::Error::UnknownIssuer));
+        };
+        let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        verify_chain(&self.bundle(), end_entity, intermediates, now, usage).map(drop)
+    }
+
     pub(crate) fn bundle(&self) -> Arc<Bundle> {
         self.bundle.load_full()
     }
@@ -164,15 +225,15 @@ impl Trust {
 
     fn change(&self, change: impl FnOnce(&mut Parts)) {
         let mut parts = self.parts();
+        let revocations = parts.revocations.clone();
         change(&mut parts);
-        let all: HashSet<&[u8]> = parts
-            .configured
-            .iter()
-            .chain(parts.issued.values().flatten())
-            .map(|der| &**der)
-            .collect();
-        let anchors = all.into_iter().filter_map(|der| {
-            let certificate = CertificateDer::from(der);
+        let all = parts.configured.iter().chain(parts.issued.values().flatten());
+        let all: BTreeSet<Vec<u8>> = all.map(|der| der.to_vec()).collect();
+        if all == parts.in_force && Arc::ptr_eq(&revocations, &parts.revocations) {
+            return; // As when files are read again, or one of several certificates of one root is given up.
+        }
+        let anchors = all.iter().filter_map(|der| {
+            let certificate = CertificateDer::from(&der[..]);
             let anchor = webpki::anchor_from_trusted_cert(&certificate).ok()?;
             Some(anchor.to_owned())
         });
@@ -180,7 +241,14 @@ impl Trust {
             anchors: anchors.collect(),
             revocations: parts.revocations.clone(),
         }));
+        parts.in_force = all;
+        self.changes.send_modify(|count| *count += 1);
     }
+}
+
+/// A moment at which something that ends at `end` is valid.
+fn last_second(end: SystemTime) -> SystemTime {
+    end.checked_sub(Duration::from_secs(1)).unwrap_or(end)
 }
 
 fn check(roots: &[CertificateDer<'static>]) -> Result<(), TrustError> {

@@ -1,7 +1,8 @@
 //! Verification of a peer: a chain to a root that we trust, not revoked, of this moment, and the identity in it.
 //!
 //! Everything is decided during the handshake, on both sides by the same code. Sessions are never resumed (see
-//! `tls`): a resumed one would not be verified again, and so would outlive a revocation.
+//! `tls`): a resumed one would not be verified again, and so would outlive a revocation. A connection that lasts is verified again
+//! by [`Trust::still_believes`], when what is trusted has changed.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationOptionsBuilder
 
 use crate::certificate::{self, identity_of};
 use crate::provider;
-use crate::trust::Trust;
+use crate::trust::{Bundle, Trust};
 
 /// Why a peer is not who it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -54,6 +55,11 @@ fn in_words(identities: &[Identity]) -> String {
 }
 
 impl PeerError {
+    /// Whether its issuer has taken it back.
+    pub fn is_revocation(&self) -> bool {
+        matches!(self, Self::Chain(webpki::Error::CertRevoked))
+    }
+
     /// The one word for logs and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -77,6 +83,48 @@ pub(crate) enum Expected {
     OneOf(Arc<[Identity]>),
 }
 
+/// What a peer's certificate is for: the peer's side of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    Client,
+    Server,
+}
+
+/// Verifies a chain by what is trusted at this moment, and says whose it is.
+pub(crate) fn verify_chain(
+    bundle: &Bundle,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+    usage: Usage,
+) -> Result<Identity, PeerError> {
+    let revocations: Vec<_> = bundle.revocations.iter().collect();
+    // A list that is out of date still revokes; an issuer without a list has revoked nothing.
+    let revocation = RevocationOptionsBuilder::new(&revocations).ok().map(|options| {
+        options
+            .with_status_policy(UnknownStatusPolicy::Allow)
+            .with_expiration_policy(ExpirationPolicy::Ignore)
+            .build()
+    });
+    let usage = match usage {
+        Usage::Client => KeyUsage::client_auth(),
+        Usage::Server => KeyUsage::server_auth(),
+    };
+    let certificate = EndEntityCert::try_from(end_entity).map_err(PeerError::Chain)?;
+    certificate
+        .verify_for_usage(
+            provider::shared().signature_verification_algorithms.all,
+            &bundle.anchors,
+            intermediates,
+            now,
+            usage,
+            revocation,
+            None,
+        )
+        .map_err(PeerError::Chain)?;
+    identity_of(end_entity).map_err(PeerError::Identity)
+}
+
 #[derive(Debug)]
 pub(crate) struct PeerVerifier {
     trust: Arc<Trust>,
@@ -98,30 +146,10 @@ impl PeerVerifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: KeyUsage,
+        usage: Usage,
     ) -> Result<(), PeerError> {
         let bundle = self.trust.bundle();
-        let revocations: Vec<_> = bundle.revocations.iter().collect();
-        // A list that is out of date still revokes; an issuer without a list has revoked nothing.
-        let revocation = RevocationOptionsBuilder::new(&revocations).ok().map(|options| {
-            options
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .with_expiration_policy(ExpirationPolicy::Ignore)
-                .build()
-        });
-        let certificate = EndEntityCert::try_from(end_entity).map_err(PeerError::Chain)?;
-        certificate
-            .verify_for_usage(
-                self.provider.signature_verification_algorithms.all,
-                &bundle.anchors,
-                intermediates,
-                now,
-                usage,
-                revocation,
-                None,
-            )
-            .map_err(PeerError::Chain)?;
-        let found = identity_of(end_entity).map_err(PeerError::Identity)?;
+        let found = verify_chain(&bundle, end_entity, intermediates, now, usage)?;
         let domains = self.trust.domains();
         match &self.expected {
             Expected::Member if domains.contains(&found.trust_domain) => Ok(()),
@@ -167,7 +195,7 @@ impl ServerCertVerifier for PeerVerifier {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now, KeyUsage::server_auth())
+        self.verify(end_entity, intermediates, now, Usage::Server)
             .map_err(refused)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -207,7 +235,7 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now, KeyUsage::client_auth())
+        self.verify(end_entity, intermediates, now, Usage::Client)
             .map_err(refused)?;
         Ok(ClientCertVerified::assertion())
     }

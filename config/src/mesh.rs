@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-pub use change::{MeshChange, Touched};
+pub use change::{MeshChange, ResourceKey, Touched};
 
 use crate::authorization::{Facts, Tally};
 use crate::claims::{Claims, Map, NetworkAddress, NetworkAddressRef};

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::{CaptureSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, Role, Text};
+use crate::{CaptureSettings, HboneSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, Role, Text};
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -52,6 +52,8 @@ pub struct NodeSettings {
     pub limits: Limits,
     /// TCP keepalive of both sides of a connection.
     pub keepalive: Keepalive,
+    /// How connections between nodes are kept.
+    pub hbone: HboneSettings,
     /// What may leave the proxy for the kernel.
     pub offload: OffloadSettings,
     /// What happens to a connection whose destination is neither a service nor a workload.
@@ -83,6 +85,7 @@ impl Default for NodeSettings {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             keepalive: Keepalive::default(),
+            hbone: HboneSettings::default(),
             offload: OffloadSettings::default(),
             unknown_destination: UnknownDestination::default(),
             access_log: AccessLog::default(),

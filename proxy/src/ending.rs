@@ -40,11 +40,15 @@ pub enum Ending {
     UnknownSource,
     /// The pod is no longer enrolled.
     PodRemoved,
+    /// A certificate of the HBONE connection that carries it has expired or was revoked, and `node.hbone` says that its streams end then.
+    CertificateLapsed,
+    /// The application had sent its last, and the HBONE peer did not take it for `node.hbone.stalled`.
+    PeerStalled,
 }
 
 impl Ending {
     /// Every ending, in the order of their discriminants.
-    pub const ALL: [Ending; 16] = [
+    pub const ALL: [Ending; 18] = [
         Ending::Completed,
         Ending::DownstreamReset,
         Ending::UpstreamReset,
@@ -61,6 +65,8 @@ impl Ending {
         Ending::UnknownDestination,
         Ending::UnknownSource,
         Ending::PodRemoved,
+        Ending::CertificateLapsed,
+        Ending::PeerStalled,
     ];
 
     /// The ending with this discriminant; none for 0.
@@ -87,6 +93,8 @@ impl Ending {
             Ending::UnknownDestination => "unknown_destination",
             Ending::UnknownSource => "unknown_source",
             Ending::PodRemoved => "pod_removed",
+            Ending::CertificateLapsed => "certificate_lapsed",
+            Ending::PeerStalled => "peer_stalled",
         }
     }
 
@@ -97,10 +105,10 @@ impl Ending {
             Ending::Completed => "-",
             Ending::DownstreamReset => "DC",
             Ending::UpstreamReset => "UC",
-            Ending::PolicyDenied | Ending::PolicyRevoked | Ending::UnknownSource => "DENY",
+            Ending::PolicyDenied | Ending::PolicyRevoked | Ending::UnknownSource | Ending::CertificateLapsed => "DENY",
             Ending::NoHealthyEndpoint => "UH",
             Ending::ConnectFailed | Ending::ConnectTimeout => "UF",
-            Ending::IdleTimeout => "SI",
+            Ending::IdleTimeout | Ending::PeerStalled => "SI",
             Ending::Drained | Ending::EndpointDrained | Ending::PodRemoved => "DRAIN",
             Ending::ConnectionLimit => "UO",
             Ending::HandshakeFailed => "DPE",

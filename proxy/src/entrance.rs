@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use underpass_config::{Listener, Text, WorkloadUid};
 
 use crate::capture::Pod;
-use crate::flow_table::Transport;
+use crate::flow_table::{Transport, TunnelPeer};
 use crate::source::Source;
 
 /// The way in; it decides who the client is, and how it says where it wants to go.
@@ -64,7 +64,10 @@ impl Entrance {
     pub fn transport(&self, source: &Source) -> Transport {
         match self {
             Self::Plain(_) | Self::Outbound(_) | Self::Inbound(_) => Transport::Plain,
-            Self::Hbone(_) => Transport::TunnelIn(source.identity().cloned()),
+            Self::Hbone(_) => Transport::TunnelIn(source.identity().map(|identity| TunnelPeer {
+                identity: identity.clone(),
+                described: source.described().cloned(),
+            })),
         }
     }
 }

@@ -21,6 +21,7 @@ use shard::ShardState;
 
 use crate::ending::Ending;
 use crate::flow::{Flow, FlowFacts, FlowId};
+use crate::hbone::described::Described;
 use crate::limits::{OpenConnections, Place};
 use crate::offload::TierCounts;
 
@@ -58,7 +59,16 @@ pub enum Transport {
     /// A tunnel, by which it goes on; the destination's node reports the destination's side.
     TunnelOut,
     /// A tunnel, by which it came; the client's node reports the client's side. Who opened it, if the handshake has come so far.
-    TunnelIn(Option<Identity>),
+    TunnelIn(Option<TunnelPeer>),
+}
+
+/// Who opened a tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelPeer {
+    /// Verified.
+    pub identity: Identity,
+    /// What it says of itself.
+    pub described: Option<Arc<Described>>,
 }
 
 impl PathEnds {

@@ -13,7 +13,7 @@ use h2::server;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc::unbounded_channel;
-use underpass_config::{ApplicationTunnel, Config, Destination, Identity, MeshChange, Workload, WorkloadUid};
+use underpass_config::{ApplicationTunnel, Config, Destination, HboneSettings, Identity, MeshChange, Workload, WorkloadUid};
 
 use crate::capture::{Pod, SocketPool};
 use crate::handover;
@@ -39,7 +39,7 @@ pub fn hbone(bytes: &[u8]) -> bool {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime").block_on(async {
-        let Ok(mut connection) = settings().handshake::<_, Bytes>(wire).await else {
+        let Ok(mut connection) = settings(&HboneSettings::default()).handshake::<_, Bytes>(wire).await else {
             return false;
         };
         let mut led = false;
@@ -212,7 +212,7 @@ pub fn proxy_protocol(bytes: &[u8]) -> bool {
 
 /// An address of 19 bytes: the family, then as many octets as it has, and the port at the end.
 fn address(bytes: &[u8]) -> SocketAddr {
-    let octets = if bytes[0] % 2 == 0 { &bytes[1..5] } else { &bytes[1..17] };
+    let octets = if bytes[0].is_multiple_of(2) { &bytes[1..5] } else { &bytes[1..17] };
     SocketAddr::new(ip(octets), u16::from_be_bytes([bytes[17], bytes[18]]))
 }
 

@@ -14,17 +14,18 @@
 //!
 //! What the rest of the proxy sees is an ordinary flow: the same policy, limits, counts, log line, and ways to end it.
 //!
-//! # Windows
-//!
-//! A stream's window is what one connection moves in a round trip: 2 MiB are 1.6 Gbit/s at 10 ms. The connection's window is that of **all** its
-//! streams together, so that streams whose receivers don't read can't starve those beside them (with less, a few such streams stop a
-//! connection: ztunnel's issue 1538). It is the most that a peer can make us hold for one of its connections, which it must have a
-//! certificate of the mesh to try, and which holds no more than as many TCP sockets would.
+//! How much peers may make this node hold is the matter of [`windows`] and [`limits`]; whether a connection's certificates still stand, of
+//! [`credentials`]. What an operator may want to turn is in `node.hbone`.
 
+mod backlog;
 mod chunk;
 pub mod connect;
+mod credentials;
+pub mod described;
 pub mod inbound;
+pub mod limits;
 pub mod outbound;
+mod paced;
 mod pings;
 pub mod pool;
 pub mod proxy_protocol;
@@ -34,20 +35,10 @@ pub mod server;
 mod streams;
 pub mod target;
 pub mod tunnel;
-
-use std::time::Duration;
+pub mod windows;
 
 /// Where HBONE is spoken (Istio: `HBoneInboundListenPort`).
 pub const PORT: u16 = 15008;
-
-/// Streams of one connection; ztunnel opens no more on one either.
-pub const STREAMS: u32 = 100;
-
-/// What may be on its way on one stream.
-pub const STREAM_WINDOW: u32 = 2 * 1024 * 1024;
-
-/// What may be on its way on one connection; see the head of this module.
-pub const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
 
 /// The largest frame that we take. Each is received whole before it is passed on; a stream costs 15 to 25 % more CPU with 64 KiB, and 40 % more with HTTP/2's
 /// 16 KiB (`hbone-stream`).
@@ -60,8 +51,10 @@ pub const SEND_BUFFER: usize = 512 * 1024;
 /// The largest request head: ztunnel's client sends some 500 bytes, Envoy a few thousand at most.
 pub const HEADERS: u32 = 16 * 1024;
 
-/// Between pings, and how long an answer may take, as ztunnel has it.
-pub const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(20));
+/// What the codec may keep of frames that no stream has read yet, in its own reckoning: 256 bytes for each frame, less its payload. Streams read at
+/// once ([`backlog`]), so these are the frames of one turn ([`paced`]), some 16 000 of the smallest. The codec's default follows
+/// the connection's window, which begins small: 100 tiny messages that come together would end all streams.
+pub const FRAMES_KEPT: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests;

@@ -12,12 +12,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
 use underpass_certs::{Istiod, IstiodSecurity};
-use underpass_config::{Config, IstiodSettings, NodeSettings};
+use underpass_config::{IstiodSettings, NodeSettings};
 use underpass_xds_client::{
-    Client, ClientSettings, MeshFacts, Node as Describing, NodeRole, StatusReader, Update, Updates, client,
+    Client, ClientSettings, MeshFacts, Node as Describing, NodeRole, StatusReader, Updates, client,
 };
+
+mod applying;
+
+use applying::Applying;
 
 use crate::node::Node;
 
@@ -51,36 +54,11 @@ impl Feed {
     pub async fn serve(self, node: Arc<Node>) {
         let Self { client, mut updates } = self;
         tokio::spawn(client.run());
+        let mut applying = Applying::new(node);
         while let Some(update) = updates.next().await {
-            // What could not be put in force opens no listener: an empty mesh has no policies.
-            if put_in_force(&node, update).await {
-                node.mesh_has_come();
-            }
+            applying.put_in_force(update).await;
         }
     }
-}
-
-/// On a thread where it holds nothing up: the first update may have 100 000 workloads. Whether it is in force now.
-async fn put_in_force(node: &Arc<Node>, update: Update) -> bool {
-    let (node, control) = (node.clone(), Handle::current());
-    let publishing = tokio::task::spawn_blocking(move || {
-        let _entered = control.enter();
-        let changes = update.changes.len();
-        let denied = node.publish(|in_force| {
-            let mut mesh = in_force.mesh.clone();
-            let touched = mesh.apply(update.changes);
-            let node = in_force.node.clone();
-            (Config { node, mesh }, touched)
-        });
-        tracing::debug!(changes, denied, "an update of istiod is in force");
-    });
-    let is_in_force = publishing.await.is_ok();
-    if !is_in_force {
-        tracing::error!(
-            "putting an update of istiod in force panicked: restart this proxy to have the whole mesh again"
-        );
-    }
-    is_in_force
 }
 
 /// How istiod is reached, for xDS and for its CA.

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use underpass_config::{Limits, Text, Workload, WorkloadUid};
 
+use crate::hbone::limits::TunnelLimits;
+
 /// A number of open connections.
 pub type Counter = Arc<AtomicU32>;
 
@@ -18,6 +20,7 @@ pub type Counter = Arc<AtomicU32>;
 pub struct OpenConnections {
     total: Counter,
     tenants: Mutex<Tenants>,
+    tunnels: TunnelLimits,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +59,11 @@ impl OpenConnections {
     /// Connections open now, on the whole node.
     pub fn total(&self) -> u32 {
         self.total.load(Ordering::Relaxed)
+    }
+
+    /// The limits of HBONE connections, which carry others.
+    pub fn tunnels(&self) -> &TunnelLimits {
+        &self.tunnels
     }
 
     /// A place among all connections of the node; none when it is full.

@@ -7,6 +7,7 @@
 //! Settings come from the file and the mesh, perhaps, from istiod: each change is made of the configuration that it
 //! finds in force, one after the other, so that none undoes another's.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -124,6 +125,17 @@ impl Node {
                 .for_each(|(_, flow)| reconsider_offload(flow, &snapshot.config));
         }
         affected.iter().filter(|flow| self.reconsider(flow, &snapshot)).count()
+    }
+
+    /// Decides all open flows again, for when it is not known which have been. One about which that fails is denied.
+    pub fn reconsider_all(self: &Arc<Self>) {
+        let snapshot = self.snapshot();
+        for (_, flow) in self.flows.flows() {
+            let decided = catch_unwind(AssertUnwindSafe(|| self.reconsider(&flow, &snapshot)));
+            if decided.is_err() {
+                flow.end(Ending::PolicyRevoked);
+            }
+        }
     }
 
     /// Serves an enrolled pod, in the place of what was known of it.

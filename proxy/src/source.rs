@@ -10,6 +10,8 @@ use std::sync::Arc;
 use underpass_certs::VerifiedPeer;
 use underpass_config::{Identity, Mesh, NodeSettings, Position, Workload, WorkloadUid};
 
+use crate::hbone::described::Described;
+
 /// The verified origin of one connection.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -17,6 +19,8 @@ pub struct Source {
     workload: Option<Arc<Workload>>,
     /// Who the peer has shown to be.
     verified: Option<Identity>,
+    /// What it says of itself. Only metrics are told.
+    described: Option<Arc<Described>>,
     evidence: Evidence,
 }
 
@@ -43,6 +47,7 @@ impl Source {
             address: peer,
             workload: mesh.workload_at(&node.network, peer.ip()).cloned(),
             verified: None,
+            described: None,
             evidence: Evidence::Address,
         }
     }
@@ -65,6 +70,7 @@ impl Source {
             address: SocketAddr::new(ip, peer.port()),
             workload: Some(workload),
             verified: None,
+            described: None,
             evidence: Evidence::Capture,
         })
     }
@@ -82,6 +88,7 @@ impl Source {
             address,
             workload: mesh.workload_at(&node.network, address.ip()).filter(is_it).cloned(),
             verified: Some(identity.clone()),
+            described: None,
             evidence: Evidence::Certificate,
         }
     }
@@ -92,6 +99,7 @@ impl Source {
             address: peer,
             workload: None,
             verified: None,
+            described: None,
             evidence: Evidence::None,
         }
     }
@@ -104,10 +112,19 @@ impl Source {
             None => self.clone(),
             Some(known) => Source {
                 workload: Some(mesh.workload(&known.uid).unwrap_or(known).clone()),
-                verified: self.verified.clone(),
-                ..*self
+                ..self.clone()
             },
         }
+    }
+
+    /// The same, of which something is said for metrics.
+    pub fn with_description(self, described: Option<Arc<Described>>) -> Source {
+        Source { described, ..self }
+    }
+
+    /// What it says of itself, which nothing proves.
+    pub fn described(&self) -> Option<&Arc<Described>> {
+        self.described.as_ref()
     }
 
     /// The peer's address and port.

@@ -78,6 +78,15 @@ fn subscription(istiod: &Value, now: SystemTime) -> String {
     if more > 0 {
         let _ = writeln!(text, "  and {more} more are rejected");
     }
+    let waiting = &istiod["waiting"];
+    if !waiting.is_null() {
+        let since = ago(&waiting["since"], now);
+        let (changes, reason) = (&waiting["changes"], word(&waiting["reason"]));
+        let _ = writeln!(
+            text,
+            "  NOT IN FORCE{since}: {changes} changes of rejected updates: {reason}"
+        );
+    }
     text
 }
 

@@ -57,6 +57,12 @@ impl Stream {
         self.socket.poll_read_ready(cx).map_ok(drop)
     }
 
+    /// Whether the peer has ended its stream, for one that finds something to read.
+    pub fn peer_has_ended(&self, cx: &mut Context<'_>) -> bool {
+        let readiness = self.socket.poll_read_ready(cx);
+        matches!(readiness, Poll::Ready(Ok(guard)) if guard.ready().is_read_closed())
+    }
+
     /// Reads once what is there.
     pub fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<Received>> {
         let room = buffer.len();

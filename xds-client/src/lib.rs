@@ -75,6 +75,6 @@ pub use client::{Client, ClientSettings, Update, Updates, client};
 pub use held::{Accepted, Rejection, ResponseError, translate_response};
 pub use node::{Node, NodeRole};
 pub use resource::ResourceType;
-pub use status::{Connection, Status, StatusReader, Termination, TypeStatus};
+pub use status::{Connection, Status, StatusReader, Termination, TypeStatus, Waiting};
 pub use translate::{Invalid, MeshFacts};
 pub use unknown_fields::descriptor;

@@ -16,6 +16,27 @@ impl StatusReader {
         self.lock().clone()
     }
 
+    /// The consumer could not put an update in force, whose changes wait now, with those of others: `changes` in all.
+    pub fn update_was_rejected(&self, changes: usize, reason: String) {
+        self.change(|status| {
+            status.rejected_updates += 1;
+            let since = status
+                .waiting
+                .as_ref()
+                .map_or_else(SystemTime::now, |waiting| waiting.since);
+            status.waiting = Some(Waiting { changes, since, reason });
+        });
+    }
+
+    /// The consumer has put an update in force; so many changes of others wait still.
+    pub fn changes_wait(&self, changes: usize) {
+        self.change(|status| match (changes, &mut status.waiting) {
+            (0, waiting) => *waiting = None,
+            (_, Some(waiting)) => waiting.changes = changes,
+            (_, None) => {}
+        });
+    }
+
     pub(crate) fn change(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.lock());
     }
@@ -43,6 +64,21 @@ pub struct Status {
     pub rejected: Vec<(ResourceType, String, String)>,
     /// How many there are in all.
     pub rejected_count: usize,
+    /// Updates that were accepted from istiod and could not be put in force here.
+    pub rejected_updates: u64,
+    /// What of them is not in force still, if anything.
+    pub waiting: Option<Waiting>,
+}
+
+/// Changes that could not be put in force. They are tried again with each update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many.
+    pub changes: usize,
+    /// Since when there are some.
+    pub since: SystemTime,
+    /// Why the last update was rejected.
+    pub reason: String,
 }
 
 impl Status {
@@ -101,6 +137,8 @@ pub struct TypeStatus {
     pub acks: u64,
     /// Responses that were not, in whole or in part.
     pub nacks: u64,
+    /// Their size on the wire, in bytes.
+    pub bytes: u64,
     /// When the last response came.
     pub last_response: Option<SystemTime>,
 }

@@ -356,3 +356,64 @@ fn reasons_are_told_in_words() {
          spiffe://cluster.local/ns/shop/sa/cache"
     );
 }
+
+/// A handshake's verdict is of its moment; whoever keeps the connection asks again.
+#[tokio::test]
+async fn what_was_believed_is_believed_until_it_expires_is_revoked_or_its_root_goes() {
+    let authority = Authority::new();
+    let trust = trust_of(&[&authority], &[]);
+    let (web, db) = (identity("shop", "web"), identity("shop", "db"));
+    let (client, server) = (Pod::of(&authority, &web).await, Pod::of(&authority, &db).await);
+    let client = client_side(&client, &trust, &[db]);
+    let (server_found, client_found) = shake_hands(&client, &server_side(&server, &trust)).await;
+    let now = SystemTime::now();
+    for peer in [server_found.unwrap(), client_found.unwrap()] {
+        let reason = |now| trust.still_believes(&peer, now).err().map(|error| error.reason());
+        let roots = || vec![authority.root.clone()];
+        trust.configure(roots(), &[]).unwrap();
+        assert_eq!(reason(now), None);
+        assert_eq!(reason(peer.not_after() + Duration::from_secs(1)), Some("peer_expired"));
+        let generation = trust.generation();
+        trust.configure(roots(), &[authority.revoke(1)]).unwrap();
+        assert_eq!(reason(now), Some("peer_revoked"));
+        assert_eq!(
+            reason(peer.not_after() + HOUR),
+            Some("peer_revoked"),
+            "the worse of the two"
+        );
+        trust.configure(roots(), &[authority.revoke(2)]).unwrap();
+        assert_eq!(reason(now), None);
+        trust.configure(vec![Authority::new().root], &[]).unwrap();
+        assert_eq!(reason(now), Some("peer_untrusted"));
+        assert_eq!(trust.generation(), generation + 3);
+    }
+}
+
+#[tokio::test]
+async fn who_follows_what_is_trusted_is_not_told_of_what_is_as_it_was() {
+    let authority = Authority::new();
+    let trust = trust_of(&[&authority], &[]);
+    let list = authority.revoke(1);
+    let configure = || {
+        trust
+            .configure(vec![authority.root.clone()], std::slice::from_ref(&list))
+            .unwrap()
+    };
+    configure();
+    let before = trust.generation();
+    configure();
+    assert_eq!(trust.generation(), before);
+}
+
+#[tokio::test]
+async fn a_certificate_of_ours_that_was_revoked_is_known_to_be() {
+    let authority = Authority::new();
+    let trust = trust_of(&[&authority], &[]);
+    let web = identity("shop", "web");
+    let own = authority.issue(&web, &Paper::of(&web, SystemTime::now(), HOUR));
+    assert!(!trust.has_revoked(&own));
+    trust
+        .configure(vec![authority.root.clone()], &[authority.revoke(1)])
+        .unwrap();
+    assert!(trust.has_revoked(&own));
+}

@@ -36,6 +36,31 @@ pub enum MeshChange {
     RemovePolicy(PolicyKey),
 }
 
+impl MeshChange {
+    /// What it changes. Of two changes of the same the later one stands.
+    pub fn key(&self) -> ResourceKey {
+        match self {
+            Self::Workload(workload) => ResourceKey::Workload(workload.uid.clone()),
+            Self::RemoveWorkload(uid) => ResourceKey::Workload(uid.clone()),
+            Self::Service(service) => ResourceKey::Service(service.key.clone()),
+            Self::RemoveService(key) => ResourceKey::Service(key.clone()),
+            Self::Policy(policy) => ResourceKey::Policy(policy.key.clone()),
+            Self::RemovePolicy(key) => ResourceKey::Policy(key.clone()),
+        }
+    }
+}
+
+/// A resource of a mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ResourceKey {
+    /// A workload.
+    Workload(WorkloadUid),
+    /// A service.
+    Service(ServiceKey),
+    /// A policy.
+    Policy(PolicyKey),
+}
+
 /// What changes may have altered for open connections: a connection whose workloads, addresses, service and guarding
 /// policies are not named here has the verdict and the endpoint it had.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
+use super::hbone::HboneShape;
 use super::identities::IdentitiesShape;
 use super::istiod::IstiodShape;
 use super::offload::OffloadShape;
@@ -39,6 +40,7 @@ pub(super) struct NodeShape<'a> {
     timeouts: TimeoutsShape<'a>,
     limits: LimitsShape<'a>,
     keepalive: KeepaliveShape<'a>,
+    hbone: HboneShape<'a>,
     offload: OffloadShape<'a>,
     unknown_destination: Option<Scalar<'a>>,
     access_log: AccessLogShape<'a>,
@@ -162,6 +164,7 @@ impl NodeShape<'_> {
             timeouts: self.timeouts.compile(path("timeouts"), reading),
             limits: self.limits.compile(path("limits"), reading),
             keepalive: self.keepalive.compile(path("keepalive"), reading),
+            hbone: self.hbone.compile(path("hbone"), reading),
             offload: self.offload.compile(path("offload"), reading),
             unknown_destination: reading
                 .choice(

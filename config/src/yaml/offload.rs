@@ -43,7 +43,7 @@ const LARGEST_LIMIT: ByteSize = ByteSize(1 << 30);
 impl OffloadShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> OffloadSettings {
         let default = OffloadSettings::default();
-        let limit = bytes(path.field("limit"), self.limit.as_ref(), default.limit, reading);
+        let limit = reading.bytes(path.field("limit"), self.limit.as_ref(), default.limit);
         if !(SMALLEST_LIMIT..=LARGEST_LIMIT).contains(&limit) {
             let remedy = format!("write {SMALLEST_LIMIT} to {LARGEST_LIMIT}");
             reading.report(
@@ -54,11 +54,10 @@ impl OffloadShape<'_> {
             );
         }
         let half = ByteSize(limit.0 / 2);
-        let low_watermark = bytes(
+        let low_watermark = reading.bytes(
             path.field("low_watermark"),
             self.low_watermark.as_ref(),
             default.low_watermark.min(half),
-            reading,
         );
         if low_watermark >= limit {
             let problem = format!("is not below the limit, {limit}");
@@ -87,7 +86,7 @@ impl AfterShape<'_> {
             messages: (self.messages.as_ref())
                 .and_then(|messages| reading.count(path.field("messages"), messages, 1..=u32::MAX))
                 .unwrap_or(default.messages),
-            bytes: bytes(path.field("bytes"), self.bytes.as_ref(), default.bytes, reading),
+            bytes: reading.bytes(path.field("bytes"), self.bytes.as_ref(), default.bytes),
             time: reading.duration_or_zero(path.field("time"), self.time.as_ref(), default.time),
         }
     }
@@ -128,14 +127,5 @@ fn workload_name(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<W
     Some(WorkloadName {
         namespace: reading.name(path, namespace),
         name: reading.name(path, name),
-    })
-}
-
-fn bytes(path: Path<'_>, value: Option<&Scalar<'_>>, default: ByteSize, reading: &mut Reading) -> ByteSize {
-    let Some(value) = value else { return default };
-    value.parse().unwrap_or_else(|error| {
-        let remedy = "write a number with a unit, for example 64KiB or 1MiB, below 4GiB";
-        reading.report(path, value, format!("{error}"), remedy);
-        default
     })
 }

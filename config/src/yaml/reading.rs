@@ -13,7 +13,7 @@ use super::nearest::Nearest;
 use super::scalar::Scalar;
 use crate::error::{Problem, Problems};
 use crate::settings::is_hostname;
-use crate::{Interner, Text, WorkloadUid};
+use crate::{ByteSize, Interner, Text, WorkloadUid};
 
 /// Where in the document a value stands. Made on the stack on the way down; it costs nothing until it is displayed.
 #[derive(Clone, Copy)]
@@ -217,6 +217,16 @@ impl Reading {
             self.report(path, value, "is not a valid number here", remedy);
         }
         number
+    }
+
+    /// A number of bytes, or else `default`.
+    pub(super) fn bytes(&mut self, path: Path<'_>, value: Option<&Scalar<'_>>, default: ByteSize) -> ByteSize {
+        let Some(value) = value else { return default };
+        value.parse().unwrap_or_else(|error| {
+            let remedy = "write a number with a unit, for example 64KiB or 1MiB, below 4GiB";
+            self.report(path, value, format!("{error}"), remedy);
+            default
+        })
     }
 
     /// A port, 1 to 65535.

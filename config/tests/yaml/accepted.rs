@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use underpass_config::{
     AccessLog, Action, AppProtocol, BalanceMode, ByteSize, CaptureSettings, CapturedPod, CertificateFile, Config,
-    ConnectionFacts, Destination, Group, Health, HealthPolicy, IdentitySettings, IstiodSettings, Keepalive, Limits,
-    Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat, Match, NodeSettings, OffloadAfter, OffloadExcept,
-    OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping, Role, Rule, Scope, ServiceAccountMatch, ServiceKey,
-    StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip, WorkloadName, WorkloadType, WorkloadUid,
+    ConnectionFacts, Destination, Group, HbonePing, HboneSettings, Health, HealthPolicy, IdentitySettings,
+    IstiodSettings, Keepalive, LapsedStreams, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat,
+    Match, NodeSettings, OffloadAfter, OffloadExcept, OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping,
+    Role, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip,
+    WorkloadName, WorkloadType, WorkloadUid,
 };
 
 use super::COMPLETE;
@@ -91,6 +92,23 @@ fn every_node_setting_is_read() {
             time: Duration::from_secs(60),
             interval: Duration::from_secs(5),
             probes: 4,
+        },
+        hbone: HboneSettings {
+            streams: 50,
+            stream_window: ByteSize(1 << 20),
+            connection_window: ByteSize(3 << 20),
+            buffer: ByteSize(64 << 20),
+            connections_per_peer: 20,
+            idle: Duration::from_secs(60),
+            stalled: Duration::from_secs(30),
+            ping: HbonePing {
+                interval: Duration::from_secs(1),
+                timeout: Duration::from_secs(2),
+            },
+            spread: 4,
+            connections: 2,
+            expired: LapsedStreams::Reset,
+            revoked: LapsedStreams::Keep,
         },
         offload: OffloadSettings {
             enabled: false,

@@ -127,6 +127,15 @@ fn node_settings_that_make_no_sense() {
   timeouts: {connect: 0s, idle: 5, drain: -1s, handshake: 100years}
   limits: {connections: 0, connections_per_namespace: many, connect_attempts: +3, connections_per_workload: 5000000000}
   keepalive: {time: 1500ms, interval: 0s, probes: 128}
+  hbone:
+    streams: 0
+    stream_window: 8MiB
+    connection_window: 1MiB
+    buffer: 1KiB
+    connections_per_peer: lots
+    idle: 0s
+    ping: {interval: 5, timeout: 0s}
+    expired: reet
   offload:
     enabled: yes
     after: {messages: 0, bytes: 1.5MiB, time: 5}
@@ -152,6 +161,14 @@ fn node_settings_that_make_no_sense() {
             node.keepalive.interval | 0s | no time at all | above zero
             node.keepalive.interval | 0s | not possible for keepalive | whole seconds
             node.keepalive.probes | 128 | not a valid number | from 1 to 127
+            node.hbone.buffer | 1KiB | not a sensible size | 1MiB to 3GiB
+            node.hbone.connection_window | 1MiB | less than one stream may have, 8MiB | at least `stream_window`
+            node.hbone.streams | 0 | not a valid number | from 1 to 10000
+            node.hbone.connections_per_peer | lots | not a valid number | from 1 to
+            node.hbone.expired | reet | not a known value | did you mean `reset`? known: keep, reset
+            node.hbone.idle | 0s | no time at all | above zero
+            node.hbone.ping.interval | 5 | not a duration | 200ms, 5s, 1h
+            node.hbone.ping.timeout | 0s | no time at all | above zero
             node.offload.limit | 2GiB | not a sensible limit | 16KiB to 1GiB
             node.offload.low_watermark | 2GiB | not below the limit | half
             node.offload.enabled | yes | not a known value | true, false

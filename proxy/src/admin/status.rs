@@ -55,6 +55,12 @@ fn subscription(status: &Status, address: &str) -> Value {
         "types": status.types.iter().map(of_type).collect::<serde_json::Map<_, _>>(),
         "rejected": rejected.collect::<Vec<_>>(),
         "rejected_count": status.rejected_count,
+        "rejected_updates": status.rejected_updates,
+        "waiting": status.waiting.as_ref().map(|waiting| json!({
+            "changes": waiting.changes,
+            "since": time(waiting.since),
+            "reason": waiting.reason,
+        })),
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Only the authority of a request decides anything. The other fields inform: `baggage` says who the client is (the W3C's format, Istio's keys) and
 //! `forwarded` for whom and to which service (RFC 7239). Who the client *is*, its certificate says, and where it connects from, its connection. So nothing
-//! of these fields is ever seen by policy; they are written as ztunnel writes them (`outbound.rs` there), for those that read them.
+//! of these fields is ever seen by policy; they are written as ztunnel writes them (`outbound.rs` there), and read for metrics ([`super::described`]).
 
 use std::net::SocketAddr;
 
@@ -14,8 +14,9 @@ use crate::ending::Ending;
 use crate::upstream::Refused;
 
 /// Istio's names of the fields.
-const BAGGAGE: &str = "baggage";
-const FORWARDED: &str = "forwarded";
+pub const BAGGAGE: &str = "baggage";
+/// The same.
+pub const FORWARDED: &str = "forwarded";
 
 /// What a tunnel is opened for.
 #[derive(Debug)]

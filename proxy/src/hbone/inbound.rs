@@ -2,19 +2,25 @@
 //!
 //! The client is the peer that the handshake verified, at the address that its connection comes from. Where it may go says [`target`].
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::SystemTime;
 
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
-use underpass_certs::VerifiedPeer;
-use underpass_config::{Destination, NodeSettings};
+use tokio::sync::watch;
+use underpass_config::{Config, Destination, NodeSettings};
 
+use super::backlog::Backlog;
 use super::chunk::Chunk;
+use super::credentials::Credentials;
 use super::relay::{TunnelIs, relay};
 use super::target::{self, Target};
 use super::tunnel::{Ends, Tunnel};
+use super::windows::{Held, Window};
 use super::{connect, proxy_protocol};
 use crate::capture::Pod;
 use crate::ending::Ending;
@@ -33,25 +39,59 @@ pub struct Peer {
     pub node: Arc<Node>,
     /// The pod that was connected to.
     pub pod: Arc<Pod>,
-    /// Who connected.
-    pub verified: VerifiedPeer,
+    /// Who connected, and what both have shown.
+    pub credentials: Credentials,
+    /// The connection's window.
+    pub window: Arc<Window>,
+    /// Why its streams are to end, once they are.
+    pub severed: watch::Sender<Option<Ending>>,
     /// From where to where.
     pub ends: Ends,
     /// The core that serves the connection.
     pub core: usize,
 }
 
+impl Peer {
+    /// What is told of one of its streams.
+    pub fn session(&self, config: &Config) -> Session {
+        let verified = self.credentials.peer();
+        Session {
+            node: self.node.clone(),
+            entrance: Entrance::Hbone(self.pod.clone()),
+            source: Source::verified(&config.mesh, &config.node, verified, self.ends.peer),
+            started: SystemTime::now(),
+            core: self.core,
+        }
+    }
+
+    /// Has all its streams end.
+    pub fn sever(&self, ending: Ending) {
+        self.severed.send_replace(Some(ending));
+    }
+
+    /// Resolves when its streams are to end.
+    async fn severing(&self) -> Ending {
+        let mut severed = self.severed.subscribe();
+        // The sender lives as long as the peer, so this waits for the value.
+        let ending = severed.wait_for(Option::is_some).await.ok().and_then(|ending| *ending);
+        ending.unwrap_or(Ending::DownstreamReset)
+    }
+}
+
 /// Serves one stream until it is gone.
-pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, respond: SendResponse<Chunk>) {
+pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, mut respond: SendResponse<Chunk>) {
     let snapshot = peer.node.snapshot();
     let (config, settings) = (&snapshot.config, snapshot.config.node.clone());
-    let session = Session {
-        node: peer.node.clone(),
-        entrance: Entrance::Hbone(peer.pod.clone()),
-        source: Source::verified(&config.mesh, &config.node, &peer.verified, peer.ends.peer),
-        started: SystemTime::now(),
-        core: peer.core,
-    };
+    let mut session = peer.session(config);
+    let descriptions = &peer.node.flows.open_connections().tunnels().descriptions;
+    let identity = peer.credentials.peer().identity();
+    let described = descriptions.of(request.headers(), identity, &peer.pod.uid, config);
+    session.source = session.source.with_description(described);
+    if let Err(lapsed) = peer.credentials.check() {
+        session.refuse(&refused(Ending::HandshakeFailed, lapsed.to_string()));
+        // It was not looked at: who is still who he was asks again, on a new connection.
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    }
     let Some(_place) = peer.node.flows.open_connections().admit(&settings.limits) else {
         let refused = Ending::ConnectionLimit.into();
         session.refuse(&refused);
@@ -66,22 +106,54 @@ pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, respond: SendR
     };
     drop(snapshot);
     let connecting = session.request(NamedBy::Us);
-    let connected = match Box::pin(connecting.connect(&Destination::Address(target.address))).await {
+    let (mut request, mut early) = (request, Early::new(peer.window.clone()));
+    let destination = Destination::Address(target.address);
+    let connecting = Box::pin(connecting.connect(&destination));
+    let connected = match early.read_while(connecting, request.body_mut()).await {
         Ok(connected) => connected,
         Err(refused) => {
             session.log_refused(&refused);
             return answer_refusal(respond, &refused);
         }
     };
-    Box::pin(carry(
-        &session,
-        &settings,
-        connected,
-        target,
-        (request, respond),
-        peer.ends,
-    ))
-    .await;
+    let stream = (request.into_body(), respond, early);
+    Box::pin(carry(&session, &settings, connected, target, stream, &peer)).await;
+}
+
+/// What a client sends before it knows that it is connected.
+struct Early {
+    bytes: Backlog,
+    held: Held,
+}
+
+impl Early {
+    fn new(window: Arc<Window>) -> Self {
+        Self {
+            bytes: Backlog::default(),
+            held: Held::new(window),
+        }
+    }
+
+    /// Waits for `connecting`, and reads meanwhile what comes, as a relay whose receiver does not read does.
+    async fn read_while<T>(&mut self, mut connecting: Pin<Box<impl Future<Output = T>>>, body: &mut RecvStream) -> T {
+        let mut is_open = true;
+        poll_fn(|cx| {
+            while is_open {
+                match body.poll_data(cx) {
+                    Poll::Ready(Some(Ok(bytes))) => {
+                        self.held.received(bytes.len());
+                        self.bytes.push(bytes);
+                        self.bytes.keep();
+                    }
+                    // Its end, or that it has none, is there to be found by the relay.
+                    Poll::Ready(_) => is_open = false,
+                    Poll::Pending => break,
+                }
+            }
+            connecting.as_mut().poll(cx)
+        })
+        .await
+    }
 }
 
 /// Tells the client that it is connected, moves its bytes, and tells of its end.
@@ -90,8 +162,8 @@ async fn carry(
     settings: &NodeSettings,
     connected: Connected,
     target: Target,
-    (request, respond): (Request<RecvStream>, SendResponse<Chunk>),
-    ends: Ends,
+    (body, respond, early): (RecvStream, SendResponse<Chunk>, Early),
+    peer: &Peer,
 ) {
     let Connected {
         upstream: Upstream::Socket(upstream),
@@ -104,11 +176,19 @@ async fn carry(
     };
     let ending = match (
         introduce(&upstream, session, target).await,
-        accept(respond, request, ends),
+        accept(respond, body, early, peer.ends),
     ) {
         (true, Some(mut tunnel)) => {
             let flow = guard.flow();
-            let ending = relay(&upstream, &mut tunnel, TunnelIs::Downstream, flow, settings, Vec::new()).await;
+            let relaying = relay(&upstream, &mut tunnel, TunnelIs::Downstream, flow, settings, Vec::new());
+            let severing = async {
+                flow.end(peer.severing().await);
+                std::future::pending().await
+            };
+            let ending = tokio::select! {
+                ending = relaying => ending,
+                never = severing => never,
+            };
             let log_is_on = session.node.telemetry.access_log.is_on();
             let quality = log_is_on.then(|| socket::quality(&upstream));
             // Logged and counted before socket and stream close, as in `serve`.
@@ -133,9 +213,20 @@ async fn introduce(upstream: &Stream, session: &Session, target: Target) -> bool
 }
 
 /// Tells the client that it is connected. `None` when it has gone meanwhile.
-fn accept(mut respond: SendResponse<Chunk>, request: Request<RecvStream>, ends: Ends) -> Option<Tunnel> {
+fn accept(mut respond: SendResponse<Chunk>, body: RecvStream, early: Early, ends: Ends) -> Option<Tunnel> {
     let send = respond.send_response(Response::new(()), false).ok()?;
-    Some(Tunnel::new(send, request.into_body(), ends, None))
+    let mut tunnel = Tunnel::new(send, body, ends, early.held, None);
+    tunnel.put_back(early.bytes);
+    Some(tunnel)
+}
+
+/// Turned away for a reason that has more to it.
+pub fn refused(ending: Ending, detail: String) -> Refused {
+    Refused {
+        ending,
+        detail: Some(detail),
+        target: None,
+    }
 }
 
 fn answer_refusal(mut respond: SendResponse<Chunk>, refused: &Refused) {

@@ -87,6 +87,8 @@ impl Outbound<'_> {
             trust: identities.trust().clone(),
             patience: (timeouts.connect, timeouts.handshake),
             keepalive: config.node.keepalive,
+            hbone: config.node.hbone,
+            budget: self.node.flows.open_connections().tunnels().budget.clone(),
         })
     }
 }
@@ -96,6 +98,7 @@ impl From<OpenError> for NotOpened {
         let ending = match &error {
             OpenError::Refused(status) => connect::refusal(*status),
             OpenError::Dial(DialError::Timeout(_)) => Ending::ConnectTimeout,
+            OpenError::Dial(DialError::NoBuffer) => Ending::ConnectionLimit,
             OpenError::Dial(_) | OpenError::Broken(_) => Ending::ConnectFailed,
         };
         Self {

@@ -8,6 +8,7 @@
 //!   core's cryptography, and each lost packet.
 //! * *Never full.* A new connection is opened before a stream would have to wait for another's end.
 //! * *Single-flight.* However many streams want the first connection to a destination, one is opened, and all are told how that went.
+//! * *Retired.* One that has had no streams for a while, or whose certificates, ours or the peer's, no longer stand, is given no more.
 //! * *Tried again.* A stream that the peer did not look at (GOAWAY, REFUSED_STREAM, a connection that had been idle and was broken) goes on another connection: not a byte
 //!   of it had been sent.
 //!
@@ -21,7 +22,6 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use http::{Request, StatusCode};
 use underpass_config::Identity;
@@ -30,15 +30,6 @@ pub use dial::{Dial, DialError, Origin};
 
 use super::tunnel::Tunnel;
 use group::Group;
-
-/// How long a connection without streams is kept, as ztunnel has it.
-pub const IDLE: Duration = Duration::from_secs(300);
-
-/// Streams on each connection of a key from which on another is opened beside them, up to [`BESIDE`].
-const SPREAD: usize = 8;
-
-/// Connections of a key that are opened only to spread. More are opened only when these are full.
-const BESIDE: usize = 8;
 
 /// Connections that are opened for one stream.
 const DIALS: usize = 2;

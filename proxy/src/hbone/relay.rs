@@ -15,7 +15,7 @@ mod halves;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use h2::Reason;
@@ -66,6 +66,7 @@ pub async fn relay(
     flow.offload.set_why_not(WhyNot::NotLocal);
     let mut pump = Pump::new(socket, tunnel, tunnel_is, flow, early);
     let mut idle_timer = IdleTimer::new(settings.timeouts.idle);
+    let mut stall_timer = None;
     let mut reset_watch = None;
     let ending = std::future::poll_fn(|cx| {
         if let Poll::Ready(ending) = flow.poll_end(cx) {
@@ -85,6 +86,12 @@ pub async fn relay(
         if pump.is_blind_to_tunnel() && pump.tunnel.poll_gone(cx).is_ready() {
             pump.note_reset(Party::Tunnel);
             return pump.poll(cx);
+        }
+        if pump
+            .poll_stalled(&mut stall_timer, settings.hbone.stalled, cx)
+            .is_ready()
+        {
+            return Poll::Ready(Ending::PeerStalled);
         }
         idle_timer.poll(cx, flow.bytes_moved(), false, || {
             // Accepted sockets have it from their listener.
@@ -155,6 +162,31 @@ impl<'a> Pump<'a> {
             return Poll::Ready(Ending::Completed);
         }
         Poll::Pending
+    }
+
+    /// Ready when the socket has ended, and for `patience` the tunnel's peer has not taken what it had sent: nobody but the
+    /// peer keeps the stream then.
+    fn poll_stalled(&mut self, timer: &mut Option<IdleTimer>, patience: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        if timer.is_none() && !self.to_tunnel.is_stuck() && self.to_tunnel.state() != State::Closed {
+            return Poll::Pending;
+        }
+        let moved = self.flow.bytes_moved();
+        loop {
+            let running = timer.get_or_insert_with(|| IdleTimer::new(patience));
+            ready!(running.poll(cx, moved, false, || {}));
+            if self.holds_last_bytes(cx) {
+                return Poll::Ready(());
+            }
+            *timer = Some(IdleTimer::new(patience));
+        }
+    }
+
+    /// Whether all that the socket will ever send is here, or as good as here, and not all of it has gone.
+    fn holds_last_bytes(&self, cx: &mut Context<'_>) -> bool {
+        match self.to_tunnel.state() {
+            State::Closed => self.tunnel.poll_flushed(cx).is_pending(),
+            State::Open | State::Ended => self.to_tunnel.is_stuck() && self.socket.peer_has_ended(cx),
+        }
     }
 
     /// Moves what can be moved from `sender` to the other.

@@ -3,9 +3,13 @@
 //! The kernel steers them to the pod's inbound listener like any other; that they are for HBONE says the port that they were made to. TLS is
 //! the pod's own: a peer that connects to this pod is shown this pod's certificate, and none of another.
 //!
-//! **Ends.** When the node drains, and when the pod is no longer enrolled, the peer is told to open no further streams (GOAWAY); a connection whose last stream
+//! **Limits.** A connection has a place among the node's, and one among those of its peer to this pod; its window is cut from the node's budget
+//! ([`super::windows`]).
+//!
+//! **Ends.** A connection that had no streams for a while, or whose certificates no longer stand ([`super::credentials`]), takes no more. When the node drains, and when the pod is no longer enrolled, the peer is told to open no further streams (GOAWAY); a connection whose last stream
 //! has ended closes. Flows are told to end by those who end them; what a connection that breaks leaves behind is reset.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -15,14 +19,19 @@ use std::time::{Duration, SystemTime};
 use h2::Reason;
 use h2::server::{Builder, Connection};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
-use underpass_certs::{Lease, ServerTls, Trust, VerifiedPeer};
+use underpass_certs::{Lease, ServerTls, Trust};
+use underpass_config::HboneSettings;
 
 use super::chunk::Chunk;
+use super::credentials::Credentials;
 use super::inbound::{self, Peer};
+use super::paced::Paced;
 use super::streams::Streams;
 use super::tunnel::Ends;
-use super::{CONNECTION_WINDOW, FRAME, HEADERS, SEND_BUFFER, STREAM_WINDOW, STREAMS, pings};
+use super::windows::{Valve, Window};
+use super::{FRAME, FRAMES_KEPT, HEADERS, SEND_BUFFER, pings, windows};
 use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::entrance::Entrance;
@@ -32,15 +41,19 @@ use crate::socket;
 use crate::source::Source;
 use crate::upstream::Refused;
 
-/// Streams that the peer has reset before we looked at them: clients that give up do so in bursts; HTTP/2's rapid resets are far more.
-const RESET_UNSEEN: usize = 2 * STREAMS as usize;
+/// For each stream that a connection may have open: those that the peer has reset before we looked at them. Clients that give up do so in bursts; HTTP/2's
+/// rapid resets are far more.
+const RESET_UNSEEN: usize = 2;
 
-/// Streams of a connection that are being served. A stream that its peer has reset is no longer one of the [`STREAMS`] that it may have open, but is served
+/// For each stream that a connection may have open: those that are being served. One that its peer has reset is no longer open, but is served
 /// until its connection to the application is made and closed: who opens and resets without end must not make us connect without end.
-pub const SERVED: usize = 2 * STREAMS as usize;
+pub const SERVED: usize = 2;
 
 /// From the end of the drain until a connection that has not closed is closed.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a connection that takes no more streams, and has none, may take to close.
+const UNUSED_WORDS: Duration = Duration::from_secs(5);
 
 /// A connection as it was accepted.
 #[derive(Debug)]
@@ -59,7 +72,14 @@ pub struct Arrival {
     pub core: usize,
 }
 
-type Http2 = Connection<TlsStream<TcpStream>, Chunk>;
+type Http2 = Connection<Paced<TlsStream<TcpStream>>, Chunk>;
+
+/// A connection that may carry streams.
+struct Ready {
+    connection: Http2,
+    credentials: Credentials,
+    valve: Valve,
+}
 
 /// Serves one connection until it is gone. `tls` is the pod's certificate, and whom it believes; none while the mesh does not know the pod.
 pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
@@ -78,7 +98,10 @@ pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
         started: SystemTime::now(),
         core,
     };
-    let limits = node.snapshot().config.node.limits;
+    let snapshot = node.snapshot();
+    let (limits, hbone) = (snapshot.config.node.limits, snapshot.config.node.hbone);
+    let patience = snapshot.config.node.timeouts.handshake;
+    drop(snapshot);
     let open = node.flows.open_connections();
     let _place = open.admit(&limits);
     // Whoever has shown no certificate takes a place of those that are nobody.
@@ -86,26 +109,37 @@ pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
     if _place.is_none() || handshaking.is_none() {
         return refuse(&session, &socket, Ending::ConnectionLimit.into());
     }
-    let patience = node.snapshot().config.node.timeouts.handshake;
-    let (connection, verified) = match shake_hands(socket, tls, patience).await {
+    let Some(window) = Window::new(&open.tunnels().budget, &hbone) else {
+        let detail = "node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read";
+        return refuse(
+            &session,
+            &socket,
+            inbound::refused(Ending::ConnectionLimit, detail.into()),
+        );
+    };
+    let ready = match shake_hands(socket, tls, patience, window, &hbone).await {
         Ok(ready) => ready,
-        Err(detail) => {
-            return session.refuse(&Refused {
-                ending: Ending::HandshakeFailed,
-                detail: Some(detail),
-                target: None,
-            });
-        }
+        Err(detail) => return session.refuse(&inbound::refused(Ending::HandshakeFailed, detail)),
     };
     drop((session, handshaking));
     let peer = Peer {
+        ends: Ends { local, peer },
+        window: ready.valve.window().clone(),
+        credentials: ready.credentials,
+        severed: watch::Sender::default(),
         node,
         pod,
-        verified,
-        ends: Ends { local, peer },
         core,
     };
-    serve_streams(Arc::new(peer), connection).await;
+    let identity = peer.credentials.peer().identity();
+    let tunnels = peer.node.flows.open_connections().tunnels();
+    match tunnels
+        .peers
+        .admit(peer.pod.cookie, identity, hbone.connections_per_peer)
+    {
+        Some(_place) => serve_streams(Arc::new(peer), ready.connection, ready.valve, &hbone).await,
+        None => turn_away(&peer, ready.connection, &hbone).await,
+    }
 }
 
 fn refuse(session: &Session, socket: &OwnedFd, refused: Refused) {
@@ -113,56 +147,81 @@ fn refuse(session: &Session, socket: &OwnedFd, refused: Refused) {
     session.refuse(&refused);
 }
 
+/// Ends the connection of a peer that has all it may have.
+async fn turn_away(peer: &Peer, mut connection: Http2, hbone: &HboneSettings) {
+    let identity = peer.credentials.peer().identity();
+    let detail = format!(
+        "node.hbone.connections_per_peer: {identity} has {} to this pod",
+        hbone.connections_per_peer
+    );
+    let session = peer.session(&peer.node.snapshot().config);
+    session.refuse(&inbound::refused(Ending::ConnectionLimit, detail));
+    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+    let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
+}
+
 /// TLS and the beginning of HTTP/2, in time.
 async fn shake_hands(
     socket: OwnedFd,
     tls: Option<(Arc<Lease>, Arc<Trust>)>,
     patience: Duration,
-) -> Result<(Http2, VerifiedPeer), String> {
+    window: Arc<Window>,
+    hbone: &HboneSettings,
+) -> Result<Ready, String> {
     let (certificate, trust) = tls.ok_or("no_certificate: the mesh does not know who this pod is")?;
     let handshake = async {
-        let ready = certificate.ready(patience).await;
-        ready.map_err(|unavailable| format!("no_certificate: {unavailable}"))?;
-        let tls = ServerTls::new(certificate.slot().clone(), trust).map_err(|error| format!("tls: {error}"))?;
+        let own = certificate.ready(patience).await;
+        let own = own.map_err(|unavailable| format!("no_certificate: {unavailable}"))?;
+        let slot = certificate.slot().clone();
+        let tls = ServerTls::new(slot.clone(), trust.clone()).map_err(|error| format!("tls: {error}"))?;
         let stream = TcpStream::from_std(socket.into()).map_err(|error| format!("handshake_io: {error}"))?;
         let (stream, verified) = tls
             .accept(stream)
             .await
             .map_err(|error| format!("{}: {error}", error.reason()))?;
-        let connection = settings()
-            .handshake(stream)
+        let connection = settings(hbone)
+            .handshake(Paced::new(stream))
             .await
             .map_err(|error| format!("http2: {error}"))?;
-        Ok((connection, verified))
+        window.belongs_to(verified.identity());
+        Ok(Ready {
+            connection,
+            credentials: Credentials::new(verified, own, slot, trust),
+            valve: Valve::new(window),
+        })
     };
     let in_time = tokio::time::timeout(patience, handshake).await;
     in_time.unwrap_or_else(|_| Err("handshake_timeout: the peer took too long".into()))
 }
 
 /// How a server of HBONE speaks HTTP/2.
-pub fn settings() -> Builder {
+pub fn settings(hbone: &HboneSettings) -> Builder {
     let mut settings = Builder::new();
     settings
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(hbone.stream_window.0)
+        .initial_connection_window_size(windows::LEAST)
         .max_frame_size(FRAME)
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(hbone.streams)
         .max_header_list_size(HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_pending_accept_reset_streams(RESET_UNSEEN);
+        .data_frame_budget(FRAMES_KEPT)
+        .max_pending_accept_reset_streams(RESET_UNSEEN * hbone.streams as usize);
     settings
 }
 
-async fn serve_streams(peer: Arc<Peer>, mut connection: Http2) {
+async fn serve_streams(peer: Arc<Peer>, mut connection: Http2, mut valve: Valve, hbone: &HboneSettings) {
     let streams = Arc::new(Streams::default());
-    let mut unanswered = pin!(pings::unanswered(connection.ping_pong(), || streams.busy()));
+    let most = SERVED * hbone.streams as usize;
+    let mut unanswered = pin!(pings::unanswered(connection.ping_pong(), hbone.ping, || streams.busy()));
+    let mut retired = pin!(retired(&peer, &streams, hbone));
+    let mut severed = pin!(peer.credentials.lapsed(|lapsed| lapsed.resets(hbone)));
     let mut ended = pin!(told_to_end(&peer));
     let mut deadline = pin!(tokio::time::sleep(Duration::MAX));
-    let mut is_ending = false;
+    let (mut is_retired, mut is_ending, mut is_severed) = (false, false, false);
     loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
-                Some(Ok((_, mut respond))) if streams.open() >= SERVED => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
+                Some(Ok((_, mut respond))) if streams.open() >= most => respond.send_reset(Reason::ENHANCE_YOUR_CALM),
                 Some(Ok((request, respond))) => {
                     let (peer, place) = (peer.clone(), streams.enter());
                     tokio::spawn(async move {
@@ -176,17 +235,42 @@ async fn serve_streams(peer: Arc<Peer>, mut connection: Http2) {
                 }
                 None => return,
             },
+            size = valve.changed() => connection.set_target_window_size(size),
+            why = &mut retired, if !is_retired => {
+                tracing::debug!(peer = %peer.ends.peer, why, "an HBONE connection takes no more streams");
+                is_retired = true;
+                connection.graceful_shutdown();
+            }
+            lapsed = &mut severed, if !is_severed => {
+                tracing::info!(peer = %peer.ends.peer, %lapsed, "the streams of an HBONE connection are reset");
+                is_severed = true;
+                peer.sever(Ending::CertificateLapsed);
+                connection.graceful_shutdown();
+                deadline.set(tokio::time::sleep(LAST_WORDS));
+            }
             patience = &mut ended, if !is_ending => {
                 is_ending = true;
                 connection.graceful_shutdown();
-                deadline.set(tokio::time::sleep(patience));
+                if !is_severed {
+                    deadline.set(tokio::time::sleep(patience));
+                }
             }
-            () = &mut deadline, if is_ending => return,
+            () = &mut deadline, if is_ending || is_severed => return,
+            // It closes by itself, unless its peer ignores what it is told.
+            () = streams.unused_for(UNUSED_WORDS), if is_retired => return,
             () = &mut unanswered => {
                 tracing::info!(peer = %peer.ends.peer, "an HBONE peer does not answer; its connection is closed");
                 return;
             }
         }
+    }
+}
+
+/// Resolves when a connection is to take no further streams, but those that it has may go on, with the reason.
+async fn retired(peer: &Peer, streams: &Streams, hbone: &HboneSettings) -> String {
+    tokio::select! {
+        lapsed = peer.credentials.lapsed(|_| true) => lapsed.to_string(),
+        () = streams.unused_for(hbone.idle) => "it had none for node.hbone.idle".to_owned(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -38,6 +39,17 @@ impl Streams {
     /// Resolves when there are none.
     pub async fn idle(&self) {
         self.wait_until(|open| open == 0).await;
+    }
+
+    /// Resolves when there have been none for `time`.
+    pub async fn unused_for(&self, time: Duration) {
+        loop {
+            self.idle().await;
+            tokio::select! {
+                () = tokio::time::sleep(time) => return,
+                () = self.busy() => {}
+            }
+        }
     }
 
     async fn wait_until(&self, is_so: impl Fn(usize) -> bool) {

@@ -12,6 +12,7 @@ use http::Request;
 use underpass_config::{ApplicationTunnel, Config, Destination, ServiceState, Workload};
 
 use super::connect;
+use super::inbound::refused;
 use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::socket;
@@ -41,14 +42,6 @@ pub fn of<B>(config: &Config, pod: &Pod, request: &Request<B>) -> Result<Target,
         let detail = format!("{wanted} is not at {}, where the request came", workload.name);
         refused(Ending::UnknownDestination, detail)
     })
-}
-
-fn refused(ending: Ending, detail: String) -> Refused {
-    Refused {
-        ending,
-        detail: Some(detail),
-        target: None,
-    }
 }
 
 fn at_pod(config: &Config, pod: &Pod, workload: &Workload, wanted: &Destination) -> Option<Target> {

@@ -4,6 +4,8 @@
 #[path = "../../../certs/tests/certs/authority.rs"]
 mod authority;
 mod hostile;
+mod lapsed;
+mod pressure;
 mod refusals;
 mod sharing;
 mod world;
@@ -90,6 +92,39 @@ async fn a_stream_goes_both_ways_ends_half_by_half_and_is_told_once() {
     assert!(
         of_source.is_empty(),
         "the client's node tells of the client's side: {of_source:?}"
+    );
+}
+
+/// Through a gateway, or from another cluster: at the client's address is no workload of its identity.
+#[tokio::test]
+async fn a_client_that_the_mesh_does_not_know_is_labelled_as_it_says_and_judged_as_it_is() {
+    let only_other = policy("ALLOW", "{principals: [cluster.local/ns/shop/sa/other]}");
+    let world = World::new(&only_other).await;
+    let peer = world.peer("other").await;
+    let said = "k8s.namespace.name=shop,k8s.deployment.name=shopper,service.name=client,k8s.cluster.name=east";
+    let mut request = world::connect(&world.target());
+    let fields = request.headers_mut();
+    fields.insert("baggage", said.parse().unwrap());
+    fields.insert("forwarded", "for=x;host=web.shop.svc.cluster.local".parse().unwrap());
+    let dial = peer.dial(world.gateway, &[world::web()]);
+    let (tunnel, accepted) = tokio::join!(peer.pool.open(&dial, &request), world.application.accept());
+    drop((tunnel.unwrap(), accepted.unwrap()));
+    let labels = [
+        "source_principal=\"spiffe://cluster.local/ns/shop/sa/other\"",
+        "source_workload=\"shopper\"",
+        "source_workload_namespace=\"shop\"",
+        "source_app=\"client\"",
+        "source_cluster=\"east\"",
+        "destination_service_name=\"web\"",
+    ];
+    assert_eq!(world.metric("istio_tcp_connections_opened_total", &labels).len(), 1);
+    // Saying that one is another opens nothing.
+    let stranger = world.peer("client").await;
+    let dial = stranger.dial(world.gateway, &[world::web()]);
+    let outcome = stranger.pool.open(&dial, &request).await;
+    assert!(
+        matches!(outcome, Err(super::pool::OpenError::Refused(_))),
+        "{outcome:?}"
     );
 }
 

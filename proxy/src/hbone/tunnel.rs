@@ -13,8 +13,10 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
+use super::backlog::Backlog;
 use super::chunk::{Chunk, Progress};
 use super::streams::StreamPlace;
+use super::windows::Held;
 
 /// The two halves of a stream.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub struct Tunnel {
     progress: Arc<Progress>,
     given: u64,
     ends_on_drop: bool,
+    held: Held,
+    /// What came before the stream was a tunnel; it has been received already.
+    early: Backlog,
     /// Where the connection leads from and to, seen from here.
     pub connection: Ends,
     /// Its place among the streams of a pooled connection.
@@ -40,11 +45,19 @@ pub struct Ends {
 }
 
 impl Tunnel {
-    /// A stream on which both sides have agreed.
-    pub fn new(send: SendStream<Chunk>, receive: RecvStream, connection: Ends, place: Option<StreamPlace>) -> Self {
+    /// A stream on which both sides have agreed. `held` is what has been read of it before.
+    pub fn new(
+        send: SendStream<Chunk>,
+        receive: RecvStream,
+        connection: Ends,
+        held: Held,
+        place: Option<StreamPlace>,
+    ) -> Self {
         Self {
             send,
             receive,
+            held,
+            early: Backlog::default(),
             progress: Arc::default(),
             given: 0,
             ends_on_drop: false,
@@ -58,19 +71,32 @@ impl Tunnel {
     /// # Errors
     /// When the stream was reset, or its connection broke. What came before has been read by then.
     pub fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        if let Some(bytes) = self.early.pop() {
+            return Poll::Ready(Some(Ok(bytes)));
+        }
         loop {
             match ready!(self.receive.poll_data(cx)) {
                 // A frame of padding only, or one that is there for its END_STREAM.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
-                received => return Poll::Ready(received),
+                Some(Ok(bytes)) => {
+                    self.held.received(bytes.len());
+                    return Poll::Ready(Some(Ok(bytes)));
+                }
+                ended => return Poll::Ready(ended),
             }
         }
+    }
+
+    /// Has [`poll_receive`](Self::poll_receive) give first what was read before.
+    pub fn put_back(&mut self, early: Backlog) {
+        self.early = early;
     }
 
     /// Somebody has taken `count` of the bytes that were received: the peer may send as many more.
     pub fn taken(&mut self, count: usize) {
         // Fails only for bytes that were never received.
         let _ = self.receive.flow_control().release_capacity(count);
+        self.held.taken(count);
     }
 
     /// How many bytes may be sent now, at least one and not many more than `wanted`.

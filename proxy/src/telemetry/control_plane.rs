@@ -65,6 +65,21 @@ fn encode_subscription(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> 
         "Resources that are not in force as istiod sent them last",
         vec![(Vec::new(), status.rejected_count as u64)],
     )?;
+    counters(
+        encoder,
+        "underpass_xds_rejected_updates",
+        "Updates of istiod that were accepted and could not be put in force",
+        vec![(Vec::new(), status.rejected_updates)],
+    )?;
+    gauges(
+        encoder,
+        "underpass_xds_waiting_changes",
+        "Changes of such updates that are not in force still",
+        vec![(
+            Vec::new(),
+            status.waiting.as_ref().map_or(0, |waiting| waiting.changes as u64),
+        )],
+    )?;
     let responses = status.types.iter().flat_map(|(kind, of_type)| {
         [("ack", of_type.acks), ("nack", of_type.nacks)].map(|(result, count)| {
             let labels = vec![("type", kind.to_string()), ("result", result.to_owned())];
@@ -92,6 +107,16 @@ fn encode_subscription(status: &Status, encoder: &mut DescriptorEncoder<'_>) -> 
         "istio_xds_message",
         "Responses of istiod, as ztunnel counts them",
         messages.collect(),
+    )?;
+    let bytes = status.types.iter().map(|(kind, of_type)| {
+        let labels = vec![("url", kind.url().to_owned())];
+        (labels, of_type.bytes)
+    });
+    counters(
+        encoder,
+        "istio_xds_message_bytes",
+        "The size of these responses, as ztunnel counts them",
+        bytes.collect(),
     )?;
     let terminations = status.terminations.iter();
     counters(

@@ -5,7 +5,7 @@
 
 use underpass_config::Workload;
 
-use crate::flow_table::{PathEnds, Transport};
+use crate::flow_table::{PathEnds, Transport, TunnelPeer};
 
 /// A label set; equal sets are one time series.
 pub(super) type Labels = Vec<(&'static str, String)>;
@@ -87,15 +87,36 @@ fn end(names: &EndNames, workload: Option<&Workload>, labels: &mut Labels) {
     push(names.cluster, workload.map(|w| &*w.cluster_id));
 }
 
+fn set(name: &str, value: String, labels: &mut Labels) {
+    let label = labels.iter_mut().find(|(known, _)| *known == name);
+    label.into_iter().for_each(|(_, known)| *known = value.clone());
+}
+
+/// A client at whose address the mesh knows no such workload: its certificate says its namespace, and it may say the rest.
+fn unknown_client(peer: &TunnelPeer, labels: &mut Labels) {
+    set(SOURCE.namespace, peer.identity.namespace.to_string(), labels);
+    let Some(said) = &peer.described else { return };
+    for (name, value) in [
+        (SOURCE.workload, &said.workload),
+        (SOURCE.canonical_service, &said.canonical_name),
+        (SOURCE.canonical_revision, &said.canonical_revision),
+        (SOURCE.app, &said.canonical_name),
+        (SOURCE.version, &said.canonical_revision),
+        (SOURCE.cluster, &said.cluster),
+    ] {
+        set(name, known(value), labels);
+    }
+}
+
 /// The labels that every connection metric has, but for `response_flags`.
 fn common(ends: &PathEnds, reporter: Reporter) -> Labels {
     let mut labels = vec![("reporter", reporter.word().to_owned())];
     end(&SOURCE, ends.source.as_deref(), &mut labels);
-    if let Transport::TunnelIn(Some(verified)) = &ends.transport {
-        let principal = labels.iter_mut().find(|(name, _)| *name == SOURCE.principal);
-        principal
-            .into_iter()
-            .for_each(|(_, value)| *value = verified.to_string());
+    if let Transport::TunnelIn(Some(peer)) = &ends.transport {
+        set(SOURCE.principal, peer.identity.to_string(), &mut labels);
+        if ends.source.is_none() {
+            unknown_client(peer, &mut labels);
+        }
     }
     end(&DESTINATION, ends.destination.as_deref(), &mut labels);
     labels.push(("request_protocol", "tcp".to_owned()));
@@ -112,9 +133,17 @@ fn common(ends: &PathEnds, reporter: Reporter) -> Labels {
 fn service(ends: &PathEnds, labels: &mut Labels) {
     let service = ends.service.as_deref();
     let mut push = |name, value: Option<&str>| labels.push((name, known(value.unwrap_or_default())));
-    push("destination_service", service.map(|s| &*s.hostname));
-    push("destination_service_namespace", service.map(|s| &*s.namespace));
-    push("destination_service_name", service.map(|s| &*s.name));
+    // By a tunnel a connection comes to a pod; which service was asked for, its client says.
+    let said = match &ends.transport {
+        Transport::TunnelIn(Some(peer)) => peer.described.as_ref().and_then(|said| said.service.as_ref()),
+        _ => None,
+    };
+    let hostname = service.map(|s| &s.hostname).or(said.map(|s| &s.hostname));
+    let namespace = service.map(|s| &s.namespace).or(said.map(|s| &s.namespace));
+    let name = service.map(|s| &s.name).or(said.map(|s| &s.name));
+    push("destination_service", hostname.map(|text| &**text));
+    push("destination_service_namespace", namespace.map(|text| &**text));
+    push("destination_service_name", name.map(|text| &**text));
 }
 
 /// Labels of `istio_tcp_*`.

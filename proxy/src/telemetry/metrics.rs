@@ -174,9 +174,35 @@ impl Collector for ProcessMetrics {
         let help = "Client connections open now, those still being connected included";
         let metric = encoder.encode_descriptor("underpass_connections_open", help, None, open.metric_type())?;
         open.encode(metric)?;
+        self.encode_tunnels(&mut encoder)?;
         let dropped = ConstCounter::new(self.access_log.dropped());
         let help = "Access-log lines dropped because their destination was too slow";
         let metric = encoder.encode_descriptor("underpass_access_log_dropped", help, None, dropped.metric_type())?;
         dropped.encode(metric)
+    }
+}
+
+impl ProcessMetrics {
+    fn encode_tunnels(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let budget = &self.flows.open_connections().tunnels().budget;
+        let reserved = ConstGauge::new(budget.reserved());
+        let help = "What HBONE peers may send to this node, or have sent and nobody has taken (node.hbone.buffer)";
+        let name = "underpass_hbone_reserved_bytes";
+        reserved.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        for (name, help, count) in [
+            (
+                "underpass_hbone_connections_without_buffer",
+                "HBONE connections that were refused because node.hbone.buffer was spent",
+                budget.refused(),
+            ),
+            (
+                "underpass_hbone_windows_held_back",
+                "Windows of HBONE connections that were to grow and could not, for want of node.hbone.buffer",
+                budget.held_back(),
+            ),
+        ] {
+            ConstCounter::new(count).encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use prost::Message;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -165,6 +166,7 @@ impl Client {
             self.status.change(|status| {
                 let of_type: &mut TypeStatus = status.types.entry(kind).or_default();
                 of_type.last_response = Some(SystemTime::now());
+                of_type.bytes += response.encoded_len() as u64;
                 match error {
                     None => of_type.acks += 1,
                     Some(_) => of_type.nacks += 1,

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message;
 use prost_types::value::Kind;
 use underpass_config::WorkloadUid;
 use underpass_xds_client::ResourceType::{Address, Authorization};
@@ -109,7 +110,15 @@ async fn a_bad_resource_is_named_in_the_nack_and_the_last_good_one_stays() {
     });
     let good = workload("b", |workload| workload.node = "elsewhere".into());
     let both = vec![workload_resource("2", bad), workload_resource("2", good)];
-    let answer = stream.ask(response(Address, both, &[])).await;
+    let before = consumer.status.read().types[&Address].bytes;
+    let both = response(Address, both, &[]);
+    let size = both.encoded_len() as u64;
+    let answer = stream.ask(both).await;
+    let counted = consumer.status.read().types[&Address].bytes - before;
+    assert!(
+        (size..size + 50).contains(&counted),
+        "{size} and a nonce, not {counted}"
+    );
     let detail = answer.error_detail.unwrap();
     assert_eq!(
         detail.message,

@@ -1,21 +1,24 @@
 //! One connection of the pool: opening streams on it, and driving it until it is gone.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 
 use h2::Reason;
-use h2::client::{self, SendRequest};
+use h2::client::SendRequest;
 use http::{Request, StatusCode};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
+use underpass_config::HboneSettings;
 
 use super::super::chunk::Chunk;
+use super::super::credentials::Credentials;
+use super::super::pings;
 use super::super::streams::{StreamPlace, Streams};
 use super::super::tunnel::{Ends, Tunnel};
-use super::super::{STREAMS, pings};
+use super::super::windows::{Held, Valve, Window};
+use super::Origin;
+use super::dial::{Connection, Made};
 use super::group::Group;
-use super::{IDLE, Origin, SPREAD};
 
 /// A connection as the pool holds it. When the pool lets go of it, it closes with its last stream.
 #[derive(Debug)]
@@ -24,11 +27,14 @@ pub(super) struct Pooled {
     ends: Ends,
     shared: Arc<Shared>,
     driven_by: ThreadId,
+    settings: HboneSettings,
 }
 
 /// What also its driver and its streams know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
+    credentials: Credentials,
+    window: Arc<Window>,
     streams: Arc<Streams>,
     /// No stream is to be opened any more: the peer has said so, or it broke.
     is_closing: AtomicBool,
@@ -54,26 +60,38 @@ pub(super) enum RequestError {
 }
 
 impl Pooled {
-    /// A connection that the calling thread drives.
-    pub(super) fn new(sender: SendRequest<Chunk>, ends: Ends) -> Self {
-        Self {
-            sender,
-            ends,
-            shared: Arc::default(),
+    /// A connection that the calling thread [drives](drive), and what it is driven by.
+    pub(super) fn new(made: Made, settings: HboneSettings) -> (Self, Driven) {
+        let shared = Arc::new(Shared {
+            credentials: made.credentials,
+            window: made.valve.window().clone(),
+            streams: Arc::default(),
+            is_closing: AtomicBool::new(false),
+            has_answered: AtomicBool::new(false),
+        });
+        let pooled = Self {
+            sender: made.sender,
+            ends: made.ends,
+            shared: shared.clone(),
             driven_by: thread::current().id(),
-        }
-    }
-
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+            settings,
+        };
+        let driven = Driven {
+            connection: made.connection,
+            valve: made.valve,
+            shared,
+            settings,
+        };
+        (pooled, driven)
     }
 
     pub(super) fn is(&self, shared: &Arc<Shared>) -> bool {
         Arc::ptr_eq(&self.shared, shared)
     }
 
+    /// Whether no stream may be opened on it any more. Those that it has go on.
     pub(super) fn is_closing(&self) -> bool {
-        self.shared.is_closing.load(Ordering::Acquire)
+        self.shared.is_closing.load(Ordering::Acquire) || self.shared.credentials.check().is_err()
     }
 
     pub(super) fn streams(&self) -> usize {
@@ -82,13 +100,21 @@ impl Pooled {
 
     /// Whether the peer takes another stream now.
     pub(super) fn has_room(&self) -> bool {
-        self.streams() < self.sender.current_max_send_streams().min(STREAMS as usize)
+        self.streams()
+            < self
+                .sender
+                .current_max_send_streams()
+                .min(self.settings.streams as usize)
     }
 
     /// What the least of is the best for the next stream.
     pub(super) fn rank(&self) -> (usize, bool, usize) {
         let streams = self.streams();
-        (streams / SPREAD, self.driven_by != thread::current().id(), streams)
+        (
+            streams / self.settings.spread as usize,
+            self.driven_by != thread::current().id(),
+            streams,
+        )
     }
 
     pub(super) fn open(&self) -> Opening {
@@ -124,7 +150,8 @@ impl Opening {
         shared.has_answered.fetch_or(answer.is_ok(), Ordering::AcqRel);
         match answer {
             Ok(response) if response.status() == StatusCode::OK => {
-                Ok(Tunnel::new(send, response.into_body(), ends, Some(place)))
+                let held = Held::new(shared.window.clone());
+                Ok(Tunnel::new(send, response.into_body(), ends, held, Some(place)))
             }
             Ok(response) => Err(RequestError::Refused(response.status())),
             Err(error) if error.is_go_away() || error.is_io() => Err(broken(error)),
@@ -136,46 +163,84 @@ impl Opening {
     }
 }
 
-/// Drives a connection until it is gone; then it is in the group no more.
-pub(super) async fn drive(
-    connection: client::Connection<TlsStream<TcpStream>, Chunk>,
+/// What drives a connection.
+pub(super) struct Driven {
+    connection: Connection,
+    valve: Valve,
     shared: Arc<Shared>,
-    group: &Group,
-    origin: Origin,
-) {
-    let mut connection = connection;
-    let streams = shared.streams.clone();
-    let unanswered = pings::unanswered(connection.ping_pong(), || streams.busy());
-    let origin_is_gone = async {
-        match &origin {
+    settings: HboneSettings,
+}
+
+/// Drives a connection until it is gone; then it is in the group no more.
+pub(super) async fn drive(driven: Driven, group: &Group, origin: Origin) {
+    let Driven {
+        mut connection,
+        mut valve,
+        shared,
+        settings,
+    } = driven;
+    let streams = &shared.streams;
+    let mut unanswered = pin!(pings::unanswered(connection.ping_pong(), settings.ping, || streams.busy()));
+    let mut given_up = pin!(given_up(&shared, &settings, &origin));
+    let mut retired = pin!(retired(&shared, &settings, group));
+    let mut is_retired = false;
+    loop {
+        tokio::select! {
+            outcome = &mut connection => {
+                if let Err(error) = outcome {
+                    tracing::debug!(%error, "an HBONE connection broke");
+                }
+                break;
+            }
+            size = valve.changed() => connection.set_target_window_size(size),
+            () = &mut retired, if !is_retired => {
+                is_retired = true;
+                group.let_go(&shared);
+                // It closes with its last stream, now that nobody can open another.
+            }
+            () = &mut unanswered => {
+                tracing::info!("an HBONE peer does not answer; its connection is closed");
+                break;
+            }
+            () = &mut given_up => break,
+        }
+    }
+    shared.is_closing.store(true, Ordering::Release);
+    group.let_go(&shared);
+}
+
+/// Resolves when no more streams are to be opened on a connection.
+async fn retired(shared: &Arc<Shared>, settings: &HboneSettings, group: &Group) {
+    let unused = async {
+        loop {
+            shared.streams.unused_for(settings.idle).await;
+            if group.let_go_if_idle(shared) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        lapsed = shared.credentials.lapsed(|_| true) => {
+            tracing::debug!(%lapsed, "no more streams are opened on an HBONE connection");
+            shared.is_closing.store(true, Ordering::Release);
+        }
+        () = unused => {}
+    }
+}
+
+/// Resolves when a connection is to be closed with all its streams.
+async fn given_up(shared: &Shared, settings: &HboneSettings, origin: &Origin) {
+    let pod_is_gone = async {
+        match origin {
             Origin::Pod(pod) => pod.removed().await,
             #[cfg(test)]
             Origin::Host => std::future::pending().await,
         }
     };
-    let unused = async {
-        loop {
-            streams.idle().await;
-            tokio::select! {
-                () = tokio::time::sleep(IDLE) => {}
-                () = streams.busy() => continue,
-            }
-            if group.let_go_if_idle(&shared) {
-                // It closes now that nobody can open a stream on it.
-                std::future::pending::<()>().await;
-            }
-        }
-    };
     tokio::select! {
-        outcome = &mut connection => {
-            if let Err(error) = outcome {
-                tracing::debug!(%error, "an HBONE connection broke");
-            }
+        () = pod_is_gone => {}
+        lapsed = shared.credentials.lapsed(|lapsed| lapsed.resets(settings)) => {
+            tracing::info!(%lapsed, "the streams of an HBONE connection are reset");
         }
-        () = unanswered => tracing::info!("an HBONE peer does not answer; its connection is closed"),
-        () = origin_is_gone => {}
-        () = unused => {}
     }
-    shared.is_closing.store(true, Ordering::Release);
-    group.let_go(&shared);
 }

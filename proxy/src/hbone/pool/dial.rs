@@ -6,15 +6,18 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use h2::client::{Builder, Connection, SendRequest};
+use h2::client::{self, Builder, SendRequest};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
-use underpass_certs::{ClientTls, Lease, Trust};
-use underpass_config::Keepalive;
+use underpass_certs::{ClientTls, Lease, Trust, WorkloadCertificate};
+use underpass_config::{HboneSettings, Keepalive};
 
 use super::super::chunk::Chunk;
+use super::super::credentials::Credentials;
+use super::super::paced::Paced;
 use super::super::tunnel::Ends;
-use super::super::{CONNECTION_WINDOW, FRAME, HEADERS, SEND_BUFFER, STREAM_WINDOW, STREAMS};
+use super::super::windows::{self, Budget, Valve, Window};
+use super::super::{FRAME, FRAMES_KEPT, HEADERS, SEND_BUFFER};
 use super::Key;
 use crate::capture::Pod;
 use crate::handover::Family;
@@ -35,6 +38,10 @@ pub struct Dial {
     pub patience: (Duration, Duration),
     /// How the connection is probed.
     pub keepalive: Keepalive,
+    /// How it is kept.
+    pub hbone: HboneSettings,
+    /// What its window is cut from.
+    pub budget: Arc<Budget>,
 }
 
 /// Where a connection leaves from.
@@ -67,6 +74,9 @@ pub enum DialError {
     /// Its connections take no streams.
     #[error("{0} takes no streams on the connections that were opened to it")]
     NoRoom(SocketAddr),
+    /// There is no room to receive in.
+    #[error("node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read")]
+    NoBuffer,
     /// The handshake failed, on which side ever.
     #[error("{gateway}: {reason}: {error}")]
     Handshake {
@@ -79,14 +89,24 @@ pub enum DialError {
     },
 }
 
-pub(super) type Made = (SendRequest<Chunk>, Connection<TlsStream<TcpStream>, Chunk>, Ends);
+pub(super) type Connection = client::Connection<Paced<TlsStream<TcpStream>>, Chunk>;
+
+/// A connection that may carry streams.
+pub(super) struct Made {
+    pub(super) sender: SendRequest<Chunk>,
+    pub(super) connection: Connection,
+    pub(super) ends: Ends,
+    pub(super) credentials: Credentials,
+    pub(super) valve: Valve,
+}
 
 impl Dial {
     pub(super) async fn connect(&self) -> Result<Made, DialError> {
         let gateway = self.key.gateway;
+        let window = Window::new(&self.budget, &self.hbone).ok_or(DialError::NoBuffer)?;
         let (connecting, handshaking) = self.patience;
         let ready = self.certificate.ready(handshaking).await;
-        ready.map_err(|unavailable| DialError::NoCertificate(unavailable.to_string()))?;
+        let own = ready.map_err(|unavailable| DialError::NoCertificate(unavailable.to_string()))?;
         let failed = |error: io::Error| DialError::Connect {
             gateway,
             error: error.to_string(),
@@ -97,10 +117,17 @@ impl Dial {
             .map_err(late)?
             .map_err(failed)?;
         let ends = self.ends_of(&socket).map_err(failed)?;
-        let (sender, connection) = tokio::time::timeout(handshaking, self.shake_hands(socket))
+        let (sender, connection, credentials) = tokio::time::timeout(handshaking, self.shake_hands(socket, own))
             .await
             .map_err(late)??;
-        Ok((sender, connection, ends))
+        window.belongs_to(credentials.peer().identity());
+        Ok(Made {
+            sender,
+            connection,
+            ends,
+            credentials,
+            valve: Valve::new(window),
+        })
     }
 
     async fn socket(&self) -> io::Result<TcpStream> {
@@ -128,31 +155,35 @@ impl Dial {
     async fn shake_hands(
         &self,
         socket: TcpStream,
-    ) -> Result<(SendRequest<Chunk>, Connection<TlsStream<TcpStream>, Chunk>), DialError> {
+        own: Arc<WorkloadCertificate>,
+    ) -> Result<(SendRequest<Chunk>, Connection, Credentials), DialError> {
         let gateway = self.key.gateway;
         let failed = |reason, error: String| DialError::Handshake { gateway, reason, error };
         let (slot, trust) = (self.certificate.slot().clone(), self.trust.clone());
-        let tls = ClientTls::new(slot, trust, self.key.expected.clone()).map_err(|e| failed("tls", e.to_string()))?;
-        let (stream, _) = tls
+        let tls = ClientTls::new(slot.clone(), trust.clone(), self.key.expected.clone());
+        let tls = tls.map_err(|error| failed("tls", error.to_string()))?;
+        let (stream, peer) = tls
             .connect(socket, gateway.ip())
             .await
             .map_err(|error| failed(error.reason(), error.to_string()))?;
-        settings()
-            .handshake(stream)
+        let (sender, connection) = settings(&self.hbone)
+            .handshake(Paced::new(stream))
             .await
-            .map_err(|error| failed("http2", error.to_string()))
+            .map_err(|error| failed("http2", error.to_string()))?;
+        Ok((sender, connection, Credentials::new(peer, own, slot, trust)))
     }
 }
 
-fn settings() -> Builder {
+fn settings(hbone: &HboneSettings) -> Builder {
     let mut settings = Builder::new();
     settings
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(hbone.stream_window.0)
+        .initial_connection_window_size(windows::LEAST)
         .max_frame_size(FRAME)
         .max_header_list_size(HEADERS)
         .max_send_buffer_size(SEND_BUFFER)
-        .initial_max_send_streams(STREAMS as usize)
+        .data_frame_budget(FRAMES_KEPT)
+        .initial_max_send_streams(hbone.streams as usize)
         .enable_push(false);
     settings
 }

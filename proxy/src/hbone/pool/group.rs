@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::connection::{Opening, Pooled, Shared, drive};
-use super::{BESIDE, DIALS, Dial, DialError, Pool, SPREAD};
+use super::{DIALS, Dial, DialError, Pool};
 
 #[derive(Debug, Default)]
 pub(super) struct Group {
@@ -62,7 +62,8 @@ impl Group {
             .connections
             .retain(|connection| !connection.is_closing() && is_of_use(connection));
         let best = state.best();
-        let is_crowded = |best: &Pooled| best.streams() >= SPREAD && state.connections.len() < BESIDE;
+        let (spread, beside) = (dial.hbone.spread as usize, dial.hbone.connections as usize);
+        let is_crowded = |best: &Pooled| best.streams() >= spread && state.connections.len() < beside;
         let wants_another = best.is_none_or(is_crowded);
         let opening = match best.map(Pooled::open) {
             Some(opening) if !wants_another => return Ok(opening),
@@ -80,12 +81,11 @@ impl Group {
         let (group, pool, dial) = (self.clone(), pool.clone(), dial.clone());
         tokio::spawn(async move {
             match dial.connect().await {
-                Ok((sender, connection, ends)) => {
-                    let pooled = Pooled::new(sender, ends);
-                    let shared = pooled.shared().clone();
+                Ok(made) => {
+                    let (pooled, driven) = Pooled::new(made, dial.hbone);
                     group.settle(Some(pooled));
                     tell.send_replace(Some(Ok(())));
-                    drive(connection, shared, &group, dial.origin.clone()).await;
+                    drive(driven, &group, dial.origin.clone()).await;
                 }
                 Err(error) => {
                     group.settle(None);

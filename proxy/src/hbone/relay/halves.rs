@@ -2,8 +2,9 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
+use super::super::backlog::Backlog;
 use super::super::tunnel::Tunnel;
 use crate::stream::Stream;
 
@@ -13,6 +14,9 @@ const CHUNKS_PER_TURN: usize = 8;
 /// The least and the most that is read from a socket at once. Reading begins small and grows while reads fill their buffer, so that a
 /// stream of small messages does not hold large buffers in the connection's queue. The most is a frame.
 const READS: (usize, usize) = (2 * 1024, 256 * 1024);
+
+/// What a tunnel has brought is sent together up to this, about a frame of the largest: many small frames that came together are one send.
+const GATHERED: usize = 64 * 1024;
 
 /// How far a direction has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,7 +171,9 @@ impl ToTunnel {
 pub(super) struct ToSocket {
     state: State,
     /// What the socket would not take yet; the tunnel's window stays smaller by as much.
-    stuck: Bytes,
+    stuck: Backlog,
+    /// The tunnel has failed behind what is stuck.
+    has_failed: bool,
 }
 
 impl ToSocket {
@@ -175,21 +181,28 @@ impl ToSocket {
         self.state
     }
 
-    /// Whether nothing is received because the socket takes nothing.
+    /// Whether the socket takes nothing.
     pub(super) fn is_stuck(&self) -> bool {
         !self.stuck.is_empty()
     }
 
     pub(super) fn poll(&mut self, half: &mut Half<'_>, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         for _ in 0..half.turns() {
-            while !self.stuck.is_empty() {
-                let sent = ready!(half.socket.poll_send(cx, &self.stuck, false)).map_err(|_| Failed::Receiver)?;
+            while self.is_stuck() {
+                let (part, more_follows) = (self.stuck.front(), self.stuck.front().len() < self.stuck.len());
+                let Poll::Ready(sent) = half.socket.poll_send(cx, part, more_follows) else {
+                    self.stuck.keep();
+                    self.gather(usize::MAX, half, cx);
+                    return Poll::Pending;
+                };
+                let sent = sent.map_err(|_| Failed::Receiver)?;
                 (half.count)(sent);
                 self.stuck.advance(sent);
                 half.tunnel.taken(sent);
             }
             match self.state {
                 State::Closed => return Poll::Ready(Ok(())),
+                _ if self.has_failed => return Poll::Ready(Err(Failed::Sender)),
                 State::Ended if half.was_reset => return Poll::Ready(Ok(())),
                 State::Ended => {
                     if !half.is_last && half.socket.end().is_err() {
@@ -197,13 +210,32 @@ impl ToSocket {
                     }
                     self.state = State::Closed;
                 }
-                State::Open => match ready!(half.tunnel.poll_receive(cx)) {
-                    Some(Ok(bytes)) => self.stuck = bytes,
-                    Some(Err(_)) => return Poll::Ready(Err(Failed::Sender)),
-                    None => self.state = State::Ended,
-                },
+                State::Open => {
+                    let received = ready!(half.tunnel.poll_receive(cx));
+                    self.take(received);
+                    self.gather(GATHERED, half, cx);
+                }
             }
         }
         another_turn(cx)
+    }
+
+    /// Reads what is there, up to so many bytes in all, so that the codec has no frames to keep. While the socket takes nothing, the peer's window
+    /// says how much that can be.
+    fn gather(&mut self, most: usize, half: &mut Half<'_>, cx: &mut Context<'_>) {
+        while self.stuck.len() < most && self.state == State::Open && !self.has_failed {
+            let Poll::Ready(received) = half.tunnel.poll_receive(cx) else {
+                return;
+            };
+            self.take(received);
+        }
+    }
+
+    fn take(&mut self, received: Option<Result<Bytes, h2::Error>>) {
+        match received {
+            Some(Ok(bytes)) => self.stuck.push(bytes),
+            Some(Err(_)) => self.has_failed = true,
+            None => self.state = State::Ended,
+        }
     }
 }

@@ -10,11 +10,11 @@ use underpass_certs::ClientTls;
 use super::world::{World, web};
 
 /// What a client's connection begins with (RFC 9113, section 3.4), with empty SETTINGS.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Frames of one connection.
 const FRAMES: usize = 40;
 /// Frame types (section 6).
-const HEADERS: u8 = 1;
+pub const HEADERS: u8 = 1;
 
 /// A frame that is nearly one: its parts are each plausible.
 fn frame(random: &mut fastrand::Rng, authority: &str) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn frame(random: &mut fastrand::Rng, authority: &str) -> Vec<u8> {
 }
 
 /// The fields of a CONNECT, as HPACK's literals with names of its static table (RFC 7541, appendix A).
-fn connect(authority: &str) -> Vec<u8> {
+pub fn connect(authority: &str) -> Vec<u8> {
     let mut fields = vec![2, 7];
     fields.extend(b"CONNECT");
     fields.extend([1, authority.len() as u8]);

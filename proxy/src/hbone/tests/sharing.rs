@@ -9,12 +9,12 @@ use http::Response;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use underpass_certs::ServerTls;
+use underpass_config::HboneSettings;
 
 use super::authority::identity;
 use super::world::{World, connect, web};
 use super::{authority, receive_exactly, send};
-use crate::hbone::STREAMS;
-use crate::hbone::pool::{IDLE, OpenError};
+use crate::hbone::pool::OpenError;
 
 #[tokio::test]
 async fn the_first_connection_is_made_once_however_many_want_it() {
@@ -48,7 +48,7 @@ async fn many_streams_are_spread_and_none_waits_for_anothers_end() {
     let world = World::new("").await;
     let peer = world.peer("client").await;
     let mut open = Vec::new();
-    for number in 0..2 * STREAMS as usize {
+    for number in 0..2 * peer.hbone.streams as usize {
         open.push(world.connect(&peer).await);
         if number < 8 {
             assert_eq!(peer.connections(), 1, "{number} streams need no second");
@@ -153,13 +153,14 @@ async fn a_connection_without_streams_is_closed_after_a_while_and_made_anew_when
     drop(world.connect(&peer).await);
     world.until_no_flow().await;
     assert_eq!(peer.connections(), 1);
+    let idle = HboneSettings::default().idle;
     tokio::time::pause();
     let gone = async {
         while peer.connections() > 0 {
-            tokio::time::sleep(IDLE / 10).await;
+            tokio::time::sleep(idle / 10).await;
         }
     };
-    tokio::time::timeout(2 * IDLE, gone).await.expect("it is closed");
+    tokio::time::timeout(2 * idle, gone).await.expect("it is closed");
     tokio::time::resume();
     world.connect(&peer).await;
     assert_eq!(world.accepted.load(Ordering::SeqCst), 2);

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::unbounded_channel;
 use underpass_certs::Trust;
-use underpass_config::{AccessLog, Config, Identity, LogFormat};
+use underpass_config::{AccessLog, Config, HboneSettings, Identity, LogFormat};
 
 use super::authority::{self, Authority, HOUR, Paper, identity, trust_of};
 use crate::capture::{Pod, SocketPool};
@@ -22,6 +22,7 @@ use crate::handover;
 use crate::hbone::pool::{Dial, Key, OpenError, Origin, Pool};
 use crate::hbone::server::{self, Arrival};
 use crate::hbone::tunnel::Tunnel;
+use crate::hbone::windows::Budget;
 use crate::identities::Identities;
 use crate::node::Node;
 use crate::offload::Offload;
@@ -48,6 +49,7 @@ pub struct World {
     pub accepted: Arc<AtomicUsize>,
     /// Connections whose server has panicked.
     pub panics: Arc<AtomicUsize>,
+    hbone: String,
     _directory: TempDir,
 }
 
@@ -56,6 +58,8 @@ pub struct Peer {
     pub pod: authority::Pod,
     pub trust: Arc<Trust>,
     pub pool: Arc<Pool>,
+    pub hbone: HboneSettings,
+    pub budget: Arc<Budget>,
 }
 
 pub fn web() -> Identity {
@@ -85,7 +89,7 @@ pub fn policy(action: &str, rule: &str) -> String {
     )
 }
 
-fn settings(directory: &Path, authority: &Authority) -> String {
+fn settings(directory: &Path, authority: &Authority, hbone: &str) -> String {
     let (chain, key) = authority.issue_pem(&Paper::of(&web(), SystemTime::now(), HOUR));
     let write = |name: &str, text: &str| {
         let path = directory.join(name);
@@ -95,7 +99,7 @@ fn settings(directory: &Path, authority: &Authority) -> String {
     let (chain, key) = (write("chain.pem", &chain), write("key.pem", &key));
     let roots = write("roots.pem", &authority.root_pem);
     format!(
-        "node:\n  timeouts: {{connect: 1s, handshake: 2s, drain: 10s}}\n  identities:\n    roots: {roots}\n    certificates:\n    \
+        "node:\n  timeouts: {{connect: 1s, handshake: 2s, drain: 10s}}\n  hbone: {{{hbone}}}\n  identities:\n    roots: {roots}\n    certificates:\n    \
          - {{identity: \"{}\", chain: {chain}, key: {key}}}\n",
         web()
     )
@@ -103,17 +107,22 @@ fn settings(directory: &Path, authority: &Authority) -> String {
 
 impl World {
     pub async fn new(policies: &str) -> Self {
-        Self::with(policies, pod(true)).await
+        Self::with(policies, "", pod(true)).await
     }
 
     /// A pod whose agent makes no sockets: nothing can be connected to.
     pub async fn stalled() -> Self {
-        Self::with("", pod(false)).await
+        Self::with("", "", pod(false)).await
     }
 
-    async fn with(policies: &str, pod: Pod) -> Self {
+    /// Where `node.hbone` has these settings.
+    pub async fn kept(hbone: &str) -> Self {
+        Self::with("", hbone, pod(true)).await
+    }
+
+    async fn with(policies: &str, hbone: &str, pod: Pod) -> Self {
         let (authority, directory) = (Authority::new(), TempDir::new().unwrap());
-        let yaml = settings(directory.path(), &authority) + &mesh(policies);
+        let yaml = settings(directory.path(), &authority, hbone) + &mesh(policies);
         let config = Config::from_yaml(&yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
         let (identities, upkeep) = Identities::new(&config.node).unzip();
         upkeep.unwrap().start().await.unwrap();
@@ -142,6 +151,7 @@ impl World {
             gateway,
             accepted,
             panics,
+            hbone: hbone.to_owned(),
             _directory: directory,
         }
     }
@@ -153,8 +163,13 @@ impl World {
     }
 
     pub fn peer_with(&self, pod: authority::Pod) -> Peer {
-        let (trust, pool) = (self.trust.clone(), Arc::default());
-        Peer { pod, trust, pool }
+        Peer {
+            pod,
+            trust: self.trust.clone(),
+            pool: Arc::default(),
+            hbone: HboneSettings::default(),
+            budget: Arc::default(),
+        }
     }
 
     /// Where the application is.
@@ -172,7 +187,7 @@ impl World {
 
     pub fn publish(&self, policies: &str) -> usize {
         let in_force = self.node.snapshot();
-        let yaml = settings(self._directory.path(), &self.authority) + &mesh(policies);
+        let yaml = settings(self._directory.path(), &self.authority, &self.hbone) + &mesh(policies);
         let (config, touched) = in_force.config.updated(&yaml).unwrap();
         self.node.publish(|_| (config, touched))
     }
@@ -227,6 +242,8 @@ impl Peer {
             trust: self.trust.clone(),
             patience: (SOON, SOON),
             keepalive: Default::default(),
+            hbone: self.hbone,
+            budget: self.budget.clone(),
         }
     }
 

@@ -1,0 +1,253 @@
+//! Updates put in force, one after the other; and what becomes of one with which that fails.
+//!
+//! Nothing that istiod says should make the proxy panic, and if it does nothing of that update is in force: it was applied to a copy. But istiod will not
+//! say it again, for it was told that it came. So the changes of a **rejected update wait** and are tried again with the next one. If that fails too,
+//! the next one is put in force without them: what waits is as it was before, as if istiod had not spoken of it yet. A change of a resource that
+//! waits takes the place of the older one, so that a corrected resource cures what the broken one did.
+//!
+//! The first update is the whole mesh, and nothing goes without it: part of a mesh may be without the policies that deny. Nobody is served then.
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use underpass_config::{Config, Mesh, MeshChange, ResourceKey, Touched};
+use underpass_xds_client::Update;
+
+use crate::node::Node;
+
+/// How changes become part of a mesh; tests have their own way.
+type Apply = fn(&mut Mesh, &mut dyn Iterator<Item = MeshChange>) -> Touched;
+
+/// The consumer of istiod's updates.
+pub(super) struct Applying {
+    node: Arc<Node>,
+    apply: Apply,
+    mesh: MeshState,
+    /// Changes of rejected updates, each resource once, in order.
+    waiting: Vec<MeshChange>,
+}
+
+/// The whole mesh, which comes with the first update.
+enum MeshState {
+    Awaited,
+    InForce,
+    /// It came, and could not be put in force.
+    Lost,
+}
+
+impl Applying {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            apply: |mesh, changes| mesh.apply(changes),
+            mesh: MeshState::Awaited,
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(super) async fn put_in_force(&mut self, update: Update) {
+        let changes = update.changes;
+        match self.mesh {
+            MeshState::Awaited => self.begin(changes).await,
+            MeshState::Lost => self.reject(
+                Vec::new(),
+                "the whole mesh, of which this is a change, was rejected".into(),
+            ),
+            MeshState::InForce => self.go_on(changes).await,
+        }
+    }
+
+    /// The first update is not kept for a second try: it may have 100 000 workloads.
+    async fn begin(&mut self, changes: Vec<MeshChange>) {
+        match self.attempt(changes).await {
+            Ok(()) => {
+                self.mesh = MeshState::InForce;
+                self.node.mesh_has_come();
+            }
+            Err(reason) => {
+                self.mesh = MeshState::Lost;
+                self.reject(Vec::new(), reason);
+                tracing::error!("without the whole mesh nobody is served: restart this proxy to have it again");
+            }
+        }
+    }
+
+    async fn go_on(&mut self, changes: Vec<MeshChange>) {
+        let changed: HashSet<ResourceKey> = changes.iter().map(MeshChange::key).collect();
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|change| !changed.contains(&change.key()));
+        let all = waiting.iter().chain(&changes).cloned().collect();
+        let outcome = match self.attempt(all).await {
+            Ok(()) => return self.keep_waiting(Vec::new()),
+            Err(reason) if waiting.is_empty() => Err(reason),
+            Err(_) => self.attempt(changes.clone()).await,
+        };
+        match outcome {
+            Ok(()) => self.keep_waiting(waiting),
+            Err(reason) => {
+                waiting.extend(changes);
+                self.reject(waiting, reason);
+            }
+        }
+    }
+
+    fn keep_waiting(&mut self, waiting: Vec<MeshChange>) {
+        if let Some(istiod) = &self.node.istiod {
+            istiod.changes_wait(waiting.len());
+        }
+        self.waiting = waiting;
+    }
+
+    fn reject(&mut self, waiting: Vec<MeshChange>, reason: String) {
+        tracing::error!(
+            reason,
+            changes = waiting.len(),
+            "an update of istiod is rejected, and what was in force stays"
+        );
+        self.node.telemetry.count_config_update(false);
+        if let Some(istiod) = &self.node.istiod {
+            istiod.update_was_rejected(waiting.len(), reason);
+        }
+        self.waiting = waiting;
+    }
+
+    /// Puts changes in force, all or none, on a thread where that holds nothing up.
+    async fn attempt(&self, changes: Vec<MeshChange>) -> Result<(), String> {
+        let (node, apply, control) = (self.node.clone(), self.apply, Handle::current());
+        let publishing = tokio::task::spawn_blocking(move || {
+            let _entered = control.enter();
+            let before = node.snapshot().generation;
+            let count = changes.len();
+            let published = catch_unwind(AssertUnwindSafe(|| publish(&node, apply, changes)));
+            match published {
+                Ok(denied) => tracing::debug!(count, denied, "an update of istiod is in force"),
+                // It is in force, but open connections may not all have been asked.
+                Err(_) if node.snapshot().generation != before => node.reconsider_all(),
+                Err(panic) => return Err(in_words(&*panic)),
+            }
+            Ok(())
+        });
+        publishing.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+}
+
+fn publish(node: &Arc<Node>, apply: Apply, changes: Vec<MeshChange>) -> usize {
+    node.publish(|in_force| {
+        let mut mesh = in_force.mesh.clone();
+        let touched = apply(&mut mesh, &mut changes.into_iter());
+        let node = in_force.node.clone();
+        (Config { node, mesh }, touched)
+    })
+}
+
+fn in_words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("it panicked: {}", text.unwrap_or("without a word"))
+}
+
+#[cfg(test)]
+mod tests {
+    use underpass_config::{AccessLog, LogFormat, Workload, WorkloadUid};
+    use underpass_xds_client::StatusReader;
+
+    use super::*;
+    use crate::flow_table::FlowTable;
+    use crate::offload::Offload;
+    use crate::telemetry::{AccessLogWriter, Telemetry};
+
+    /// Panics at a workload with a certain name.
+    fn touchy(mesh: &mut Mesh, changes: &mut dyn Iterator<Item = MeshChange>) -> Touched {
+        mesh.apply(changes.inspect(|change| {
+            let is_poison = |workload: &Workload| &*workload.name == "poison";
+            assert!(
+                !matches!(change, MeshChange::Workload(workload) if is_poison(workload)),
+                "poison"
+            );
+        }))
+    }
+
+    fn workload(uid: &str, name: &str) -> MeshChange {
+        let yaml = format!("workloads:\n- {{uid: {uid}, name: {name}, namespace: x, addresses: []}}\n");
+        let mesh = Config::from_yaml(&yaml).unwrap().mesh;
+        MeshChange::Workload(Workload::clone(mesh.workload(&WorkloadUid::new(uid)).unwrap()))
+    }
+
+    struct World {
+        applying: Applying,
+        status: StatusReader,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let flows = Arc::new(FlowTable::new(1));
+            let offload = Arc::new(Offload::default());
+            let off = AccessLog {
+                format: LogFormat::Off,
+                ..AccessLog::default()
+            };
+            let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
+            let (config, status) = (Config::from_yaml("node: {}").unwrap(), StatusReader::default());
+            let node = Node::new(config, None, Some(status.clone()), flows, offload, telemetry);
+            let mut applying = Applying::new(node);
+            applying.apply = touchy;
+            Self { applying, status }
+        }
+
+        async fn take(&mut self, changes: impl Into<Vec<MeshChange>>) {
+            let changes = changes.into();
+            self.applying.put_in_force(Update { changes }).await;
+        }
+
+        /// The workloads in force, by uid and name.
+        fn workloads(&self) -> Vec<String> {
+            let snapshot = self.applying.node.snapshot();
+            let workloads = snapshot.config.mesh.workloads();
+            let mut all: Vec<String> = workloads.map(|w| format!("{}={}", w.uid, w.name)).collect();
+            all.sort();
+            all
+        }
+
+        fn waits(&self) -> usize {
+            self.status.read().waiting.map_or(0, |waiting| waiting.changes)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_update_that_panics_is_rejected_whole_and_the_next_one_works() {
+        let mut world = World::new();
+        world.take([workload("a", "a")]).await;
+        world
+            .take([workload("b", "b"), workload("c", "poison"), workload("a", "a2")])
+            .await;
+        assert_eq!(world.workloads(), ["a=a"], "nothing of it is in force");
+        let status = world.status.read();
+        assert_eq!((status.rejected_updates, world.waits()), (1, 3));
+        assert!(status.waiting.unwrap().reason.contains("poison"));
+        let metrics = world.applying.node.telemetry.encode().unwrap();
+        assert!(
+            metrics.contains("underpass_config_updates_total{result=\"rejected\"} 1"),
+            "{metrics}"
+        );
+
+        world.take([workload("d", "d")]).await;
+        assert_eq!(world.workloads(), ["a=a", "d=d"], "the next one is");
+        assert_eq!(world.waits(), 3);
+        // The broken resource is corrected: all that waited comes in force with it.
+        world.take([workload("c", "c")]).await;
+        assert_eq!(world.workloads(), ["a=a2", "b=b", "c=c", "d=d"]);
+        assert_eq!((world.waits(), world.status.read().rejected_updates), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn without_the_whole_mesh_nobody_is_served_whatever_comes_next() {
+        let mut world = World::new();
+        world.take([workload("a", "a"), workload("b", "poison")]).await;
+        world.take([workload("c", "c")]).await;
+        assert!(world.applying.node.awaits_mesh() && world.workloads().is_empty());
+        assert_eq!(world.status.read().rejected_updates, 2);
+    }
+}
