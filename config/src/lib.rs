@@ -26,6 +26,7 @@ mod config;
 mod endpoint;
 mod error;
 mod gateway;
+pub mod http;
 mod identities;
 mod identity;
 mod interner;

@@ -9,6 +9,7 @@
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
 mod capture;
+mod http;
 mod identities;
 mod istiod;
 mod locate;
@@ -23,8 +24,10 @@ mod workloads;
 
 use serde::Deserialize;
 
+use crate::http::Http;
 use crate::{Authorization, CaptureSettings, ConfigError, NodeSettings, Problems, Role, Service, Workload};
 use capture::CaptureShape;
+use http::HttpShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
 use reading::{Path, Reading};
@@ -43,6 +46,8 @@ struct DocumentShape<'a> {
     #[serde(default)]
     authorization_policies: Vec<PolicyShape<'a>>,
     capture: Option<CaptureShape<'a>>,
+    #[serde(default)]
+    http: HttpShape<'a>,
 }
 
 impl DocumentShape<'_> {
@@ -67,6 +72,7 @@ pub(crate) struct Document {
     pub(crate) workloads: Vec<Workload>,
     pub(crate) services: Vec<Service>,
     pub(crate) policies: Vec<Authorization>,
+    pub(crate) http: Http,
 }
 
 impl Document {
@@ -92,6 +98,8 @@ impl Document {
         let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
         let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);
         shape.node.check_destinations(&services, &mut reading);
+        let http = shape.http.compile(&mut reading);
+        shape.node.check_tables(&http, &mut reading);
         node.capture =
             (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
         if node.role == Role::Node {
@@ -105,6 +113,7 @@ impl Document {
             workloads: workloads.finish(),
             services: services.finish(),
             policies: policies.finish(),
+            http,
         })
     }
 }

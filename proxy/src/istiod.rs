@@ -70,7 +70,8 @@ async fn put_in_force(node: &Arc<Node>, update: Update) -> bool {
             let mut mesh = in_force.mesh.clone();
             let touched = mesh.apply(update.changes);
             let node = in_force.node.clone();
-            (Config { node, mesh }, touched)
+            let http = in_force.http.clone();
+            (Config { node, mesh, http }, touched)
         });
         tracing::debug!(changes, denied, "an update of istiod is in force");
     });
