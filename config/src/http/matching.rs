@@ -1,6 +1,8 @@
 //! Which requests a route is for (`config.route.v3.RouteMatch`).
 
-use http::header::{HeaderMap, HeaderName};
+use std::borrow::Cow;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use regex::Regex;
 
 /// What of a request a route looks at.
@@ -112,50 +114,45 @@ pub enum Field {
 }
 
 impl HeaderMatch {
-    /// Whether `request` fulfils it.
+    /// Whether `request` fulfils it. Of a field that is there several times, one value has to (as in Envoy 1.40), and none if it is inverted.
     pub fn matches(&self, request: &RequestView<'_>) -> bool {
-        let mut joined = String::new();
-        let found = match &self.field {
-            Field::Method => Some(request.method),
-            Field::Authority => Some(request.authority),
-            Field::Scheme => Some(request.scheme),
-            Field::Path => Some(whole_path(request, &mut joined)),
-            Field::Header(name) => joined_values(request.headers, name, &mut joined),
-        };
         let Some(matcher) = &self.value else {
-            return (found.is_some() || self.missing_is_empty) != self.invert;
+            return (self.is_there(request) || self.missing_is_empty) != self.invert;
         };
-        match found.or(self.missing_is_empty.then_some("")) {
-            Some(value) => matcher.matches(value) != self.invert,
-            None => false,
+        if !self.is_there(request) {
+            return self.missing_is_empty && matcher.matches("") != self.invert;
+        }
+        let is_met = match &self.field {
+            Field::Method => matcher.matches(request.method),
+            Field::Authority => matcher.matches(request.authority),
+            Field::Scheme => matcher.matches(request.scheme),
+            Field::Path => matcher.matches(&whole_path(request)),
+            Field::Header(name) => {
+                let mut values = request.headers.get_all(name).iter();
+                values.any(|value| matcher.matches(text(value)))
+            }
+        };
+        is_met != self.invert
+    }
+
+    fn is_there(&self, request: &RequestView<'_>) -> bool {
+        match &self.field {
+            Field::Header(name) => request.headers.contains_key(name),
+            _ => true,
         }
     }
 }
 
-fn whole_path<'a>(request: &RequestView<'a>, joined: &'a mut String) -> &'a str {
+fn whole_path<'a>(request: &RequestView<'a>) -> Cow<'a, str> {
     match request.query {
-        None => request.path,
-        Some(query) => {
-            *joined = format!("{}?{query}", request.path);
-            joined
-        }
+        None => request.path.into(),
+        Some(query) => format!("{}?{query}", request.path).into(),
     }
 }
 
-/// A field's values, joined by commas when there are several (as Envoy's `getAllOfHeaderAsString`). Bytes that are no text match nothing.
-fn joined_values<'a>(headers: &'a HeaderMap, name: &HeaderName, joined: &'a mut String) -> Option<&'a str> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next()?;
-    let text = |value: &'a http::HeaderValue| std::str::from_utf8(value.as_bytes()).unwrap_or("\u{fffd}");
-    let Some(second) = values.next() else {
-        return Some(text(first));
-    };
-    joined.push_str(text(first));
-    for value in std::iter::once(second).chain(values) {
-        joined.push(',');
-        joined.push_str(text(value));
-    }
-    Some(joined)
+/// Bytes that are no text are a text that no configuration can name.
+fn text(value: &HeaderValue) -> &str {
+    std::str::from_utf8(value.as_bytes()).unwrap_or("\u{fffd}")
 }
 
 /// A condition on a parameter of the query (`config.route.v3.QueryParameterMatcher`): on its first value, as it is written.

@@ -2,9 +2,9 @@
 
 use std::error::Error;
 
-use http::header::{CONNECTION, HOST, HeaderValue, TE, UPGRADE};
-use http::{Request, Response, Uri, Version};
-use hyper::body::Incoming;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, UPGRADE};
+use http::{Method, Request, Response, Uri, Version};
+use hyper::body::{Body, Incoming};
 
 use super::intake::Intake;
 use super::pool::{Lease, NotConnected, Sender, Wanted};
@@ -104,12 +104,28 @@ fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     for (name, value) in &intake.headers {
         headers.append(name, value.clone());
     }
-    headers.remove(TE);
+    let is_empty = request.body().is_end_stream();
+    let headers = request.headers_mut();
+    if is_empty && expects_body(&intake.method) && !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
     if let Some(protocol) = &intake.upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, HeaderValue::try_from(protocol.as_str()).ok()?);
     }
     Some(request)
+}
+
+/// Whether a request of this method that has no body says so (RFC 9110, section 8.6; the list is Envoy's).
+fn expects_body(method: &Method) -> bool {
+    ![
+        Method::GET,
+        Method::HEAD,
+        Method::DELETE,
+        Method::TRACE,
+        Method::CONNECT,
+    ]
+    .contains(method)
 }
 
 fn for_http2(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue, LOCATION, SERVER, UPGRADE};
-use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use underpass_config::http::{Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
 
@@ -38,6 +38,8 @@ pub async fn serve(
     let on_upgrade = asks_upgrade.then(|| hyper::upgrade::on(&mut request));
     let snapshot = connection.session.node.snapshot();
     let (parts, body) = request.into_parts();
+    let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
+    let is_connect = parts.method == Method::CONNECT;
     let audience = Audience::of(&parts.method, &parts.headers);
     let exchange = Exchange {
         connection: &connection,
@@ -56,8 +58,8 @@ pub async fn serve(
                 StatusCode::NOT_FOUND => record.flags.add(Flags::NO_ROUTE),
                 _ => record.flags.add(Flags::PROTOCOL_ERROR),
             }
-            let mut response = reply(audience, unfit.status, Bytes::new());
-            if unfit.status != StatusCode::NOT_FOUND {
+            let mut response = reply(audience, unfit.status, unfit.text);
+            if is_http1 && (unfit.status != StatusCode::NOT_FOUND || is_connect) {
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -66,6 +68,13 @@ pub async fn serve(
         }
     };
     response.headers_mut().insert(SERVER, SERVER_NAME);
+    // Whoever is answered before its body was looked at may go on sending it: nothing that follows it would be read.
+    let is_unread = has_body && record.upload.as_ref().is_none_or(|upload| !upload.was_asked_for());
+    if is_http1 && is_unread {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     record.status = response.status().as_u16();
     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     Ok(match is_tunnel {
@@ -112,7 +121,7 @@ impl Exchange<'_> {
             }
         };
         if let Some(refusal) = inject(forward.fault.as_ref(), self.audience, record).await {
-            return refusal;
+            return edited(refusal, &host, &route, None);
         }
         let chosen = forward.choose(fastrand::u32(..));
         rewrite(&mut intake, &host, &route, forward, chosen);
@@ -138,7 +147,11 @@ impl Exchange<'_> {
             && !forward.upgrades.contains(protocol)
         {
             record.details = "upgrade_failed".into();
-            return reply(self.audience, StatusCode::FORBIDDEN, Bytes::new());
+            let mut response = reply(self.audience, StatusCode::FORBIDDEN, Bytes::new());
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            return response;
         }
         let room = forward.retry.as_ref().map_or(0, |retry| retry.replay);
         let upload = Upload::new(body, room);
@@ -201,7 +214,8 @@ fn rewrite(intake: &mut Intake, host: &VirtualHost, route: &Route, forward: &For
         edits.apply(&mut intake.headers);
     }
     if let Some(authority) = &forward.host {
-        intake.authority = authority.clone();
+        let original = std::mem::replace(&mut intake.authority, authority.clone());
+        intake.headers.insert("x-envoy-original-host", original);
     }
     if let Some(path) = forward.path.apply(&route.matches, intake.view().path) {
         if let Ok(original) = HeaderValue::try_from(intake.target.as_str()) {

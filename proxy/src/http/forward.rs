@@ -293,14 +293,9 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failure::Reset => reset(Flags::UPSTREAM_RESET, "remote reset"),
         Failure::Closed => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
         Failure::Malformed => {
-            let text = "upstream connect error or disconnect/reset before headers. reset reason: protocol error";
-            let flags = Flags::PROTOCOL_ERROR;
-            Failed::new(
-                StatusCode::BAD_GATEWAY,
-                flags,
-                "upstream_reset_before_response_started{protocol_error}",
-                text,
-            )
+            let mut failed = reset(Flags::PROTOCOL_ERROR, "protocol error");
+            failed.status = StatusCode::BAD_GATEWAY;
+            failed
         }
         Failure::TimedOut => Failed {
             details: "upstream_per_try_timeout".to_owned(),

@@ -1,6 +1,6 @@
 //! A request as it came, turned into one that can be routed: or the answer to one that can't be.
 
-use http::header::{EXPECT, HOST, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 use underpass_config::http::RequestView;
@@ -15,6 +15,19 @@ pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for
 pub const MAX_HEADERS: usize = 100;
 /// Bytes of a request's head, as Envoy has them (`max_request_headers_kb`).
 pub const MAX_HEAD: usize = 60 * 1024;
+
+/// By these Envoy lets a client say how its request is to be treated. Here its route says so, and they end here.
+const WISHES: [&str; 9] = [
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-max-retries",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-hedge-on-per-try-timeout",
+];
 
 /// A request that can be routed.
 #[derive(Debug)]
@@ -42,11 +55,27 @@ pub struct Unfit {
     pub status: StatusCode,
     /// More about that, for the log (`%RESPONSE_CODE_DETAILS%`).
     pub details: &'static str,
+    /// What the answer says.
+    pub text: &'static str,
 }
 
 const fn unfit(status: StatusCode, details: &'static str) -> Unfit {
-    Unfit { status, details }
+    let text = "";
+    Unfit { status, details, text }
 }
+
+/// What Envoy's codec refuses, it refuses with a word.
+const fn unreadable(status: StatusCode, details: &'static str, text: &'static str) -> Unfit {
+    Unfit { status, details, text }
+}
+
+const BAD_FRAMING: Unfit = unreadable(StatusCode::BAD_REQUEST, "http1.ambiguous_framing", "Bad Request");
+const UNKNOWN_CODING: Unfit = unreadable(
+    StatusCode::NOT_IMPLEMENTED,
+    "http1.invalid_transfer_encoding",
+    "Not Implemented",
+);
+const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
 
 impl Intake {
     /// What came, without what belongs to its hop.
@@ -63,9 +92,14 @@ impl Intake {
         } = parts;
         if version < Version::HTTP_11 {
             // Envoy's answer while `accept_http_10` is off.
-            return Err(unfit(StatusCode::UPGRADE_REQUIRED, "low_version"));
+            return Err(unreadable(
+                StatusCode::UPGRADE_REQUIRED,
+                "low_version",
+                "Upgrade Required",
+            ));
         }
-        let authority = authority(&uri, &headers)?;
+        check_framing(&headers)?;
+        let authority = authority(&method, &uri, &headers)?;
         let is_http1 = version == Version::HTTP_11;
         let upgrade = is_http1.then(|| hygiene::upgrade(&headers)).flatten();
         hygiene::strip_hop_by_hop(&mut headers);
@@ -73,6 +107,7 @@ impl Intake {
         // The codec says "100 Continue" when the body is first asked for.
         headers.remove(EXPECT);
         let target = target(&method, &uri)?;
+        WISHES.iter().for_each(|name| drop(headers.remove(*name)));
         complete(&mut headers);
         Ok(Self {
             query_at: target.find('?'),
@@ -113,27 +148,45 @@ impl Intake {
     }
 }
 
+/// The codec has understood the framing; what could be understood in another way by someone else is refused nevertheless.
+fn check_framing(headers: &HeaderMap) -> Result<(), Unfit> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if lengths.next().is_some() || (length.is_some() && coding.is_some()) {
+        return Err(BAD_FRAMING);
+    }
+    let is_known = coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    match is_known && codings.next().is_none() {
+        true => Ok(()),
+        false => Err(UNKNOWN_CODING),
+    }
+}
+
 /// Whom a request is for: what the target says goes before what `Host` says (RFC 9112, section 3.2.2), which has to be there once.
-fn authority(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, Unfit> {
+fn authority(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, Unfit> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
         return Err(unfit(StatusCode::BAD_REQUEST, "http1.multiple_host_headers"));
+    }
+    if *method != Method::CONNECT && uri.scheme().is_none() && uri.authority().is_some() {
+        // `GET example.com`: neither a path nor a URI.
+        return Err(unreadable(StatusCode::BAD_REQUEST, "http1.invalid_url", "Bad Request"));
     }
     let of_target = uri.authority().map(|authority| authority.as_str());
     let named = match of_target {
         Some(authority) => authority,
         None => {
             let host = host.ok_or(unfit(StatusCode::BAD_REQUEST, "missing_host_header"))?;
-            host.to_str()
-                .map_err(|_| unfit(StatusCode::BAD_REQUEST, "http.invalid_authority"))?
+            host.to_str().map_err(|_| BAD_AUTHORITY)?
         }
     };
-    let is_authority = named.parse::<http::uri::Authority>().is_ok() && !named.contains('@');
-    if !is_authority {
-        return Err(unfit(StatusCode::BAD_REQUEST, "http.invalid_authority"));
+    if named.parse::<http::uri::Authority>().is_err() || named.contains('@') {
+        return Err(BAD_AUTHORITY);
     }
-    HeaderValue::from_str(named).map_err(|_| unfit(StatusCode::BAD_REQUEST, "http.invalid_authority"))
+    HeaderValue::from_str(named).map_err(|_| BAD_AUTHORITY)
 }
 
 fn target(method: &Method, uri: &Uri) -> Result<String, Unfit> {

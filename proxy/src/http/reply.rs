@@ -8,7 +8,8 @@ use super::download::Download;
 
 /// Whether a request is one of gRPC (`application/grpc`, `application/grpc+…`).
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes) else {
+    let mut kinds = headers.get_all(CONTENT_TYPE).iter().map(HeaderValue::as_bytes);
+    let (Some(kind), None) = (kinds.next(), kinds.next()) else {
         return false;
     };
     kind.strip_prefix(b"application/grpc")
@@ -38,6 +39,7 @@ impl Audience {
 pub fn reply(audience: Audience, status: StatusCode, text: impl Into<Bytes>) -> Response<Download> {
     let text = text.into();
     if audience.is_grpc {
+        let text = if audience.is_head { Bytes::new() } else { text };
         return grpc_reply(status, &text);
     }
     let length = text.len();

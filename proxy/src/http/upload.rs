@@ -33,6 +33,8 @@ struct State {
     kept: Vec<Bytes>,
     room: usize,
     can_replay: bool,
+    /// Whether its length was said beforehand.
+    has_length: bool,
     has_ended: bool,
     has_broken: bool,
     received: u64,
@@ -44,6 +46,7 @@ impl Upload {
     pub fn new(incoming: Incoming, room: usize) -> Self {
         let has_ended = incoming.is_end_stream();
         let state = State {
+            has_length: incoming.size_hint().exact().is_some(),
             incoming,
             kept: Vec::new(),
             room,
@@ -93,6 +96,12 @@ impl Upload {
     /// Whether all of it has come.
     pub fn is_complete(&self) -> bool {
         self.state().has_ended
+    }
+
+    /// Whether any of it was asked for.
+    pub fn was_asked_for(&self) -> bool {
+        let state = self.state();
+        state.has_ended || state.received > 0
     }
 
     /// Whether the client broke it off.
@@ -178,6 +187,7 @@ impl Body for Attempt {
             .map(|p| p.len() as u64)
             .sum();
         match state.incoming.size_hint().exact() {
+            _ if !state.has_length => SizeHint::default(),
             _ if state.has_ended => SizeHint::with_exact(kept),
             Some(rest) => SizeHint::with_exact(rest + kept),
             None => SizeHint::default(),
