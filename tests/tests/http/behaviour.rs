@@ -123,6 +123,44 @@ fn a_retry_goes_to_the_other_endpoint() {
     }
 }
 
+/// What is kept to be sent again is bounded: a body of more than `replay_bytes` is sent once.
+#[test]
+fn a_body_that_is_too_long_to_be_kept_is_tried_once() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    for (length, status, attempt) in [(60_000, 200, "attempt 2\n"), (70_000, 503, "attempt 1\n")] {
+        let lines = format!("x-id: long{length}\r\nx-do: 503 first 1\r\ncontent-length: {length}\r\n");
+        let request = get("/retry/5xx", &lines).replacen("GET", "POST", 1) + &"x".repeat(length);
+        let seen = ask(&scene.client, scene.at, &request);
+        assert_eq!(seen.status, status, "{length}");
+        assert!(
+            seen.body.starts_with(attempt) && seen.body.contains(&format!("body {length}: ")),
+            "{length}"
+        );
+    }
+}
+
+#[test]
+fn a_clusters_limit_holds_for_the_node_and_is_given_back() {
+    let scene = Scene::new();
+    let yaml = scene
+        .yaml(&scene.endpoints, "")
+        .replace("{name: web, ", "{name: web, limits: {requests: 1}, ");
+    let proxy = scene.start(&yaml);
+    let mut slow = Client::connect(&scene.client, scene.at);
+    slow.send(get("/x", "x-id: slow\r\nx-do: slow\r\n").as_bytes());
+    wait::eventually(wait::SOON, "one is refused", || {
+        let seen = ask(&scene.client, scene.at, &get("/x", ""));
+        seen.status == 503 && seen.header("x-envoy-overloaded") == Some("true")
+    });
+    assert_eq!(slow.answer(false).status, 200);
+    assert_eq!(ask(&scene.client, scene.at, &get("/x", "")).status, 200);
+    let refused = proxy
+        .metrics()
+        .sum("underpass_http_requests_total", &[("response_flags", "UO")]);
+    assert!(refused >= 1);
+}
+
 /// A response that breaks off is not taken for whole, and never followed by another try's.
 #[test]
 fn what_was_sent_to_the_client_is_never_tried_again() {

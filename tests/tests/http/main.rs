@@ -7,4 +7,5 @@ mod differences;
 mod differential;
 mod endpoint;
 mod envoy;
+mod grpc;
 mod scene;
