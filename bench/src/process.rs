@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::{SysconfVar, sysconf};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// Start-up of a proxy with an ordinary configuration; Envoy takes about half a second on a quiet machine.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -94,6 +95,13 @@ impl Process {
             bail!("process failed ({status}){}", self.log_tail());
         }
         Ok(text)
+    }
+
+    /// Asks it to end (SIGINT) and waits until it has.
+    pub(crate) fn interrupt(mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT)?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Path of the network namespace this process is in.

@@ -7,12 +7,15 @@ use crate::results::Row;
 use crate::run::OTHERS;
 
 /// Metrics worth a table, with the scenario they belong to. Everything else is in results.json only.
-const TABLES: [(&str, &str); 17] = [
+const TABLES: [(&str, &str); 20] = [
     ("l4-rtt", "p50_us"),
     ("l4-rtt", "p99_us"),
     ("l4-rtt", "cpu_us_per_op"),
     ("l4-stream", "gbytes_per_s"),
     ("l4-stream", "cpu_ms_per_gb"),
+    ("l4-programs", "latency_us"),
+    ("l4-programs", "operations_per_s"),
+    ("l4-programs", "cpu_us_per_op"),
     ("l4-connect", "connections_per_s"),
     ("l4-connect", "p50_us"),
     ("l4-connect", "p99_us"),

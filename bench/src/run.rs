@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::admin::TierBytes;
 use crate::captured::{self, Captured};
-use crate::load::serve::Service;
+use crate::load::programs::{Database, Program};
 use crate::load::{Direction, Figure, Measured, Work};
 use crate::place::{self, Place};
 use crate::process::Process;
@@ -25,7 +25,9 @@ use crate::{machine, report};
 const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,underpass-kernel,haproxy,envoy";
 /// The same without network namespaces, which capture needs.
 const SYSTEMS_ON_LOOPBACK: &str = "direct,underpass-relay,haproxy,envoy";
-const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect";
+const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect,l4-programs";
+/// The one that needs a database.
+const PROGRAMS: &str = "l4-programs";
 /// The same loads through a tunnel, and who is measured with them.
 const TUNNEL_SCENARIOS: &str = "hbone-rtt,hbone-stream,hbone-connect";
 const TUNNEL_SYSTEMS: &str = "underpass-hbone,envoy-hbone";
@@ -48,7 +50,7 @@ pub(crate) struct Run {
     /// Systems to compare [default: direct,underpass-relay,haproxy,envoy; as root also underpass-captured and underpass-kernel].
     #[arg(long, env = "SYSTEMS", default_value = "")]
     systems: String,
-    /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect].
+    /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect,l4-programs].
     #[arg(long, env = "SCENARIO", default_value = SCENARIOS)]
     scenarios: String,
     /// Rounds.
@@ -112,6 +114,8 @@ impl Run {
         let work_directory = self.out.join("run");
         fs::create_dir_all(&work_directory).with_context(|| format!("creating {}", work_directory.display()))?;
         let machine = machine::describe(&systems, &self.programs)?;
+        let needs_database = list(&self.scenarios, SCENARIOS).any(|scenario| scenario == PROGRAMS);
+        let database = needs_database.then(Database::create).transpose()?;
         let mut topology = Topology::new(self.loopback, &work_directory)?;
         eprintln!("{}\n{}", machine, topology.description());
         let mut rows = Vec::new();
@@ -134,6 +138,7 @@ impl Run {
                     &work_directory,
                     round,
                 )?;
+                stage.database = database.as_ref();
                 for work in cases {
                     rows.extend(stage.samples(work, self.warmup, self.seconds)?);
                 }
@@ -184,6 +189,7 @@ impl Run {
                 "l4-connect" => {
                     cases.extend(CONCURRENCIES.map(|concurrency| (Work::Connect { concurrency }, Placement::CrossCore)))
                 }
+                PROGRAMS => cases.extend(Program::ALL.map(|program| (Work::Program { program }, Placement::CrossCore))),
                 _ => bail!("unknown scenario {scenario:?}; known: {SCENARIOS}, {TUNNEL_SCENARIOS}"),
             }
         }
@@ -218,6 +224,7 @@ struct Stage<'a> {
     directory: &'a Path,
     running: Vec<Running>,
     tunnels: bool,
+    database: Option<&'a Database>,
 }
 
 struct Running {
@@ -347,6 +354,7 @@ impl<'a> Stage<'a> {
             directory,
             running,
             tunnels: systems.iter().any(|system| system.kind.tunnels()),
+            database: None,
         })
     }
 
@@ -377,20 +385,10 @@ impl<'a> Stage<'a> {
 
     fn sample(&self, system: &Running, work: Work, warmup: f64, seconds: f64) -> Result<Vec<Figure>> {
         let (begin, busy) = (Instant::now(), machine::busy()?);
-        let server = self.serve(system, work.service())?;
+        let server = self.serve(system, work)?;
         let before = system.proxy.cpu_time()?;
         let tiers_before = system.proxy.tier_bytes()?;
-        let mut command = system.client.own("load")?;
-        command
-            .args([
-                "--target",
-                &system.target.to_string(),
-                "--work",
-                &serde_json::to_string(&work)?,
-            ])
-            .args(["--warmup", &warmup.to_string(), "--seconds", &seconds.to_string()]);
-        let client = Process::start(command, &self.directory.join("client.log"))?;
-        let measured: Measured = serde_json::from_str(&client.finish()?).context("the client's report")?;
+        let measured = self.load(system, work, warmup, seconds)?;
         let mut figures = measured.figures;
         let mut ours = measured.client_cpu_s + server.cpu_time()?.as_secs_f64();
         if !matches!(system.proxy, Proxies::None) {
@@ -416,10 +414,33 @@ impl<'a> Stage<'a> {
         Ok(figures)
     }
 
-    fn serve(&self, system: &Running, service: Service) -> Result<Process> {
+    fn load(&self, system: &Running, work: Work, warmup: f64, seconds: f64) -> Result<Measured> {
+        if let Work::Program { program } = work {
+            return program.measure(&system.client, system.target, self.directory);
+        }
+        let mut command = system.client.own("load")?;
+        command
+            .args([
+                "--target",
+                &system.target.to_string(),
+                "--work",
+                &serde_json::to_string(&work)?,
+            ])
+            .args(["--warmup", &warmup.to_string(), "--seconds", &seconds.to_string()]);
+        let client = Process::start(command, &self.directory.join("client.log"))?;
+        serde_json::from_str(&client.finish()?).context("the client's report")
+    }
+
+    fn serve(&self, system: &Running, work: Work) -> Result<Process> {
+        let address = self.topology.server_at(self.server_port);
+        if let Work::Program { program } = work {
+            let database = self.database.context("the programs' scenario has made its database")?;
+            return program.serve(&system.server, address, database, self.directory);
+        }
+        let service = work.service().context("a service of our own")?;
         let mut command = system.server.own("serve")?;
         command
-            .args(["--address", &self.topology.server_at(self.server_port).to_string()])
+            .args(["--address", &address.to_string()])
             .args(["--service", &serde_json::to_string(&service)?]);
         let mut server = Process::start(command, &self.directory.join("server.log"))?;
         server.line()?;

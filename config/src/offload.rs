@@ -20,8 +20,9 @@ pub struct OffloadSettings {
     /// Bytes that the kernel may queue at a receiver before the sender's bytes go to the proxy again, which makes the sender wait.
     /// Default 1 MiB.
     pub limit: ByteSize,
-    /// A sender that waits goes on when the receiver's queue is down to this. Less than `limit`. Default half of it: what is
-    /// left has to last until the sender runs again, some 100 µs of a fast reader.
+    /// A sender that waits goes on when the receiver's queue is down to this. Less than `limit`. Default 256 KiB,
+    /// or half of a small limit: what is left has to last until the sender runs again, some 100 µs of a fast reader; the rest is what moves in the
+    /// kernel from one wait to the next.
     pub low_watermark: ByteSize,
     /// Whether connections are moved also where the kernel cannot be asked to notice programs that read by splice(2): one of those would
     /// wait for ever for what was brought to it in the kernel. Default false.
@@ -36,7 +37,7 @@ impl Default for OffloadSettings {
             enabled: true,
             after: OffloadAfter::default(),
             limit: ByteSize(1 << 20),
-            low_watermark: ByteSize(512 << 10),
+            low_watermark: ByteSize(256 << 10),
             trust_readers: false,
             except: OffloadExcept::default(),
         }

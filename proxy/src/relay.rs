@@ -17,6 +17,7 @@
 //! here, and all of the above holds for those as it did before.
 
 mod ascent;
+mod aside;
 mod direction;
 mod idle;
 

@@ -48,6 +48,10 @@ pub(super) fn goals(figures: &Figures) -> Vec<Goal> {
             None => unmeasured(what),
         }
     }));
+    goals.extend(figures.cases("l4-programs", "latency_us").map(|case| {
+        let what = format!("latency in the kernel ≤ direct's, {}", case.params);
+        ratio_goal(what, figures.ratio(case, SYSTEM, "direct"), |ratio| ratio <= 1.0)
+    }));
     if goals.is_empty() {
         goals.push(unmeasured("the kernel tier ÷ direct".to_owned()));
     }

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -49,6 +49,7 @@ impl Load {
                 direction: Direction::ServerToClient,
             } => streams(self.target, window, stream_in),
             Work::Connect { concurrency } => connections(self.target, concurrency, window),
+            Work::Program { program } => bail!("{} is a program of its own", program.name()),
         }?;
         let usage = getrusage(UsageWho::RUSAGE_SELF)?;
         let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();

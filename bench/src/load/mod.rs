@@ -6,6 +6,7 @@
 pub(crate) mod client;
 mod connection;
 pub(crate) mod hold;
+pub(crate) mod programs;
 pub(crate) mod serve;
 pub(crate) mod steady;
 
@@ -44,6 +45,8 @@ pub(crate) enum Work {
     Stream { direction: Direction },
     /// `concurrency` times in parallel: connect, a small round trip, close.
     Connect { concurrency: usize },
+    /// A program of others and its server.
+    Program { program: programs::Program },
 }
 
 impl Work {
@@ -53,6 +56,7 @@ impl Work {
             Work::RoundTrip { .. } => "l4-rtt",
             Work::Stream { .. } => "l4-stream",
             Work::Connect { .. } => "l4-connect",
+            Work::Program { .. } => "l4-programs",
         }
     }
 
@@ -67,12 +71,13 @@ impl Work {
                 direction: Direction::ServerToClient,
             } => Params::new().with("direction", "server-to-client"),
             Work::Connect { concurrency } => Params::new().with("concurrency", concurrency as u64),
+            Work::Program { program } => Params::new().with("program", program.name()),
         }
     }
 
-    /// What the server has to do for it.
-    pub(crate) fn service(self) -> serve::Service {
-        match self {
+    /// What our server has to do for it.
+    pub(crate) fn service(self) -> Option<serve::Service> {
+        Some(match self {
             Work::RoundTrip { size } => serve::Service::Echo { size },
             Work::Stream {
                 direction: Direction::ClientToServer,
@@ -81,7 +86,8 @@ impl Work {
                 direction: Direction::ServerToClient,
             } => serve::Service::Source,
             Work::Connect { .. } => serve::Service::AnswerOnce { size: GREETING_SIZE },
-        }
+            Work::Program { .. } => return None,
+        })
     }
 }
 

@@ -62,7 +62,7 @@ impl OffloadShape<'_> {
         );
         if low_watermark >= limit {
             let problem = format!("is not below the limit, {limit}");
-            let remedy = "write less; half of the limit is the default";
+            let remedy = "write less; 256KiB, or half of a small limit, is the default";
             reading.report(path.field("low_watermark"), &low_watermark.to_string(), problem, remedy);
         }
         OffloadSettings {

@@ -31,8 +31,10 @@ pub struct FlowDirection {
     pub armed: u32,
     /// Which of the flows that have had this entry it is; never 0 for a flow.
     pub generation: u32,
+    /// One more than the number of the core on which the proxy last handed something on; 0 before it has.
+    pub relay_core: u32,
     /// Always 0.
-    pub pad: [u64; 6],
+    pub pad: [u32; 11],
     /// Bytes that went from sender to receiver, past the proxy.
     pub bypassed_bytes: u64,
     /// Messages that did.
@@ -41,7 +43,8 @@ pub struct FlowDirection {
     pub behind: u64,
     /// Messages left to TCP because the receiver's queue was at the limit.
     pub full: u64,
-    /// What waits in the receiver's queue, as last measured: its bytes, and [`MESSAGE_COST`] for each message.
+    /// What waits in the receiver's queue, as last measured: its bytes, and [`MESSAGE_COST`] for each message. All ones
+    /// when a system call was at work on the receiver, whose lock a sender would have to wait for.
     pub queued: u32,
     /// Why the direction will not be armed again: bits of [`note`].
     pub notes: u32,
@@ -51,8 +54,10 @@ pub struct FlowDirection {
     pub hop_waiting: u32,
     /// Messages left to TCP because a system call was at work on the receiver's socket for too long.
     pub busy: u64,
+    /// The core on which the sender was when it last sent a message that counts in `behind`.
+    pub sender_core: u32,
     /// Always 0.
-    pub reserved: u64,
+    pub reserved: u32,
 }
 
 impl FlowDirection {
@@ -62,7 +67,8 @@ impl FlowDirection {
             forwarded: 0,
             armed: 0,
             generation,
-            pad: [0; 6],
+            relay_core: 0,
+            pad: [0; 11],
             bypassed_bytes: 0,
             bypassed_messages: 0,
             behind: 0,
@@ -72,6 +78,7 @@ impl FlowDirection {
             waiting: 0,
             hop_waiting: 0,
             busy: 0,
+            sender_core: 0,
             reserved: 0,
         }
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use rustix::thread::sched_getcpu;
 use underpass_ebpf_abi::tier::{FlowEntry, FlowId, MAX_FLOWS, MEASURED_AT_ONCE};
 
 use super::memory::{DirectionCells, Mapping};
@@ -113,10 +114,13 @@ impl JoinedFlow {
         cells.armed.load(Acquire) != 0 && cells.notes.load(Acquire) == 0
     }
 
-    /// Tells the kernel that the proxy has handed on `bytes` more. To be called after the send has returned, never
-    /// before.
+    /// Tells the kernel that the proxy has handed on `bytes` more, on this core. To be called after the send has
+    /// returned, never before.
     pub fn handed_on(&self, direction: Direction, bytes: u64) {
-        let forwarded = &self.cells(direction).forwarded;
+        let DirectionCells {
+            forwarded, relay_core, ..
+        } = self.cells(direction);
+        relay_core.store(sched_getcpu() as u32 + 1, Relaxed);
         // One writer: the task that relays the direction.
         forwarded.store(forwarded.load(Relaxed) + bytes, Release);
     }
@@ -138,6 +142,11 @@ impl JoinedFlow {
             busy: cells.busy.load(Acquire),
             notes: cells.notes.load(Acquire),
         }
+    }
+
+    /// The core on which the sender was when it last sent a message that was [`Tally::behind`].
+    pub fn sender_core(&self, direction: Direction) -> u32 {
+        self.cells(direction).sender_core.load(Relaxed)
     }
 
     /// The flow's ticket.

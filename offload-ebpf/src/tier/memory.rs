@@ -15,7 +15,8 @@ pub(super) struct DirectionCells {
     pub(super) forwarded: AtomicU64,
     pub(super) armed: AtomicU32,
     pub(super) generation: AtomicU32,
-    pad: [u64; 6],
+    pub(super) relay_core: AtomicU32,
+    pad: [u32; 11],
     pub(super) bypassed_bytes: AtomicU64,
     pub(super) bypassed_messages: AtomicU64,
     pub(super) behind: AtomicU64,
@@ -25,7 +26,8 @@ pub(super) struct DirectionCells {
     pub(super) waiting: AtomicU32,
     pub(super) hop_waiting: AtomicU32,
     pub(super) busy: AtomicU64,
-    reserved: u64,
+    pub(super) sender_core: AtomicU32,
+    reserved: u32,
 }
 
 const _: () = {
@@ -33,6 +35,7 @@ const _: () = {
     assert!(offset_of!(DirectionCells, forwarded) == offset_of!(FlowDirection, forwarded));
     assert!(offset_of!(DirectionCells, armed) == offset_of!(FlowDirection, armed));
     assert!(offset_of!(DirectionCells, generation) == offset_of!(FlowDirection, generation));
+    assert!(offset_of!(DirectionCells, relay_core) == offset_of!(FlowDirection, relay_core));
     assert!(offset_of!(DirectionCells, bypassed_bytes) == offset_of!(FlowDirection, bypassed_bytes));
     assert!(offset_of!(DirectionCells, bypassed_messages) == offset_of!(FlowDirection, bypassed_messages));
     assert!(offset_of!(DirectionCells, behind) == offset_of!(FlowDirection, behind));
@@ -42,6 +45,7 @@ const _: () = {
     assert!(offset_of!(DirectionCells, waiting) == offset_of!(FlowDirection, waiting));
     assert!(offset_of!(DirectionCells, hop_waiting) == offset_of!(FlowDirection, hop_waiting));
     assert!(offset_of!(DirectionCells, busy) == offset_of!(FlowDirection, busy));
+    assert!(offset_of!(DirectionCells, sender_core) == offset_of!(FlowDirection, sender_core));
 };
 
 const LEN: usize = MAX_FLOWS as usize * size_of::<FlowEntry>();

@@ -80,6 +80,10 @@ impl KernelFlow for Arc<FakeKernel> {
         self.tallies.lock().unwrap()[direction as usize]
     }
 
+    fn sender_core(&self, _direction: Direction) -> u32 {
+        0
+    }
+
     fn ticket(&self) -> Ticket {
         Ticket {
             index: self.number,

@@ -27,6 +27,8 @@ pub trait KernelFlow: Send + Sync + fmt::Debug {
     fn queued(&self, direction: Direction) -> u32;
     /// What was counted since the join.
     fn tally(&self, direction: Direction) -> Tally;
+    /// The core on which the sender was when it last outran the relay.
+    fn sender_core(&self, direction: Direction) -> u32;
     /// Its name in [`KernelMemory::measure`].
     fn ticket(&self) -> Ticket;
 }
@@ -100,6 +102,10 @@ impl KernelFlow for Member {
 
     fn tally(&self, direction: Direction) -> Tally {
         self.flow.tally(direction)
+    }
+
+    fn sender_core(&self, direction: Direction) -> u32 {
+        self.flow.sender_core(direction)
     }
 
     fn ticket(&self) -> Ticket {

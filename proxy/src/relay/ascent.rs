@@ -24,6 +24,7 @@ use tokio::time::{Instant, Sleep};
 use underpass_config::OffloadSettings;
 
 use super::Side;
+use super::aside::{self, Pursuit};
 use super::direction::Direction as Half;
 use crate::flow::Flow;
 use crate::offload::{Direction, Ends, InKernel, JoinAnswer, Locality, Offload, Place, Refusal, WaitingRoom, WhyNot};
@@ -107,6 +108,8 @@ struct Gate {
     room: (u64, u64),
     /// The sender's socket still has the receive buffer that it was joined with.
     is_wide: bool,
+    /// How often in a row the sender has outrun us.
+    pursuit: Pursuit,
 }
 
 impl Gate {
@@ -345,7 +348,11 @@ impl<'a> Ascent<'a> {
         let gate = &mut joined.halves[direction as usize];
         // While there is nothing to read there is nothing to measure for. What is wrong with the socket, reading it will tell.
         let _ = ready!(from.poll_readable(cx));
-        let passed_by = joined.kernel.tally(direction).bypassed_bytes;
+        let tally = joined.kernel.tally(direction);
+        if gate.pursuit.is_in_vain(&tally) {
+            aside::leave(joined.kernel.flow().sender_core(direction));
+        }
+        let passed_by = tally.bypassed_bytes;
         if gate.room.0 > 0 && gate.room.1 == passed_by {
             return Poll::Ready(());
         }

@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::mem::{offset_of, size_of};
 
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use underpass_ebpf_abi::tier::{FlowDirection, HOP, Way};
 
 use crate::maps::FLOWS;
@@ -43,6 +44,19 @@ impl Direction {
             );
         }
         forwarded
+    }
+
+    /// Whether the proxy last handed something on on this core: then it does not go on while we wait.
+    #[inline(always)]
+    pub fn is_relayed_here(self) -> bool {
+        // SAFETY: array entries stay; asks for the number of this core.
+        let (relay, here) = unsafe {
+            (
+                (&raw const (*self.0).relay_core).read_volatile(),
+                bpf_get_smp_processor_id(),
+            )
+        };
+        relay == here.wrapping_add(1)
     }
 
     /// Whether messages may pass the proxy by, in this generation of the entry.
@@ -160,6 +174,10 @@ impl Direction {
 
     #[inline(always)]
     pub fn count_behind(self) {
+        // SAFETY: array entries stay; asks for the number of this core.
+        unsafe {
+            (&raw mut (*self.0).sender_core).write_volatile(bpf_get_smp_processor_id());
+        }
         self.add::<{ offset_of!(FlowDirection, behind) }>(1);
     }
 

@@ -12,14 +12,14 @@ use underpass_ebpf_abi::tier::Way;
 use super::flows::Direction;
 use super::kernel::Socket;
 
-/// Nanoseconds to wait for the proxy: in as many it has read and sent 64 KiB on.
-const FOR_PROXY: u64 = 30_000;
+/// Nanoseconds to wait for the proxy: in as many it has read and sent 64 KiB on, and a receiver on its core has read them.
+const FOR_PROXY: u64 = 100_000;
 /// Nanoseconds to wait for the receiver's lock: in as many it reads 512 KiB.
 const FOR_LOCK: u64 = 100_000;
 /// Looks, at most: each takes some 50 ns.
 const LOOKS: u32 = 4_000;
 /// A sender that has waited in vain so often waits after 2 to this power messages again.
-const MOST_FAILURES: u32 = 6;
+const MOST_FAILURES: u32 = 2;
 
 /// When waiting ends; the clock is asked only by who has to wait.
 #[derive(Clone, Copy)]
@@ -60,7 +60,7 @@ pub fn until_next(sender: Socket, way: &mut Way, direction: Direction, worthwhil
         direction,
         sender,
         first: way.first,
-        may_wait: worthwhile && way.impatience == 0,
+        may_wait: worthwhile && way.impatience == 0 && !direction.is_relayed_here(),
         is_next: false,
         deadline: Deadline::after(FOR_PROXY),
     };
