@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
+use crate::http::Http;
 use crate::yaml::Document;
 use crate::{ConfigError, Mesh, MeshChange, NodeSettings, Role, Touched};
 
@@ -21,6 +22,8 @@ pub struct Config {
     pub node: Arc<NodeSettings>,
     /// The mesh.
     pub mesh: Mesh,
+    /// What HTTP listeners serve.
+    pub http: Arc<Http>,
 }
 
 impl Config {
@@ -65,6 +68,7 @@ impl Config {
         Self {
             node: Arc::new(document.node),
             mesh,
+            http: Arc::new(document.http),
         }
     }
 
@@ -83,17 +87,18 @@ impl Config {
     /// # Errors
     /// As [`from_yaml`](Self::from_yaml).
     pub fn updated_in_role(&self, yaml: &str, role: Role) -> Result<(Self, Touched), ConfigError> {
-        let document = Document::read(yaml, role)?;
+        let mut document = Document::read(yaml, role)?;
         let node = match *self.node == document.node {
             true => self.node.clone(),
             false => Arc::new(document.node.clone()),
         };
+        let http = Arc::new(std::mem::take(&mut document.http).continuing(&self.http));
         let mut mesh = self.mesh.clone();
         let touched = match document.node.istiod {
             Some(_) => Touched::default(),
             None => mesh.apply(differences(&self.mesh, document)),
         };
-        Ok((Self { node, mesh }, touched))
+        Ok((Self { node, mesh, http }, touched))
     }
 }
 
@@ -105,6 +110,7 @@ fn differences(mesh: &Mesh, document: Document) -> Vec<MeshChange> {
         workloads,
         services,
         policies,
+        http: _,
     } = document;
     let gone = {
         let uids: HashSet<_, RandomState> = workloads.iter().map(|workload| &workload.uid).collect();

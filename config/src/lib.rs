@@ -27,6 +27,7 @@ mod endpoint;
 mod error;
 mod gateway;
 mod hbone;
+pub mod http;
 mod identities;
 mod identity;
 mod interner;

@@ -120,6 +120,11 @@ pub enum ListenerProtocol {
     Socks5,
     /// The client names the destination in an HTTP/1.1 CONNECT request (RFC 9110, section 9.3.6).
     HttpConnect,
+    /// HTTP/1.1 and HTTP/2 (known beforehand), told apart by their first bytes, served by one of the route tables.
+    Http {
+        /// Its name.
+        routes: Text,
+    },
 }
 
 /// Where a connection is meant to go, before services are resolved. The port is never 0.

@@ -10,6 +10,7 @@
 
 mod capture;
 mod hbone;
+mod http;
 mod identities;
 mod istiod;
 mod locate;
@@ -24,8 +25,10 @@ mod workloads;
 
 use serde::Deserialize;
 
+use crate::http::Http;
 use crate::{Authorization, CaptureSettings, ConfigError, NodeSettings, Problems, Role, Service, Workload};
 use capture::CaptureShape;
+use http::HttpShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
 use reading::{Path, Reading};
@@ -44,6 +47,8 @@ struct DocumentShape<'a> {
     #[serde(default)]
     authorization_policies: Vec<PolicyShape<'a>>,
     capture: Option<CaptureShape<'a>>,
+    #[serde(default)]
+    http: HttpShape<'a>,
 }
 
 impl DocumentShape<'_> {
@@ -68,6 +73,7 @@ pub(crate) struct Document {
     pub(crate) workloads: Vec<Workload>,
     pub(crate) services: Vec<Service>,
     pub(crate) policies: Vec<Authorization>,
+    pub(crate) http: Http,
 }
 
 impl Document {
@@ -93,6 +99,8 @@ impl Document {
         let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
         let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);
         shape.node.check_destinations(&services, &mut reading);
+        let http = shape.http.compile(&mut reading);
+        shape.node.check_tables(&http, &mut reading);
         node.capture =
             (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
         if node.role == Role::Node {
@@ -106,6 +114,7 @@ impl Document {
             workloads: workloads.finish(),
             services: services.finish(),
             policies: policies.finish(),
+            http,
         })
     }
 }

@@ -24,6 +24,7 @@ fn every_example_loads() {
     }
     for known in [
         "capture.yaml",
+        "http.yaml",
         "node.yaml",
         "policy.yaml",
         "proxies.yaml",
@@ -42,6 +43,15 @@ fn the_relay_is_where_everyone_expects_it() {
     assert_eq!(node.listeners[0].address.to_string(), "127.0.0.1:15001");
     let destination = Destination::Address("127.0.0.1:9001".parse().unwrap());
     assert_eq!(node.listeners[0].protocol, ListenerProtocol::Fixed { destination });
+}
+
+#[test]
+fn http_is_served_where_everyone_expects_it() {
+    let config = load("http.yaml");
+    assert_eq!(config.node.listeners[0].address.to_string(), "127.0.0.1:8080");
+    let endpoints = config.http.cluster("web").unwrap().endpoints();
+    let addresses: Vec<String> = endpoints.iter().map(|e| e.settings.address.to_string()).collect();
+    assert_eq!(addresses, ["127.0.0.1:9001", "127.0.0.1:9002"]);
 }
 
 #[test]

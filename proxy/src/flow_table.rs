@@ -170,6 +170,11 @@ impl FlowTable {
         }
     }
 
+    /// The cores that it is for.
+    pub fn cores(&self) -> usize {
+        self.shards.len()
+    }
+
     /// The counters of open connections.
     pub fn open_connections(&self) -> &OpenConnections {
         &self.open
@@ -212,6 +217,24 @@ impl FlowTable {
             counted: true,
             _limits: place,
         })
+    }
+
+    /// Enters what is no connection of its own, but may be denied as one: a client's way to an endpoint, inside a connection that is counted
+    /// already. Whoever holds it abandons it.
+    pub fn watch(self: &Arc<Self>, shard: usize, ends: PathEnds, facts: FlowFacts, started: SystemTime) -> FlowGuard {
+        let mut state = self.shard(shard);
+        let path = state.path(ends, &self.open);
+        let flow = Arc::new(Flow::new(facts, started, false));
+        let place = state.insert(path, flow.clone());
+        FlowGuard {
+            table: self.clone(),
+            shard,
+            place,
+            flow,
+            ending: Ending::Drained,
+            counted: false,
+            _limits: Place::none(),
+        }
     }
 
     /// Counts a connection that ended before it became a flow. `ends` is asked for them while the shard is locked: they are then

@@ -13,7 +13,9 @@ use h2::server;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc::unbounded_channel;
-use underpass_config::{ApplicationTunnel, Config, Destination, HboneSettings, Identity, MeshChange, Workload, WorkloadUid};
+use underpass_config::{
+    ApplicationTunnel, Config, Destination, HboneSettings, Identity, MeshChange, Workload, WorkloadUid,
+};
 
 use crate::capture::{Pod, SocketPool};
 use crate::handover;
@@ -212,7 +214,11 @@ pub fn proxy_protocol(bytes: &[u8]) -> bool {
 
 /// An address of 19 bytes: the family, then as many octets as it has, and the port at the end.
 fn address(bytes: &[u8]) -> SocketAddr {
-    let octets = if bytes[0].is_multiple_of(2) { &bytes[1..5] } else { &bytes[1..17] };
+    let octets = if bytes[0].is_multiple_of(2) {
+        &bytes[1..5]
+    } else {
+        &bytes[1..17]
+    };
     SocketAddr::new(ip(octets), u16::from_be_bytes([bytes[17], bytes[18]]))
 }
 

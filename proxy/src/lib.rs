@@ -2,7 +2,8 @@
 //!
 //! A connection's way through this crate: `listener` accepts it and learns where it wants to go, `cores` gives it to a core,
 //! `serve` walks it through the steps, `source` says who opened it, `destination`, `authorization` and `upstream` decide and connect, `relay` moves
-//! its bytes, `offload` moves it into the kernel, `flow` and `flow_table` are its trace, `identities` has the certificates, `istiod` brings the mesh, `telemetry` tells of it. `node` holds what they share, `configuration` changes
+//! its bytes, `offload` moves it into the kernel, `flow` and `flow_table` are its trace, `identities` has the certificates, `istiod` brings the mesh, `telemetry` tells of it. `http` is what a
+//! connection's requests go through instead of `relay`. `node` holds what they share, `configuration` changes
 //! it, `admin` shows it, `run` starts and stops everything.
 
 #![deny(unsafe_code)]
@@ -27,6 +28,7 @@ mod footprint;
 pub mod fuzzing;
 pub mod handover;
 mod hbone;
+mod http;
 mod identities;
 mod istiod;
 mod limits;

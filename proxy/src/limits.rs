@@ -40,6 +40,13 @@ pub struct TenantCounters {
 #[derive(Debug)]
 pub struct Place(Vec<Counter>);
 
+impl Place {
+    /// One that is nowhere counted.
+    pub fn none() -> Self {
+        Self(Vec::new())
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         for counter in &self.0 {

@@ -22,6 +22,7 @@ use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
 use crate::hbone::pool::Pool;
+use crate::http::pool::Pools as HttpPools;
 use crate::identities::Identities;
 use crate::offload::Offload;
 use crate::telemetry::Telemetry;
@@ -54,6 +55,8 @@ pub struct Node {
     pub istiod: Option<StatusReader>,
     /// The kernel tier.
     pub offload: Arc<Offload>,
+    /// HTTP connections to endpoints.
+    pub http: HttpPools,
     /// Metrics and access log.
     pub telemetry: Telemetry,
     mesh_came: watch::Sender<bool>,
@@ -78,6 +81,7 @@ impl Node {
             snapshot: ArcSwap::from_pointee(Snapshot { config, generation: 1 }),
             generation: AtomicU64::new(1),
             changing: Mutex::new(()),
+            http: HttpPools::new(flows.cores()),
             flows,
             pods: Pods::default(),
             identities,

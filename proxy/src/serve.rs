@@ -16,6 +16,7 @@ use crate::ending::Ending;
 use crate::entrance::Entrance;
 use crate::hbone::relay::{TunnelIs, relay as through_tunnel};
 use crate::hbone::server::{self, Arrival};
+use crate::http;
 use crate::listener::{Handshake, http_connect, socks5};
 use crate::node::Node;
 use crate::offload::Locality;
@@ -86,6 +87,12 @@ pub async fn serve(accepted: Accepted, core: usize) {
     };
     if let Some(ending) = objection {
         return refuse_unconnected(&session, &downstream, ending);
+    }
+    if let Entrance::Plain(listener) = &session.entrance
+        && let ListenerProtocol::Http { routes } = &listener.protocol
+    {
+        let routes = routes.clone();
+        return Box::pin(http::serve(session, downstream, routes)).await;
     }
     let Some(ready) = Box::pin(connect(&session, downstream)).await else {
         return;

@@ -9,6 +9,7 @@ mod labels;
 mod line_writer;
 mod metrics;
 mod offload;
+mod requests;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,8 @@ use prometheus_client::registry::Registry;
 use underpass_config::{Action, DryRunMatch};
 use underpass_xds_client::StatusReader;
 
-pub use access_log::{AccessLogError, AccessLogWriter, Line};
+pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
+pub use requests::{RequestCounts, RequestMetrics};
 
 use crate::flow_table::FlowTable;
 use crate::identities::Identities;
@@ -38,6 +40,8 @@ pub struct Telemetry {
     dry_run: Family<Vec<(&'static str, String)>, Counter>,
     config_updates: Family<Vec<(&'static str, &'static str)>, Counter>,
     accept_errors: Counter,
+    /// HTTP requests, by route and cluster.
+    pub requests: Arc<RequestMetrics>,
 }
 
 impl Telemetry {
@@ -71,6 +75,8 @@ impl Telemetry {
             flows.clone(),
             access_log.clone(),
         )));
+        let requests = Arc::<RequestMetrics>::default();
+        registry.register_collector(Box::new(requests::RequestCollector(requests.clone())));
         let refusals = Mutex::new(VecDeque::with_capacity(REFUSALS_KEPT));
         Self {
             registry,
@@ -79,6 +85,7 @@ impl Telemetry {
             dry_run,
             config_updates,
             accept_errors,
+            requests,
         }
     }
 

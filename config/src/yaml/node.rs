@@ -10,6 +10,7 @@ use foldhash::quality::RandomState;
 use serde::Deserialize;
 
 use super::hbone::HboneShape;
+use super::http::HttpShape;
 use super::identities::IdentitiesShape;
 use super::istiod::IstiodShape;
 use super::offload::OffloadShape;
@@ -17,6 +18,7 @@ use super::reading::{Path, Reading};
 use super::scalar::Scalar;
 use super::services::Services;
 use super::workloads::LocalityShape;
+use crate::http::Http;
 use crate::{
     AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Role, Text,
     Timeouts, UnknownDestination,
@@ -56,6 +58,7 @@ struct ListenerShape<'a> {
     address: Scalar<'a>,
     protocol: Scalar<'a>,
     destination: Option<Scalar<'a>>,
+    routes: Option<Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -100,12 +103,14 @@ enum Protocol {
     Fixed,
     Socks5,
     HttpConnect,
+    Http,
 }
 
-const PROTOCOLS: [(&str, Protocol); 3] = [
+const PROTOCOLS: [(&str, Protocol); 4] = [
     ("fixed", Protocol::Fixed),
     ("socks5", Protocol::Socks5),
     ("http-connect", Protocol::HttpConnect),
+    ("http", Protocol::Http),
 ];
 const UNKNOWN_DESTINATION: [(&str, UnknownDestination); 2] =
     [("allow", UnknownDestination::Allow), ("deny", UnknownDestination::Deny)];
@@ -230,6 +235,15 @@ impl NodeShape<'_> {
         listeners
     }
 
+    /// Reports route tables that are not there.
+    pub(super) fn check_tables(&self, http: &Http, reading: &mut Reading) {
+        for (index, shape) in self.listeners.iter().enumerate() {
+            let Some(routes) = &shape.routes else { continue };
+            let listeners = SECTION.field("listeners");
+            HttpShape::check_table(listeners.item(index).field("routes"), routes, http, reading);
+        }
+    }
+
     /// Reports destinations that name a port which their service does not have.
     pub(super) fn check_destinations(&self, services: &Services, reading: &mut Reading) {
         for (index, shape) in self.listeners.iter().enumerate() {
@@ -286,6 +300,7 @@ fn collide(one: SocketAddr, other: SocketAddr) -> bool {
 impl ListenerShape<'_> {
     fn protocol(&self, path: Path<'_>, address: SocketAddr, reading: &mut Reading) -> Option<ListenerProtocol> {
         let protocol = reading.choice(path.field("protocol"), Some(&self.protocol), &PROTOCOLS)?;
+        self.check_routes(path, protocol, reading);
         let field = path.field("destination");
         match (protocol, &self.destination) {
             (Protocol::Fixed, Some(destination)) => {
@@ -309,6 +324,25 @@ impl ListenerShape<'_> {
             }
             (Protocol::Socks5, None) => Some(ListenerProtocol::Socks5),
             (Protocol::HttpConnect, None) => Some(ListenerProtocol::HttpConnect),
+            (Protocol::Http, None) => Some(ListenerProtocol::Http {
+                routes: reading.text_or_empty(self.routes.as_ref()),
+            }),
+        }
+    }
+
+    /// Routes go with HTTP, and HTTP with routes.
+    fn check_routes(&self, path: Path<'_>, protocol: Protocol, reading: &mut Reading) {
+        let field = path.field("routes");
+        match (matches!(protocol, Protocol::Http), &self.routes) {
+            (true, None) => {
+                let remedy = "add `routes: NAME`, one of `http.routes`";
+                reading.report(field, "", "an HTTP listener needs its routes", remedy);
+            }
+            (false, Some(routes)) => {
+                let remedy = "remove it, or use `protocol: http`";
+                reading.report(field, routes, "only HTTP listeners have routes", remedy);
+            }
+            _ => {}
         }
     }
 }

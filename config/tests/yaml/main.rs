@@ -8,6 +8,7 @@
 use underpass_config::{Config, Problem};
 
 mod accepted;
+mod http;
 mod mutated;
 mod rejected;
 mod reported;

@@ -61,6 +61,7 @@ impl World {
             config: Config {
                 node: Arc::new(NodeSettings::default()),
                 mesh,
+                http: Default::default(),
             },
             settings: NodeSettings::default(),
         }

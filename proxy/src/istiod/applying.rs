@@ -139,7 +139,8 @@ fn publish(node: &Arc<Node>, apply: Apply, changes: Vec<MeshChange>) -> usize {
         let mut mesh = in_force.mesh.clone();
         let touched = apply(&mut mesh, &mut changes.into_iter());
         let node = in_force.node.clone();
-        (Config { node, mesh }, touched)
+        let http = in_force.http.clone();
+        (Config { node, mesh, http }, touched)
     })
 }
 

@@ -71,8 +71,12 @@ pub struct Line<'a> {
     pub ended: SystemTime,
 }
 
-enum Value {
+/// What a field of a line says.
+#[derive(Debug)]
+pub enum Value {
+    /// A text.
     Text(String),
+    /// A number.
     Number(u64),
 }
 
@@ -136,28 +140,36 @@ impl Line<'_> {
 
     /// The line as one JSON object.
     pub fn to_json(&self) -> serde_json::Value {
-        let fields = self.fields().into_iter().map(|(name, value)| {
-            let value = match value {
-                Value::Text(text) => serde_json::Value::String(text),
-                Value::Number(number) => number.into(),
-            };
-            (name.to_owned(), value)
-        });
-        serde_json::Value::Object(fields.collect())
+        json(&self.fields())
     }
 
     /// The line as `time access name=value …`.
     pub fn to_text(&self) -> String {
-        let mut line = format!("{} access", humantime::format_rfc3339_nanos(self.ended));
-        for (name, value) in self.fields().into_iter().filter(|(name, _)| *name != "time") {
-            let _ = match value {
-                Value::Number(number) => write!(line, " {name}={number}"),
-                Value::Text(text) if needs_quotes(&text) => write!(line, " {name}={text:?}"),
-                Value::Text(text) => write!(line, " {name}={text}"),
-            };
-        }
-        line
+        text("access", self.ended, &self.fields())
     }
+}
+
+fn json(fields: &[(&'static str, Value)]) -> serde_json::Value {
+    let fields = fields.iter().map(|(name, value)| {
+        let value = match value {
+            Value::Text(text) => serde_json::Value::String(text.clone()),
+            Value::Number(number) => (*number).into(),
+        };
+        ((*name).to_owned(), value)
+    });
+    serde_json::Value::Object(fields.collect())
+}
+
+fn text(kind: &str, ended: SystemTime, fields: &[(&'static str, Value)]) -> String {
+    let mut line = format!("{} {kind}", humantime::format_rfc3339_nanos(ended));
+    for (name, value) in fields.iter().filter(|(name, _)| *name != "time") {
+        let _ = match value {
+            Value::Number(number) => write!(line, " {name}={number}"),
+            Value::Text(text) if needs_quotes(text) => write!(line, " {name}={text:?}"),
+            Value::Text(text) => write!(line, " {name}={text}"),
+        };
+    }
+    line
 }
 
 fn needs_quotes(text: &str) -> bool {
@@ -218,6 +230,19 @@ impl AccessLogWriter {
         };
         text.push('\n');
         writer.write(text);
+    }
+
+    /// Queues a line of another kind than connections'.
+    pub fn write_fields(&self, kind: &str, ended: SystemTime, fields: &[(&'static str, Value)]) {
+        let sink = self.sink.load();
+        let Some(writer) = &sink.writer else { return };
+        let mut line = match sink.settings.format {
+            LogFormat::Off => return,
+            LogFormat::Text => text(kind, ended, fields),
+            LogFormat::Json => json(fields).to_string(),
+        };
+        line.push('\n');
+        writer.write(line);
     }
 
     /// Whether lines are written at all.

@@ -136,7 +136,14 @@ async fn only_hbone_leads_to_an_application_that_is_told_who_its_client_is() {
             let mut workload = Workload::clone(mesh.workload(&server).unwrap());
             workload.application_tunnel = Some(ApplicationTunnel { port, proxy_protocol });
             let touched = mesh.apply([MeshChange::Workload(workload)]);
-            (Config { node, mesh }, touched)
+            (
+                Config {
+                    node,
+                    mesh,
+                    http: Default::default(),
+                },
+                touched,
+            )
         });
     };
     for believed in [port, 0] {

@@ -1,0 +1,60 @@
+//! What a listener of the protocol `http` serves: route tables, and the clusters that their routes lead to.
+//!
+//! **One idea.** Everything that can be decided when the configuration changes is decided here: domains are indexed, regular
+//! expressions compiled, header edits parsed, weights added up. A request only compares. The order of the configuration decides
+//! among routes, as in Envoy: the first that matches is taken.
+//!
+//! The words and their semantics are those of Envoy's `config.route.v3` and `config.cluster.v3`, so that what istiod sends a waypoint
+//! can be held by the same types. A cluster's state (who is busy, whose turn it is) outlives updates that leave it as it is.
+
+mod cluster;
+mod domains;
+mod headers;
+mod matching;
+mod retry;
+mod rewrite;
+mod route;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use foldhash::quality::RandomState;
+
+pub use cluster::{
+    Breakers, Cluster, ClusterEndpoint, ClusterSettings, EndpointSettings, Held, HttpBalancing, UpstreamProtocol,
+};
+pub use domains::{BadDomain, Domain};
+pub(crate) use headers::is_editable;
+pub use headers::{HeaderEdit, HeaderEdits};
+pub use matching::{Field, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
+pub use retry::{RetryConditions, RetryPolicy};
+pub use rewrite::{PathRewrite, Substitution};
+pub use route::{
+    DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+};
+
+use crate::Text;
+
+/// Route tables and clusters, by name. Each cluster that a route names is there.
+#[derive(Clone, Debug, Default)]
+pub struct Http {
+    /// Route tables, which listeners name.
+    pub tables: HashMap<Text, Arc<RouteTable>, RandomState>,
+    /// Clusters, which routes name.
+    pub clusters: HashMap<Text, Arc<Cluster>, RandomState>,
+}
+
+impl Http {
+    /// The same, with the clusters and endpoints of `before` where they are as they were: their state goes on.
+    #[must_use]
+    pub fn continuing(mut self, before: &Http) -> Self {
+        for (name, cluster) in &mut self.clusters {
+            if let Some(old) = before.clusters.get(name) {
+                *cluster = Cluster::continuing(cluster, old);
+            }
+        }
+        self
+    }
+}

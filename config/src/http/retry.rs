@@ -1,0 +1,105 @@
+//! When a request is tried again (`config.route.v3.RetryPolicy`).
+
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+/// What makes a try one that another may follow: `retry_on`, with Envoy's words and meanings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetryConditions {
+    /// `5xx`: any 5xx, a reset, a connection that failed, a try that took too long.
+    pub server_error: bool,
+    /// `gateway-error`: 502, 503 or 504, and as `5xx` where there was no answer.
+    pub gateway_error: bool,
+    /// `reset`: there was no answer.
+    pub reset: bool,
+    /// `connect-failure`
+    pub connect_failure: bool,
+    /// `refused-stream`: RST_STREAM with REFUSED_STREAM.
+    pub refused_stream: bool,
+    /// `retriable-4xx`: 409.
+    pub retriable_4xx: bool,
+    /// `retriable-status-codes`, whose list this is.
+    pub statuses: Vec<StatusCode>,
+    /// `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`: statuses of gRPC, in the header of an answer.
+    pub grpc: Vec<u32>,
+}
+
+impl RetryConditions {
+    /// The words that stand for something by themselves, with what they stand for in gRPC.
+    pub const GRPC: [(&'static str, u32); 5] = [
+        ("cancelled", 1),
+        ("deadline-exceeded", 4),
+        ("resource-exhausted", 8),
+        ("internal", 13),
+        ("unavailable", 14),
+    ];
+
+    /// Whether another try may follow an answer.
+    pub fn of_answer(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        let is_gateway = matches!(status.as_u16(), 502..=504);
+        if (self.server_error && status.is_server_error())
+            || (self.gateway_error && is_gateway)
+            || (self.retriable_4xx && status == StatusCode::CONFLICT)
+            || self.statuses.contains(&status)
+        {
+            return true;
+        }
+        let grpc = (!self.grpc.is_empty()).then(|| headers.get("grpc-status")).flatten();
+        let code = grpc.and_then(|value| value.to_str().ok()?.parse().ok());
+        code.is_some_and(|code: u32| self.grpc.contains(&code))
+    }
+
+    /// Whether another try may follow one that no connection was had for.
+    pub fn of_connect_failure(&self) -> bool {
+        self.connect_failure || self.of_reset()
+    }
+
+    /// Whether another try may follow one that was cut off before its answer.
+    pub fn of_reset(&self) -> bool {
+        self.reset || self.server_error || self.gateway_error
+    }
+
+    /// Whether another try may follow one that took too long (Envoy: only `5xx` and `gateway-error`, which count it as a 504, and `reset`).
+    pub fn of_timeout(&self) -> bool {
+        self.of_reset()
+    }
+
+    /// Whether another try may follow a stream that was refused.
+    pub fn of_refused_stream(&self) -> bool {
+        self.refused_stream || self.of_reset()
+    }
+}
+
+/// How often and how fast a request is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// When.
+    pub on: RetryConditions,
+    /// Tries after the first. Default 1.
+    pub retries: u32,
+    /// How long one try may take to be answered; none: as long as the request may.
+    pub per_try_timeout: Option<Duration>,
+    /// The first pause is up to this. Default 25 ms.
+    pub base_interval: Duration,
+    /// No pause is longer. Default ten times the base.
+    pub max_interval: Duration,
+    /// Whether a try goes to an endpoint that no earlier one went to, while there is one (`previous_hosts`). Default yes.
+    pub other_endpoints: bool,
+    /// How much of a request's body is kept to be sent again, in bytes. A longer one is tried once. Default 64 KiB.
+    pub replay: usize,
+}
+
+impl RetryPolicy {
+    /// Default of [`RetryPolicy::base_interval`], Envoy's.
+    pub const DEFAULT_BASE: Duration = Duration::from_millis(25);
+    /// Default of [`RetryPolicy::replay`].
+    pub const DEFAULT_REPLAY: usize = 64 * 1024;
+
+    /// The longest pause before retry `number`, counted from 1: `base × (2^number − 1)`, of which a random part is waited (Envoy's
+    /// `JitteredExponentialBackOffStrategy`).
+    pub fn longest_pause(&self, number: u32) -> Duration {
+        let factor = 1u32.checked_shl(number.min(30)).map_or(u32::MAX, |power| power - 1);
+        self.base_interval.saturating_mul(factor).min(self.max_interval)
+    }
+}

@@ -1,0 +1,244 @@
+//! Route tables: from a request to what becomes of it (`config.route.v3`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+
+use super::domains::DomainIndex;
+use super::{Cluster, Domain, HeaderEdits, PathRewrite, RequestView, RetryPolicy, RouteMatch};
+use crate::Text;
+
+/// The routes of one listener.
+#[derive(Debug)]
+pub struct RouteTable {
+    /// Unique name.
+    pub name: Text,
+    virtual_hosts: Vec<Arc<VirtualHost>>,
+    index: DomainIndex,
+}
+
+/// Routes for some domains.
+#[derive(Debug)]
+pub struct VirtualHost {
+    /// Its name.
+    pub name: Text,
+    /// In their order: the first that matches is taken.
+    pub routes: Vec<Arc<Route>>,
+    /// Edits of each request, after the route's.
+    pub request_headers: HeaderEdits,
+    /// Edits of each response, after the route's.
+    pub response_headers: HeaderEdits,
+}
+
+/// One route.
+#[derive(Debug)]
+pub struct Route {
+    /// Its name, which may be empty.
+    pub name: Text,
+    /// Which requests it is for.
+    pub matches: RouteMatch,
+    /// What becomes of them.
+    pub action: RouteAction,
+    /// Edits of the request.
+    pub request_headers: HeaderEdits,
+    /// Edits of the response.
+    pub response_headers: HeaderEdits,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum RouteAction {
+    /// It goes to a cluster.
+    Forward(Box<Forward>),
+    /// The client is sent elsewhere.
+    Redirect(Redirect),
+    /// The proxy answers it.
+    Direct(DirectResponse),
+}
+
+/// One of the clusters that a route leads to.
+#[derive(Clone, Debug)]
+pub struct WeightedCluster {
+    /// Its name.
+    pub cluster: Text,
+    /// Its share, of the sum of all.
+    pub weight: u32,
+    /// Edits of the requests that go to it, before the route's.
+    pub request_headers: HeaderEdits,
+    /// Edits of its responses, before the route's.
+    pub response_headers: HeaderEdits,
+}
+
+/// How requests reach a cluster.
+#[derive(Debug)]
+pub struct Forward {
+    /// At least one, with a weight.
+    clusters: Vec<WeightedCluster>,
+    total_weight: u32,
+    /// How the path changes.
+    pub path: PathRewrite,
+    /// The host that the request names from here on.
+    pub host: Option<HeaderValue>,
+    /// From the request's end to the response's; none: no limit. Default 15 s.
+    pub timeout: Option<Duration>,
+    /// When it is tried again.
+    pub retry: Option<RetryPolicy>,
+    /// Protocols that a connection may change to (`upgrade_configs`), in lower case.
+    pub upgrades: Vec<String>,
+    /// What goes wrong on purpose.
+    pub fault: Option<Fault>,
+}
+
+/// What goes wrong on purpose (`extensions.filters.http.fault.v3`), in parts of a million requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fault {
+    /// How long a request waits, and how many do.
+    pub delay: Option<(Duration, u32)>,
+    /// With what a request is refused, and how many are.
+    pub abort: Option<(StatusCode, u32)>,
+}
+
+impl Fault {
+    /// All requests.
+    pub const ALL: u32 = 1_000_000;
+}
+
+impl Forward {
+    /// Default of [`Forward::timeout`], Envoy's.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+
+    /// To `clusters`; none if they have no weight, or more than 2³² − 1.
+    pub fn new(clusters: Vec<WeightedCluster>) -> Option<Self> {
+        let sum = clusters.iter().try_fold(0u32, |sum, c| sum.checked_add(c.weight))?;
+        (sum > 0).then_some(Self {
+            clusters,
+            total_weight: sum,
+            path: PathRewrite::None,
+            host: None,
+            timeout: Some(Self::DEFAULT_TIMEOUT),
+            retry: None,
+            upgrades: Vec::new(),
+            fault: None,
+        })
+    }
+
+    /// The clusters, in their order.
+    pub fn clusters(&self) -> &[WeightedCluster] {
+        &self.clusters
+    }
+
+    /// The cluster for a request; `random` is any number.
+    pub fn choose(&self, random: u32) -> &WeightedCluster {
+        let mut point = random % self.total_weight;
+        for cluster in &self.clusters {
+            match point.checked_sub(cluster.weight) {
+                None => return cluster,
+                Some(rest) => point = rest,
+            }
+        }
+        // The point is below the sum of the weights.
+        &self.clusters[self.clusters.len() - 1]
+    }
+}
+
+/// Where a client is sent (`config.route.v3.RedirectAction`); what is not given stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// 301, 302, 303, 307 or 308. Default 301.
+    pub status: StatusCode,
+    /// The scheme.
+    pub scheme: Option<String>,
+    /// The host, without the port.
+    pub host: Option<String>,
+    /// The port.
+    pub port: Option<u16>,
+    /// The path, perhaps with a query, which then takes the place of the client's.
+    pub path: Option<String>,
+    /// What takes the place of the matched prefix.
+    pub prefix: Option<String>,
+}
+
+impl Redirect {
+    /// The value of `Location`.
+    pub fn location(&self, matched: &RouteMatch, request: &RequestView<'_>) -> String {
+        let scheme = self.scheme.as_deref().unwrap_or(request.scheme);
+        let authority = self.authority(scheme, request);
+        let path = match (&self.path, &self.prefix) {
+            (Some(path), _) => path.clone(),
+            (None, Some(prefix)) => {
+                let rewrite = PathRewrite::Matched(prefix.clone());
+                rewrite.apply(matched, request.path).unwrap_or_default()
+            }
+            (None, None) => request.path.to_owned(),
+        };
+        let query = request.query.filter(|_| !path.contains('?'));
+        match query {
+            Some(query) => format!("{scheme}://{authority}{path}?{query}"),
+            None => format!("{scheme}://{authority}{path}"),
+        }
+    }
+
+    /// Host and port. The port that the client named goes with the scheme that it came by, if that is the scheme's own.
+    fn authority(&self, scheme: &str, request: &RequestView<'_>) -> String {
+        let host = super::domains::without_port(request.authority);
+        let port = &request.authority[host.len()..];
+        let is_own = matches!((request.scheme, port), ("http", ":80") | ("https", ":443"));
+        let kept = match self.host.is_some() || (is_own && scheme != request.scheme) {
+            true => "",
+            false => port,
+        };
+        let host = self.host.as_deref().unwrap_or(host);
+        match self.port {
+            Some(port) => format!("{host}:{port}"),
+            None => format!("{host}{kept}"),
+        }
+    }
+}
+
+/// The proxy's own answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirectResponse {
+    /// 200 to 599.
+    pub status: StatusCode,
+    /// May be empty.
+    pub body: String,
+}
+
+impl RouteTable {
+    /// A table of virtual hosts, each with its domains.
+    pub fn new(name: Text, virtual_hosts: Vec<(Vec<Domain>, VirtualHost)>) -> Self {
+        let domains = virtual_hosts.iter().enumerate();
+        let index = DomainIndex::new(domains.flat_map(|(place, (domains, _))| domains.iter().map(move |d| (d, place))));
+        let virtual_hosts = virtual_hosts.into_iter().map(|(_, host)| Arc::new(host)).collect();
+        Self {
+            name,
+            virtual_hosts,
+            index,
+        }
+    }
+
+    /// The virtual host for an authority.
+    pub fn virtual_host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
+        self.index.find(authority).map(|place| &self.virtual_hosts[place])
+    }
+
+    /// The virtual hosts, in their order.
+    pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
+        &self.virtual_hosts
+    }
+
+    /// The route for a request, with its virtual host.
+    pub fn route(&self, request: &RequestView<'_>) -> Option<(&Arc<VirtualHost>, &Arc<Route>)> {
+        let host = self.virtual_host(request.authority)?;
+        let route = host.routes.iter().find(|route| route.matches.matches(request))?;
+        Some((host, route))
+    }
+}
+
+impl super::Http {
+    /// The cluster of this name.
+    pub fn cluster(&self, name: &str) -> Option<&Arc<Cluster>> {
+        self.clusters.get(name)
+    }
+}

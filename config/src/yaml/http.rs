@@ -1,0 +1,121 @@
+//! The `http:` section: route tables and clusters.
+
+mod actions;
+mod clusters;
+mod headers;
+mod matches;
+mod routes;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use foldhash::quality::RandomState;
+use regex::Regex;
+use serde::Deserialize;
+
+use super::reading::{Path, Reading};
+use super::scalar::Scalar;
+use crate::Text;
+use crate::http::{Cluster, Http};
+use clusters::ClusterShape;
+use routes::TableShape;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HttpShape<'a> {
+    #[serde(borrow)]
+    routes: Vec<TableShape<'a>>,
+    clusters: Vec<ClusterShape<'a>>,
+}
+
+const SECTION: Path<'_> = Path::Section("http");
+
+impl HttpShape<'_> {
+    pub(super) fn compile(&self, reading: &mut Reading) -> Http {
+        let mut http = Http::default();
+        let mut places = HashMap::default();
+        for (index, shape) in self.clusters.iter().enumerate() {
+            let clusters = SECTION.field("clusters");
+            let path = clusters.item(index);
+            let settings = shape.compile(path, reading);
+            claim(path.field("name"), &settings.name, index, &mut places, reading);
+            http.clusters
+                .insert(settings.name.clone(), Arc::new(Cluster::new(settings)));
+        }
+        places.clear();
+        for (index, shape) in self.routes.iter().enumerate() {
+            let tables = SECTION.field("routes");
+            let path = tables.item(index);
+            let table = shape.compile(path, &http, reading);
+            claim(path.field("name"), &table.name, index, &mut places, reading);
+            http.tables.insert(table.name.clone(), Arc::new(table));
+        }
+        http
+    }
+
+    /// Reports a name that no route table has.
+    pub(super) fn check_table(path: Path<'_>, name: &str, http: &Http, reading: &mut Reading) {
+        if !http.tables.contains_key(name) {
+            let known = http.tables.keys().map(|name| &**name);
+            report_unknown(path, name, "is not one of `http.routes`", known, reading);
+        }
+    }
+}
+
+/// Notes the place of a name, and reports it if another has it.
+fn claim(
+    path: Path<'_>,
+    name: &Text,
+    index: usize,
+    places: &mut HashMap<Text, usize, RandomState>,
+    reading: &mut Reading,
+) {
+    if let Some(first) = places.insert(name.clone(), index) {
+        let problem = format!("the one at [{first}] already has this name");
+        reading.report(path, name, problem, "give each its own");
+    }
+}
+
+fn report_unknown<'k>(
+    path: Path<'_>,
+    name: &str,
+    problem: &str,
+    known: impl Iterator<Item = &'k str>,
+    reading: &mut Reading,
+) {
+    let mut known: Vec<&str> = known.collect();
+    known.sort_unstable();
+    let remedy = match (reading.nearest(name, known.iter().copied()), known.is_empty()) {
+        (Some(near), _) => format!("did you mean `{near}`?"),
+        (None, true) => "there is none yet: add it there".to_owned(),
+        (None, false) => format!("add it there, or write one of: {}", known.join(", ")),
+    };
+    reading.report(path, name, problem, remedy);
+}
+
+/// Text that fills one compiled regular expression; more would let one route use up the node's memory.
+const REGEX_SIZE: usize = 1 << 20;
+
+/// A regular expression that has to match the whole of a text, or else (`whole` false) parts of it.
+fn regex(path: Path<'_>, value: &Scalar<'_>, whole: bool, reading: &mut Reading) -> Option<Regex> {
+    let pattern = match whole {
+        true => format!("^(?:{})$", &**value),
+        false => value.to_string(),
+    };
+    match regex::RegexBuilder::new(&pattern).size_limit(REGEX_SIZE).build() {
+        Ok(regex) => Some(regex),
+        Err(error) => {
+            let problem = match error {
+                regex::Error::CompiledTooBig(_) => "is too large a regular expression".to_owned(),
+                // The parser's drawing of where it stopped takes several lines.
+                other => format!(
+                    "is not a regular expression: {}",
+                    other.to_string().lines().last().unwrap_or_default().trim()
+                ),
+            };
+            let remedy = "write RE2's syntax (no look-around, no back-references)";
+            reading.report(path, value, problem, remedy);
+            None
+        }
+    }
+}

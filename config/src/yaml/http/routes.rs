@@ -1,0 +1,148 @@
+//! `http.routes`: tables, virtual hosts, routes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use foldhash::quality::RandomState;
+use serde::Deserialize;
+
+use super::super::reading::{Path, Reading};
+use super::super::scalar::Scalar;
+use super::actions::{DirectShape, ForwardShape, RedirectShape};
+use super::headers::EditsShape;
+use super::matches::MatchShape;
+use crate::Text;
+use crate::http::{Domain, Http, Route, RouteAction, RouteTable, VirtualHost};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TableShape<'a> {
+    #[serde(borrow)]
+    name: Scalar<'a>,
+    virtual_hosts: Vec<VirtualHostShape<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VirtualHostShape<'a> {
+    #[serde(borrow)]
+    name: Scalar<'a>,
+    domains: Vec<Scalar<'a>>,
+    #[serde(default)]
+    routes: Vec<RouteShape<'a>>,
+    #[serde(default)]
+    request_headers: EditsShape<'a>,
+    #[serde(default)]
+    response_headers: EditsShape<'a>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RouteShape<'a> {
+    #[serde(borrow)]
+    name: Option<Scalar<'a>>,
+    r#match: MatchShape<'a>,
+    forward: Option<ForwardShape<'a>>,
+    redirect: Option<RedirectShape<'a>>,
+    direct: Option<DirectShape<'a>>,
+    request_headers: EditsShape<'a>,
+    response_headers: EditsShape<'a>,
+}
+
+/// A name that is compared and shown, and becomes part of nothing: istiod's have slashes and bars.
+pub(super) fn any_name(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Text {
+    if value.is_empty() || value.contains(char::is_control) {
+        reading.report(path, value, "is not a name", "write a text without control characters");
+    }
+    reading.text(value)
+}
+
+impl TableShape<'_> {
+    pub(super) fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> RouteTable {
+        let name = any_name(path.field("name"), &self.name, reading);
+        let hosts = path.field("virtual_hosts");
+        let mut taken: HashMap<Domain, usize, RandomState> = HashMap::default();
+        let mut compiled = Vec::with_capacity(self.virtual_hosts.len());
+        for (index, shape) in self.virtual_hosts.iter().enumerate() {
+            let path = hosts.item(index);
+            let domains = shape.domains(path.field("domains"), index, &mut taken, reading);
+            compiled.push((domains, shape.compile(path, http, reading)));
+        }
+        RouteTable::new(name, compiled)
+    }
+}
+
+impl VirtualHostShape<'_> {
+    fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> VirtualHost {
+        let routes = path.field("routes");
+        let compiled = self.routes.iter().enumerate();
+        VirtualHost {
+            name: any_name(path.field("name"), &self.name, reading),
+            routes: compiled
+                .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, reading)))
+                .collect(),
+            request_headers: self.request_headers.compile(path.field("request_headers"), reading),
+            response_headers: self.response_headers.compile(path.field("response_headers"), reading),
+        }
+    }
+
+    fn domains(
+        &self,
+        path: Path<'_>,
+        host: usize,
+        taken: &mut HashMap<Domain, usize, RandomState>,
+        reading: &mut Reading,
+    ) -> Vec<Domain> {
+        if self.domains.is_empty() {
+            let remedy = "add one, `\"*\"` for all";
+            reading.report(path, "", "a virtual host needs a domain", remedy);
+        }
+        let mut domains = Vec::with_capacity(self.domains.len());
+        for (index, value) in self.domains.iter().enumerate() {
+            let path = path.item(index);
+            match value.parse::<Domain>() {
+                Err(error) => {
+                    let remedy = "write for example web.example.com, \"*.example.com\", web.* or \"*\"";
+                    reading.report(path, value, error.to_string(), remedy);
+                }
+                Ok(domain) => {
+                    if let Some(first) = taken.insert(domain.clone(), host) {
+                        let problem = format!("virtual_hosts[{first}] already has this domain");
+                        reading.report(path, value, problem, "a domain leads to one virtual host: remove one");
+                    }
+                    domains.push(domain);
+                }
+            }
+        }
+        domains
+    }
+}
+
+impl RouteShape<'_> {
+    fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Route {
+        Route {
+            name: reading.text_or_empty(self.name.as_ref()),
+            matches: self.r#match.compile(path.field("match"), reading),
+            action: self.action(path, http, reading),
+            request_headers: self.request_headers.compile(path.field("request_headers"), reading),
+            response_headers: self.response_headers.compile(path.field("response_headers"), reading),
+        }
+    }
+
+    fn action(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> RouteAction {
+        let given = [self.forward.is_some(), self.redirect.is_some(), self.direct.is_some()];
+        if given.into_iter().filter(|given| *given).count() != 1 {
+            let remedy = "write one of `forward`, `redirect` and `direct`, for example `forward: {cluster: web}`";
+            reading.report(path, "", "a route does exactly one thing", remedy);
+        }
+        let forward = self.forward.as_ref();
+        let forwarded = forward.and_then(|shape| shape.compile(path.field("forward"), http, reading));
+        let redirect = (self.redirect.as_ref()).map(|shape| shape.compile(path.field("redirect"), reading));
+        let direct = (self.direct.as_ref()).map(|shape| shape.compile(path.field("direct"), reading));
+        match (forwarded, redirect) {
+            (Some(forward), _) => RouteAction::Forward(Box::new(forward)),
+            (None, Some(redirect)) => RouteAction::Redirect(redirect),
+            (None, None) => RouteAction::Direct(direct.unwrap_or_default()),
+        }
+    }
+}

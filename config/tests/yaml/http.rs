@@ -1,0 +1,238 @@
+//! Mistakes in the `http:` section: each is named with its place and a remedy.
+
+use super::problems;
+
+/// `http:` with these fields has exactly one problem; its path, and a part of the problem and of the remedy.
+fn refused(http: &str, path: &str, what: &str, remedy: &str) {
+    let found = problems(&format!("http: {{{http}}}"));
+    let is_it = found.len() == 1
+        && found[0].path == path
+        && found[0].problem.contains(what)
+        && found[0].remedy.contains(remedy);
+    assert!(is_it, "{http}\nexpected: {path} | {what} | {remedy}\nfound: {found:#?}");
+}
+
+fn route(route: &str) -> String {
+    format!(
+        "clusters: [{{name: web}}], routes: [{{name: t, virtual_hosts: [{{name: all, domains: ['*'], routes: [{route}]}}]}}]"
+    )
+}
+
+#[test]
+fn mistakes_in_routes() {
+    let at = "http.routes[0].virtual_hosts[0].routes[0]";
+    let forward = |fields: &str| format!("{{forward: {{{fields}}}}}");
+    let direct = |fields: &str| format!("{{direct: {{status: 200}}, {fields}}}");
+    let cases = [
+        (
+            forward("cluster: wbe"),
+            "forward.cluster",
+            "not one of `http.clusters`",
+            "did you mean `web`",
+        ),
+        (
+            forward("timeout: 1s"),
+            "forward",
+            "leads to no cluster",
+            "cluster: NAME",
+        ),
+        (
+            forward("cluster: web, timeout: 5"),
+            "forward.timeout",
+            "is not a duration",
+            "5s",
+        ),
+        (
+            forward("clusters: [{cluster: web, weight: 0}]"),
+            "forward",
+            "no cluster",
+            "weight above 0",
+        ),
+        (
+            forward("cluster: web, retry: {on: [gateway-errors]}"),
+            "forward.retry.on[0]",
+            "not a known value",
+            "`gateway-error`",
+        ),
+        (
+            forward("cluster: web, retry: {on: [retriable-status-codes]}"),
+            "forward.retry.statuses",
+            "goes with",
+            "statuses: [503]",
+        ),
+        (
+            forward("cluster: web, prefix_rewrite: v2"),
+            "forward.prefix_rewrite",
+            "is not a path",
+            "from `/` on",
+        ),
+        (
+            forward("cluster: web, regex_rewrite: {pattern: '(a)', substitution: '\\2'}"),
+            "forward.regex_rewrite.substitution",
+            "names group 2",
+            "first group",
+        ),
+        (
+            forward("cluster: web, host_rewrite: 'a b'"),
+            "forward.host_rewrite",
+            "is not a host",
+            "with a port",
+        ),
+        (
+            forward("cluster: web, fault: {abort: 503, abort_percent: 101}"),
+            "forward.fault.abort_percent",
+            "not a percentage",
+            "0 to 100",
+        ),
+        (
+            direct("match: {prefix: a}"),
+            "match.prefix",
+            "is not a path",
+            "from `/` on",
+        ),
+        (
+            direct("match: {path: /a, prefix: /a}"),
+            "match.prefix",
+            "`path` is given too",
+            "remove one",
+        ),
+        (
+            direct("match: {regex: '('}"),
+            "match.regex",
+            "not a regular expression",
+            "RE2",
+        ),
+        (
+            direct("match: {regex: '(a{1000}){1000}'}"),
+            "match.regex",
+            "too large",
+            "RE2",
+        ),
+        (
+            direct("match: {headers: {'x y': a}}"),
+            "match.headers.x y",
+            "not the name",
+            "hyphens",
+        ),
+        (
+            direct("match: {headers: {x: {}}}"),
+            "match.headers.x",
+            "exactly one condition",
+            "present",
+        ),
+        (
+            direct("request_headers: {set: {content-length: '1'}}"),
+            "request_headers.set.content-length",
+            "frames the message",
+            "remove it",
+        ),
+        (
+            direct("response_headers: {add: {x: '%HOSTNAME%'}}"),
+            "response_headers.add.x",
+            "command operator",
+            "without `%`",
+        ),
+        (
+            "{direct: {status: 99}}".to_owned(),
+            "direct.status",
+            "not a valid number",
+            "200 to 599",
+        ),
+        (
+            "{name: nothing}".to_owned(),
+            "",
+            "exactly one thing",
+            "forward: {cluster: web}",
+        ),
+        (
+            "{redirect: {status: '304'}}".to_owned(),
+            "redirect.status",
+            "not a known value",
+            "301",
+        ),
+    ];
+    for (written, field, what, remedy) in cases {
+        let path = match field {
+            "" => at.to_owned(),
+            field => format!("{at}.{field}"),
+        };
+        refused(&route(&written), &path, what, remedy);
+    }
+}
+
+#[test]
+fn mistakes_in_clusters_and_tables() {
+    let cases = [
+        (
+            "clusters: [{name: a, endpoints: ['10.0.0.1']}]",
+            "http.clusters[0].endpoints[0]",
+            "not the address of one host with a port",
+            "127.0.0.1:9001",
+        ),
+        (
+            "clusters: [{name: a, endpoints: ['10.0.0.1:80', '10.0.0.1:80']}]",
+            "http.clusters[0].endpoints[1]",
+            "endpoints[0] is there already",
+            "weight",
+        ),
+        (
+            "clusters: [{name: a}, {name: a}]",
+            "http.clusters[1].name",
+            "already has this name",
+            "its own",
+        ),
+        (
+            "clusters: [{name: a, protocol: h2}]",
+            "http.clusters[0].protocol",
+            "not a known value",
+            "http2",
+        ),
+        (
+            "routes: [{name: t, virtual_hosts: [{name: a, domains: ['*']}, {name: b, domains: ['*']}]}]",
+            "http.routes[0].virtual_hosts[1].domains[0]",
+            "virtual_hosts[0] already has this domain",
+            "remove one",
+        ),
+        (
+            "routes: [{name: t, virtual_hosts: [{name: a, domains: ['a.*.b']}]}]",
+            "http.routes[0].virtual_hosts[0].domains[0]",
+            "a star",
+            "*.example.com",
+        ),
+        (
+            "routes: [{name: t, virtual_hosts: [{name: a, domains: ['a:80']}]}]",
+            "http.routes[0].virtual_hosts[0].domains[0]",
+            "a port",
+            "web.example.com",
+        ),
+    ];
+    for (http, path, what, remedy) in cases {
+        refused(http, path, what, remedy);
+    }
+}
+
+#[test]
+fn a_listener_and_its_routes_go_together() {
+    let cases = [
+        ("protocol: http", "routes | | needs its routes | routes: NAME"),
+        (
+            "protocol: http, routes: other",
+            "routes | other | not one of `http.routes` | none yet",
+        ),
+        (
+            "protocol: socks5, routes: t",
+            "routes | t | only HTTP listeners | protocol: http",
+        ),
+    ];
+    for (fields, expected) in cases {
+        let yaml = format!("node: {{listeners: [{{name: a, address: '127.0.0.1:80', {fields}}}]}}");
+        let parts: Vec<&str> = expected.split('|').map(str::trim).collect();
+        let found = problems(&yaml);
+        let first = &found[0];
+        assert_eq!(first.path, format!("node.listeners[0].{}", parts[0]), "{found:#?}");
+        assert!(
+            first.value == parts[1] && first.problem.contains(parts[2]) && first.remedy.contains(parts[3]),
+            "{found:#?}"
+        );
+    }
+}

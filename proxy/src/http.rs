@@ -1,0 +1,50 @@
+//! HTTP: requests are routed, forwarded, tried again and told of, one by one.
+//!
+//! ```text
+//! connection ─ sniff ─ hyper ─ exchange ─ intake ─ route ─ forward ─ attempt ─ pool ─ hyper ─ endpoint
+//!    │                            │                           │         └ upload (replayed, while that is possible)
+//!    └ permit (policy)            └ record (one log line, metrics)      └ download (counts, times out, gives the connection back)
+//! ```
+//!
+//! **One idea.** A connection is what it is at the other end of the proxy: accepted, limited, judged by L4 policy and found by a change of it as
+//! any other (`connection`, `permit`); and in it each request lives alone, on the snapshot it began with. Nothing is shared on a request's
+//! way but atomics: pools are a core's own, and limits are counters of the cluster.
+//!
+//! **Framing is hyper's**, both ways: what came in is parsed to a message and written anew, so that no byte of one message can
+//! become part of another. What only says something about one hop is taken off at each (`hygiene`).
+
+mod attempt;
+mod connection;
+mod download;
+mod exchange;
+pub mod flags;
+mod forward;
+mod hygiene;
+mod intake;
+mod permit;
+pub mod pool;
+mod record;
+mod reply;
+mod sniff;
+mod tunnel;
+mod upload;
+mod wire;
+
+pub use connection::serve;
+
+/// Why a body ends before its end. The peer sees a connection that closes, or RST_STREAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The client's part stopped.
+    #[error("the client's request broke off")]
+    Downstream,
+    /// The endpoint's part stopped.
+    #[error("the endpoint's response broke off")]
+    Upstream,
+    /// It took too long.
+    #[error("the request took too long")]
+    TimedOut,
+    /// Another try has taken its place.
+    #[error("the request is tried again")]
+    Superseded,
+}

@@ -1,0 +1,456 @@
+//! A client's connection of HTTP: accepted and judged as any other, and ended as any other.
+//!
+//! It is in the flow table under the address that it came to, and under each endpoint that its client was let to (`permit`). What ends one of
+//! these ends it. A drain lets the requests that it has finish: `Connection: close`, GOAWAY.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use underpass_config::{Decision, NodeSettings, Text};
+
+use super::exchange;
+use super::intake::{MAX_HEAD, MAX_HEADERS};
+use super::permit::Permits;
+use super::record::Record;
+use super::sniff::{Protocol, sniff};
+use super::tunnel::Tunnel;
+use super::wire::{Moved, Wire};
+use crate::authorization::judge;
+use crate::ending::Ending;
+use crate::flow::FlowFacts;
+use crate::flow_table::{FlowGuard, PathEnds};
+use crate::session::Session;
+use crate::socket;
+use crate::stream::Stream;
+use crate::telemetry::RequestCounts;
+use crate::upstream::Refused;
+
+/// Requests that a client may have open on one HTTP/2 connection.
+const STREAMS: u32 = 256;
+/// What a client may send of one request's body before any of it was taken on, and of all of them.
+const STREAM_WINDOW: u32 = 1 << 18;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Streams that a client may reset before they were looked at (CVE-2023-44487).
+const RESET_UNSEEN: usize = 20;
+/// Of the time that a connection may be idle, so often it is looked at.
+const LOOKS: u32 = 8;
+
+/// A connection that requests come by.
+#[derive(Debug)]
+pub struct Connection {
+    /// Who opened it.
+    pub session: Session,
+    /// Where it came to.
+    pub local: SocketAddr,
+    /// The table that its requests are routed by.
+    pub routes: Text,
+    /// Which endpoints it may reach.
+    pub permits: Permits,
+    open: AtomicU32,
+    ended: AtomicU32,
+    switched: Mutex<Switched>,
+    counted: Mutex<Vec<([Text; 3], Arc<RequestCounts>)>>,
+}
+
+/// What it becomes, and the account of the request that made it so.
+#[derive(Debug, Default)]
+struct Switched {
+    tunnel: Option<Tunnel>,
+    record: Option<Box<Record>>,
+}
+
+impl Connection {
+    /// Notes that a request came.
+    pub fn request_began(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that one is over.
+    pub fn request_ended(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// When the codec is done, this goes on.
+    pub fn begin_tunnel(&self, tunnel: Tunnel) {
+        self.switched().tunnel = Some(tunnel);
+    }
+
+    /// The account of the request that ends with the tunnel.
+    pub fn note_tunnel_record(&self, record: Box<Record>) {
+        self.switched().record = Some(record);
+    }
+
+    fn switched(&self) -> std::sync::MutexGuard<'_, Switched> {
+        self.switched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counters of a route and cluster, looked up once for a connection.
+    pub fn counts(&self, host: &str, route: &str, cluster: &str) -> Arc<RequestCounts> {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = [host, route, cluster];
+        if let Some((_, counts)) = counted
+            .iter()
+            .find(|(known, _)| known.iter().map(|name| &**name).eq(names))
+        {
+            return counts.clone();
+        }
+        let names = names.map(Text::from);
+        let counts = self
+            .session
+            .node
+            .telemetry
+            .requests
+            .of(self.session.entrance.name(), &names);
+        counted.push((names, counts.clone()));
+        counts
+    }
+}
+
+/// Serves a client until it is gone. `routes` names the table that its requests are routed by.
+pub async fn serve(session: Session, downstream: Stream, routes: Text) {
+    let settings = session.node.snapshot().config.node.clone();
+    let admitted = (downstream.local_address().map_err(|_| Ending::DownstreamReset.into()))
+        .and_then(|local| Ok((local, enter(&session, socket::canonical(local), &settings)?)));
+    let (local, guard) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            socket::reset_on_close(&downstream);
+            return session.refuse(&refused);
+        }
+    };
+    let Ok(socket) = TcpStream::from_std(downstream.into_socket().into()) else {
+        return guard.abandon();
+    };
+    let socket = Arc::new(socket);
+    let connection = Arc::new(Connection {
+        session,
+        local,
+        routes,
+        permits: Permits::default(),
+        open: AtomicU32::new(0),
+        ended: AtomicU32::new(0),
+        switched: Mutex::default(),
+        counted: Mutex::default(),
+    });
+    let serving = Serving {
+        connection: &connection,
+        guard: &guard,
+        socket: &socket,
+        moved: Arc::default(),
+        settings: &settings,
+    };
+    if let Err(ending) = serving.run().await {
+        tracing::debug!(peer = %connection.session.source.address(), %ending, "an HTTP connection was ended");
+        socket::reset_on_close(&*socket);
+    }
+    connection.permits.forget();
+    guard.abandon();
+}
+
+/// Judges a connection to where it came to, and enters it in the table.
+fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Result<FlowGuard, Refused> {
+    loop {
+        let snapshot = session.node.snapshot();
+        let config = &snapshot.config;
+        let source = session.source.refreshed(&config.mesh, &config.node);
+        let destination = config.mesh.workload_at(&config.node.network, local.ip());
+        let verdict = judge(config, &source, local, destination.map(|workload| &**workload));
+        let policy = match verdict.decision {
+            Decision::Allow { policy } => policy,
+            Decision::Deny { why, .. } => {
+                return Err(Refused {
+                    detail: Some(why.to_string()),
+                    ..Ending::PolicyDenied.into()
+                });
+            }
+        };
+        let ends = PathEnds::new(source.workload(), destination, None, &config.node);
+        let facts = FlowFacts {
+            listener: session.entrance.name().clone(),
+            pod: None,
+            source,
+            destination: local,
+            destination_workload: destination.cloned(),
+            service: None,
+            policy,
+            tunnel: None,
+            is_judged_elsewhere: false,
+        };
+        let guard = session
+            .node
+            .flows
+            .open(session.core, ends, facts, session.started, settings)?;
+        if session.node.is_closed() {
+            guard.abandon();
+            return Err(Ending::Drained.into());
+        }
+        if session.node.is_current(&snapshot) {
+            return Ok(guard);
+        }
+        guard.abandon();
+    }
+}
+
+struct Serving<'a> {
+    connection: &'a Arc<Connection>,
+    guard: &'a FlowGuard,
+    socket: &'a Arc<TcpStream>,
+    moved: Arc<Moved>,
+    settings: &'a NodeSettings,
+}
+
+/// A codec that can be asked to finish.
+trait Codec: Future<Output = hyper::Result<()>> {
+    fn finish(self: Pin<&mut Self>);
+}
+
+type Io = TokioIo<Wire>;
+
+impl<S> Codec for http1::UpgradeableConnection<Io, S>
+where
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::download::Download>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<S> Codec for http2::Connection<Io, S, TokioExecutor>
+where
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::download::Download>,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn finish(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl Serving<'_> {
+    /// Serves it to its end.
+    ///
+    /// # Errors
+    /// When it is to be reset.
+    async fn run(&self) -> Result<(), Ending> {
+        let timeouts = &self.settings.timeouts;
+        let sniffing = sniff(self.socket, timeouts.idle, timeouts.handshake);
+        let sniffed = tokio::select! {
+            biased;
+            ending = self.ended() => return Err(ending),
+            () = self.connection.session.node.drain_started() => return Ok(()),
+            sniffed = sniffing => sniffed,
+        };
+        let Some((protocol, early)) = sniffed else {
+            return Ok(());
+        };
+        match protocol {
+            Protocol::Http1 => Box::pin(self.http1(early)).await?,
+            Protocol::Http2 => Box::pin(self.http2(early)).await?,
+        }
+        let switched = std::mem::take(&mut *self.connection.switched());
+        match switched.tunnel {
+            Some(tunnel) => Box::pin(self.tunnel(tunnel, switched.record)).await,
+            None => Ok(()),
+        }
+    }
+
+    fn io(&self, early: Bytes) -> Io {
+        TokioIo::new(Wire::new(self.socket.clone(), early, self.moved.clone()))
+    }
+
+    async fn http1(&self, early: Bytes) -> Result<(), Ending> {
+        let connection = self.connection.clone();
+        let service = service_fn(move |request| exchange::serve(connection.clone(), request));
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .half_close(false)
+            .max_buf_size(MAX_HEAD.max(64 * 1024))
+            .max_headers(MAX_HEADERS);
+        let codec = builder.serve_connection(self.io(early), service).with_upgrades();
+        self.drive(codec, true).await
+    }
+
+    async fn http2(&self, early: Bytes) -> Result<(), Ending> {
+        let connection = self.connection.clone();
+        let service = service_fn(move |request| exchange::serve(connection.clone(), request));
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_pending_accept_reset_streams(RESET_UNSEEN)
+            .max_header_list_size(MAX_HEAD as u32);
+        let codec = builder.serve_connection(self.io(early), service);
+        self.drive(codec, false).await
+    }
+
+    /// Lets a codec work until it is done, or is to be reset.
+    async fn drive(&self, codec: impl Codec, has_slow_heads: bool) -> Result<(), Ending> {
+        let mut codec = pin!(codec);
+        let drained = self.connection.session.node.drain_started();
+        let mut drained = pin!(drained);
+        let mut watch = Watch::new(self, has_slow_heads);
+        let mut is_finishing = false;
+        loop {
+            tokio::select! {
+                biased;
+                ending = self.ended() => return Err(ending),
+                result = codec.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(peer = %self.connection.session.source.address(), %error, "an HTTP connection broke");
+                    }
+                    return Ok(());
+                }
+                () = &mut drained, if !is_finishing => {
+                    is_finishing = true;
+                    codec.as_mut().finish();
+                }
+                silence = watch.silent() => match silence {
+                    Silence::Idle if !is_finishing => {
+                        is_finishing = true;
+                        codec.as_mut().finish();
+                    }
+                    Silence::Idle | Silence::Stuck => return Err(Ending::IdleTimeout),
+                    Silence::SlowHead => return Err(Ending::HandshakeFailed),
+                },
+            }
+        }
+    }
+
+    async fn tunnel(&self, tunnel: Tunnel, record: Option<Box<Record>>) -> Result<(), Ending> {
+        let mut record = record;
+        let mut watch = Watch::new(self, false);
+        let mut running = pin!(tunnel.run());
+        loop {
+            tokio::select! {
+                biased;
+                ending = self.ended() => return Err(ending),
+                result = running.as_mut() => {
+                    if let (Ok((_, sent)), Some(record)) = (&result, &mut record) {
+                        record.sent = *sent;
+                        record.is_complete = true;
+                    }
+                    return result.map(drop).map_err(|_| Ending::UpstreamReset);
+                }
+                silence = watch.silent() => if matches!(silence, Silence::Stuck | Silence::Idle) {
+                    return Err(Ending::IdleTimeout);
+                },
+            }
+        }
+    }
+
+    /// Resolves when it has to end: policy, or the drain's deadline.
+    async fn ended(&self) -> Ending {
+        std::future::poll_fn(|cx| {
+            if let std::task::Poll::Ready(ending) = self.guard.flow().poll_end(cx) {
+                return std::task::Poll::Ready(ending);
+            }
+            self.connection.permits.poll_revoked(cx)
+        })
+        .await
+    }
+}
+
+/// What a connection does that does nothing.
+enum Silence {
+    /// It has no request.
+    Idle,
+    /// It has a request, and nothing moves.
+    Stuck,
+    /// The head of a request has begun, and does not end.
+    SlowHead,
+}
+
+/// Looks at a connection now and then.
+struct Watch<'a> {
+    serving: &'a Serving<'a>,
+    has_slow_heads: bool,
+    moved: u64,
+    moved_at: Instant,
+    /// The last request's end, and what had been read then.
+    ended: u32,
+    read: u64,
+    began_at: Option<Instant>,
+    next: Instant,
+}
+
+impl<'a> Watch<'a> {
+    fn new(serving: &'a Serving<'a>, has_slow_heads: bool) -> Self {
+        let now = Instant::now();
+        let mut watch = Self {
+            serving,
+            has_slow_heads,
+            moved: 0,
+            moved_at: now,
+            ended: 0,
+            read: 0,
+            began_at: Some(now),
+            next: now,
+        };
+        watch.next = now + watch.interval();
+        watch
+    }
+
+    fn interval(&self) -> Duration {
+        let timeouts = &self.serving.settings.timeouts;
+        timeouts.idle.min(timeouts.handshake) / LOOKS
+    }
+
+    /// Resolves when it has been silent for too long.
+    async fn silent(&mut self) -> Silence {
+        loop {
+            tokio::time::sleep_until(self.next).await;
+            let now = Instant::now();
+            self.next = now + self.interval();
+            if let Some(silence) = self.look(now) {
+                return silence;
+            }
+        }
+    }
+
+    fn look(&mut self, now: Instant) -> Option<Silence> {
+        let Serving {
+            connection,
+            moved,
+            settings,
+            ..
+        } = self.serving;
+        let open = connection.open.load(Ordering::Relaxed);
+        let total = moved.total();
+        if total != self.moved {
+            self.moved = total;
+            self.moved_at = now;
+        }
+        let ended = connection.ended.load(Ordering::Relaxed);
+        if open > 0 || ended != self.ended {
+            self.ended = ended;
+            self.read = moved.read();
+            self.began_at = None;
+        } else if self.has_slow_heads && moved.read() > self.read {
+            let began_at = *self.began_at.get_or_insert(now);
+            if now.duration_since(began_at) >= settings.timeouts.handshake {
+                return Some(Silence::SlowHead);
+            }
+        }
+        let is_silent = now.duration_since(self.moved_at) >= settings.timeouts.idle;
+        is_silent.then_some(match open {
+            0 => Silence::Idle,
+            _ => Silence::Stuck,
+        })
+    }
+}

@@ -1,0 +1,258 @@
+//! One request, from its head to the head of its response.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue, LOCATION, SERVER, UPGRADE};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use underpass_config::http::{Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
+
+use super::connection::Connection;
+use super::download::Download;
+use super::flags::Flags;
+use super::forward::{Answered, Job, expected_timeout};
+use super::hygiene;
+use super::intake::Intake;
+use super::record::Record;
+use super::reply::{Audience, reply};
+use super::tunnel::Tunnel;
+use super::upload::Upload;
+use crate::node::Snapshot;
+
+/// What our responses say they are from, as Envoy's say `envoy`.
+const SERVER_NAME: HeaderValue = HeaderValue::from_static("underpass");
+
+/// Serves one request.
+///
+/// # Errors
+/// Never: what goes wrong is answered.
+pub async fn serve(
+    connection: Arc<Connection>,
+    mut request: Request<Incoming>,
+) -> Result<Response<Download>, Infallible> {
+    let mut record = Box::new(Record::new(connection.clone()));
+    let asks_upgrade = request.headers().contains_key(UPGRADE);
+    let on_upgrade = asks_upgrade.then(|| hyper::upgrade::on(&mut request));
+    let snapshot = connection.session.node.snapshot();
+    let (parts, body) = request.into_parts();
+    let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
+    let is_connect = parts.method == Method::CONNECT;
+    let audience = Audience::of(&parts.method, &parts.headers);
+    let exchange = Exchange {
+        connection: &connection,
+        snapshot: &snapshot,
+        audience,
+        on_upgrade,
+    };
+    let mut response = match Intake::new(parts) {
+        Ok(intake) => {
+            record.note_request(&intake);
+            Box::pin(exchange.route(intake, body, &mut record)).await
+        }
+        Err(unfit) => {
+            record.details = unfit.details.into();
+            match unfit.status {
+                StatusCode::NOT_FOUND => record.flags.add(Flags::NO_ROUTE),
+                _ => record.flags.add(Flags::PROTOCOL_ERROR),
+            }
+            let mut response = reply(audience, unfit.status, unfit.text);
+            if is_http1 && (unfit.status != StatusCode::NOT_FOUND || is_connect) {
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
+    };
+    response.headers_mut().insert(SERVER, SERVER_NAME);
+    // Whoever is answered before its body was looked at may go on sending it: nothing that follows it would be read.
+    let is_unread = has_body && record.upload.as_ref().is_none_or(|upload| !upload.was_asked_for());
+    if is_http1 && is_unread {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    record.status = response.status().as_u16();
+    let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    Ok(match is_tunnel {
+        true => {
+            connection.note_tunnel_record(record);
+            response
+        }
+        false => response.map(|body| body.recorded(record)),
+    })
+}
+
+struct Exchange<'a> {
+    connection: &'a Arc<Connection>,
+    snapshot: &'a Snapshot,
+    audience: Audience,
+    on_upgrade: Option<OnUpgrade>,
+}
+
+impl Exchange<'_> {
+    async fn route(self, mut intake: Intake, body: Incoming, record: &mut Record) -> Response<Download> {
+        let table = self.snapshot.config.http.tables.get(&self.connection.routes);
+        let found = table.and_then(|table| table.route(&intake.view()));
+        let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
+            record.flags.add(Flags::NO_ROUTE);
+            record.details = "route_not_found".into();
+            return reply(self.audience, StatusCode::NOT_FOUND, Bytes::new());
+        };
+        record.route = Some((host.name.clone(), route.clone()));
+        let forward = match &route.action {
+            RouteAction::Forward(forward) => forward,
+            RouteAction::Redirect(redirect) => {
+                record.details = "direct_response".into();
+                let location = redirect.location(&route.matches, &intake.view());
+                let mut response = reply(self.audience, redirect.status, Bytes::new());
+                if let Ok(location) = HeaderValue::try_from(location) {
+                    response.headers_mut().insert(LOCATION, location);
+                }
+                return edited(response, &host, &route, None);
+            }
+            RouteAction::Direct(direct) => {
+                record.details = "direct_response".into();
+                let body = Bytes::copy_from_slice(direct.body.as_bytes());
+                return edited(reply(self.audience, direct.status, body), &host, &route, None);
+            }
+        };
+        if let Some(refusal) = inject(forward.fault.as_ref(), self.audience, record).await {
+            return edited(refusal, &host, &route, None);
+        }
+        let chosen = forward.choose(fastrand::u32(..));
+        rewrite(&mut intake, &host, &route, forward, chosen);
+        let response = self.forward(&intake, body, forward, chosen, record).await;
+        edited(response, &host, &route, Some(&chosen.response_headers))
+    }
+
+    async fn forward(
+        mut self,
+        intake: &Intake,
+        body: Incoming,
+        forward: &Forward,
+        chosen: &WeightedCluster,
+        record: &mut Record,
+    ) -> Response<Download> {
+        record.cluster = Some(chosen.cluster.clone());
+        let Some(cluster) = self.snapshot.config.http.cluster(&chosen.cluster) else {
+            record.flags.add(Flags::NO_CLUSTER);
+            record.details = "cluster_not_found".into();
+            return reply(self.audience, StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
+        };
+        if let Some(protocol) = &intake.upgrade
+            && !forward.upgrades.contains(protocol)
+        {
+            record.details = "upgrade_failed".into();
+            let mut response = reply(self.audience, StatusCode::FORBIDDEN, Bytes::new());
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        let room = forward.retry.as_ref().map_or(0, |retry| retry.replay);
+        let upload = Upload::new(body, room);
+        record.upload = Some(upload.clone());
+        let job = Job {
+            connection: self.connection,
+            forward,
+            cluster,
+            intake,
+            upload: &upload,
+            audience: self.audience,
+        };
+        match job.send(record).await {
+            Err(response) => response,
+            Ok(answered) if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                self.switch(intake, answered, record)
+            }
+            Ok(answered) => answered.into_response(record),
+        }
+    }
+
+    /// The endpoint has changed to another protocol: so does the client.
+    fn switch(&mut self, intake: &Intake, answered: Answered, record: &mut Record) -> Response<Download> {
+        let Answered {
+            mut response,
+            holds,
+            lease,
+            ..
+        } = answered;
+        let (Some(downstream), Some(_)) = (self.on_upgrade.take(), &intake.upgrade) else {
+            // Nobody has asked for it.
+            record.flags.add(Flags::PROTOCOL_ERROR);
+            record.details = "unexpected_switch_of_protocols".into();
+            return reply(self.audience, StatusCode::BAD_GATEWAY, Bytes::new());
+        };
+        let upstream = hyper::upgrade::on(&mut response);
+        let protocol = response.headers().get(UPGRADE).cloned();
+        let (mut parts, _) = response.into_parts();
+        hygiene::strip_hop_by_hop(&mut parts.headers);
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(protocol) = protocol {
+            parts.headers.insert(UPGRADE, protocol);
+        }
+        record.details = "via_upstream".into();
+        self.connection
+            .begin_tunnel(Tunnel::new(downstream, upstream, lease, holds));
+        let mut switched = Response::new(Download::whole(Bytes::new()));
+        *switched.status_mut() = parts.status;
+        *switched.headers_mut() = parts.headers;
+        switched
+    }
+}
+
+/// What the route makes of a request before it goes on.
+fn rewrite(intake: &mut Intake, host: &VirtualHost, route: &Route, forward: &Forward, chosen: &WeightedCluster) {
+    if let Some(limit) = expected_timeout(forward) {
+        intake.headers.insert("x-envoy-expected-rq-timeout-ms", limit);
+    }
+    for edits in [&chosen.request_headers, &route.request_headers, &host.request_headers] {
+        edits.apply(&mut intake.headers);
+    }
+    if let Some(authority) = &forward.host {
+        let original = std::mem::replace(&mut intake.authority, authority.clone());
+        intake.headers.insert("x-envoy-original-host", original);
+    }
+    if let Some(path) = forward.path.apply(&route.matches, intake.view().path) {
+        if let Ok(original) = HeaderValue::try_from(intake.target.as_str()) {
+            intake.headers.insert("x-envoy-original-path", original);
+        }
+        intake.set_path(&path);
+    }
+}
+
+fn edited(
+    mut response: Response<Download>,
+    host: &VirtualHost,
+    route: &Route,
+    of_cluster: Option<&HeaderEdits>,
+) -> Response<Download> {
+    let headers = response.headers_mut();
+    for edits in of_cluster
+        .into_iter()
+        .chain([&route.response_headers, &host.response_headers])
+    {
+        edits.apply(headers);
+    }
+    response
+}
+
+/// Does to a request what the route says is to go wrong; the answer, if it is refused.
+async fn inject(fault: Option<&Fault>, audience: Audience, record: &mut Record) -> Option<Response<Download>> {
+    let fault = fault?;
+    let strikes = |parts: u32| fastrand::u32(..Fault::ALL) < parts;
+    if let Some((delay, parts)) = fault.delay
+        && strikes(parts)
+    {
+        record.flags.add(Flags::DELAY_INJECTED);
+        tokio::time::sleep(delay).await;
+    }
+    let (status, _) = fault.abort.filter(|(_, parts)| strikes(*parts))?;
+    record.flags.add(Flags::FAULT_INJECTED);
+    record.details = "fault_filter_abort".into();
+    Some(reply(audience, status, "fault filter abort"))
+}

@@ -1,0 +1,93 @@
+//! Envoy's response flags (`%RESPONSE_FLAGS%`): why a request did not go as it should have.
+
+use std::fmt;
+
+/// A set of flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Flags(u16);
+
+impl Flags {
+    /// The service has no endpoint (UH).
+    pub const NO_HEALTHY_UPSTREAM: Self = Self(1);
+    /// It took too long (UT).
+    pub const UPSTREAM_TIMEOUT: Self = Self(1 << 1);
+    /// The endpoint reset it (UR).
+    pub const UPSTREAM_RESET: Self = Self(1 << 2);
+    /// The endpoint could not be connected to (UF).
+    pub const CONNECT_FAILED: Self = Self(1 << 3);
+    /// The endpoint closed the connection (UC).
+    pub const UPSTREAM_CLOSED: Self = Self(1 << 4);
+    /// A limit of the cluster is reached (UO).
+    pub const OVERFLOW: Self = Self(1 << 5);
+    /// There is no route (NR).
+    pub const NO_ROUTE: Self = Self(1 << 6);
+    /// It was delayed on purpose (DI).
+    pub const DELAY_INJECTED: Self = Self(1 << 7);
+    /// It was refused on purpose (FI).
+    pub const FAULT_INJECTED: Self = Self(1 << 8);
+    /// Policy denied it; our own word, as in the log of connections.
+    pub const DENIED: Self = Self(1 << 9);
+    /// The client went away (DC).
+    pub const CLIENT_GONE: Self = Self(1 << 10);
+    /// No retry was left, or none was any better (URX).
+    pub const RETRIES_USED_UP: Self = Self(1 << 11);
+    /// The route leads to a cluster that is not there (NC).
+    pub const NO_CLUSTER: Self = Self(1 << 12);
+    /// The request was malformed (DPE).
+    pub const PROTOCOL_ERROR: Self = Self(1 << 13);
+
+    /// In Envoy's order (`ResponseFlagUtils`).
+    const WORDS: [(Self, &'static str); 14] = [
+        (Self::NO_HEALTHY_UPSTREAM, "UH"),
+        (Self::UPSTREAM_TIMEOUT, "UT"),
+        (Self::UPSTREAM_RESET, "UR"),
+        (Self::CONNECT_FAILED, "UF"),
+        (Self::UPSTREAM_CLOSED, "UC"),
+        (Self::OVERFLOW, "UO"),
+        (Self::NO_ROUTE, "NR"),
+        (Self::DELAY_INJECTED, "DI"),
+        (Self::FAULT_INJECTED, "FI"),
+        (Self::DENIED, "DENY"),
+        (Self::CLIENT_GONE, "DC"),
+        (Self::RETRIES_USED_UP, "URX"),
+        (Self::NO_CLUSTER, "NC"),
+        (Self::PROTOCOL_ERROR, "DPE"),
+    ];
+
+    /// Adds those of `other`.
+    pub fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = Self::WORDS.iter().filter(|(flag, _)| self.0 & flag.0 != 0);
+        let mut is_first = true;
+        for (_, word) in words {
+            if !is_first {
+                f.write_str(",")?;
+            }
+            is_first = false;
+            f.write_str(word)?;
+        }
+        if is_first {
+            f.write_str("-")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_written_as_envoy_writes_them() {
+        let mut flags = Flags::default();
+        assert_eq!(flags.to_string(), "-");
+        flags.add(Flags::RETRIES_USED_UP);
+        flags.add(Flags::CONNECT_FAILED);
+        assert_eq!(flags.to_string(), "UF,URX");
+    }
+}

@@ -1,0 +1,349 @@
+//! A request's way to a cluster: an endpoint, a try, another try.
+//!
+//! A try is repeated only while the client has been sent nothing: what reaches it comes of one try. Limits are taken before the first try and held
+//! until the response has ended (`Holds`).
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+use underpass_config::http::{Cluster, Forward, Held, RetryPolicy, UpstreamProtocol};
+
+use super::attempt::{Failure, attempt};
+use super::connection::Connection;
+use super::download::Download;
+use super::flags::Flags;
+use super::hygiene;
+use super::intake::Intake;
+use super::pool::{Lease, Wanted};
+use super::record::Record;
+use super::reply::{Audience, reply};
+use super::upload::{self, Upload};
+
+/// Of a response that is not passed on, so much is read to keep its connection.
+const DISCARDED: usize = 64 * 1024;
+/// Of a response that is not passed on, so long is read.
+const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a request holds of its cluster's limits.
+#[derive(Debug, Default)]
+pub struct Holds {
+    _cluster: Option<Held>,
+    retry: Option<Held>,
+    endpoint: Option<Held>,
+}
+
+/// A request that goes to a cluster.
+pub struct Job<'a> {
+    /// The client's connection.
+    pub connection: &'a Arc<Connection>,
+    /// How its route leads on.
+    pub forward: &'a Forward,
+    /// Where to.
+    pub cluster: &'a Arc<Cluster>,
+    /// The request, as it goes on.
+    pub intake: &'a Intake,
+    /// Its body.
+    pub upload: &'a Upload,
+    /// Who waits for the answer.
+    pub audience: Audience,
+}
+
+/// What came of a request.
+pub struct Answered {
+    /// The head of the response.
+    pub response: Response<Incoming>,
+    /// The connection that it comes by.
+    pub lease: Lease,
+    /// What it holds.
+    pub holds: Holds,
+    /// Until when it has to have come to its end.
+    pub deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why there is no response to pass on.
+struct Failed {
+    status: StatusCode,
+    flags: Flags,
+    details: String,
+    text: String,
+}
+
+impl Failed {
+    fn new(status: StatusCode, flags: Flags, details: &str, text: impl Into<String>) -> Self {
+        Self {
+            status,
+            flags,
+            details: details.to_owned(),
+            text: text.into(),
+        }
+    }
+
+    fn timed_out() -> Self {
+        let text = "upstream request timeout";
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            Flags::UPSTREAM_TIMEOUT,
+            "response_timeout",
+            text,
+        )
+    }
+}
+
+impl Job<'_> {
+    /// Sends it, until it is answered or can't be.
+    ///
+    /// # Errors
+    /// The proxy's own answer.
+    pub async fn send(&self, record: &mut Record) -> Result<Answered, Response<Download>> {
+        let result = {
+            let overall = self.overall_timeout();
+            tokio::select! {
+                biased;
+                result = self.try_all(record) => result,
+                () = overall => Err(Failed::timed_out()),
+            }
+        };
+        result.map_err(|failed| {
+            record.flags.add(failed.flags);
+            record.details = failed.details.into();
+            let mut response = reply(self.audience, failed.status, Bytes::from(failed.text));
+            if failed.flags == Flags::OVERFLOW {
+                let overloaded = HeaderValue::from_static("true");
+                response.headers_mut().insert("x-envoy-overloaded", overloaded);
+            }
+            response
+        })
+    }
+
+    /// Resolves when the request has had its time, which begins when the client has sent all of it.
+    async fn overall_timeout(&self) {
+        match self.forward.timeout {
+            None => std::future::pending().await,
+            Some(timeout) => {
+                self.upload.completed().await;
+                tokio::time::sleep(timeout).await;
+            }
+        }
+    }
+
+    async fn try_all(&self, record: &mut Record) -> Result<Answered, Failed> {
+        let mut holds = Holds {
+            _cluster: Some(self.cluster.admit().ok_or_else(overflow)?),
+            ..Holds::default()
+        };
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let is_http2 = self.is_http2();
+        loop {
+            let avoided: &[SocketAddr] = match self.forward.retry.as_ref().is_some_and(|retry| retry.other_endpoints) {
+                true => &tried,
+                false => &[],
+            };
+            let Some(endpoint) = self.cluster.choose(avoided, || fastrand::u32(..)) else {
+                let text = "no healthy upstream";
+                let flags = Flags::NO_HEALTHY_UPSTREAM;
+                return Err(Failed::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    flags,
+                    "no_healthy_upstream",
+                    text,
+                ));
+            };
+            let address = endpoint.settings.address;
+            if let Err(denied) = self.connection.permits.ask(&self.connection.session, address) {
+                let details = format!("policy: {}", denied.why);
+                let text = "RBAC: access denied";
+                return Err(Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, &details, text));
+            }
+            holds.endpoint = Some(endpoint.hold());
+            record.endpoint = Some(address);
+            record.attempts += 1;
+            tried.push(address);
+            let wanted = Wanted {
+                node: &self.connection.session.node,
+                core: self.connection.session.core,
+                cluster: &self.cluster.settings,
+                address,
+                is_http2,
+            };
+            let outcome = self.try_once(wanted).await;
+            record.service_time = Some(record.age());
+            if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
+                if let Ok((response, lease)) = outcome {
+                    discard_later(response, lease);
+                }
+                holds.endpoint = None;
+                continue;
+            }
+            return match outcome {
+                Ok((response, lease)) => Ok(Answered {
+                    response,
+                    lease,
+                    holds,
+                    deadline: self
+                        .forward
+                        .timeout
+                        .map(|timeout| Box::pin(tokio::time::sleep(timeout))),
+                }),
+                Err(failure) => Err(failed(&failure, record.attempts > 1)),
+            };
+        }
+    }
+
+    fn is_http2(&self) -> bool {
+        match self.cluster.settings.protocol {
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => true,
+            UpstreamProtocol::AsDownstream => self.intake.version == http::Version::HTTP_2,
+        }
+    }
+
+    async fn try_once(&self, wanted: Wanted<'_>) -> Result<(Response<Incoming>, Lease), Failure> {
+        let attempt = attempt(wanted, self.intake, self.upload);
+        match self.forward.retry.as_ref().and_then(|retry| retry.per_try_timeout) {
+            None => attempt.await,
+            Some(limit) => {
+                let in_time = async {
+                    tokio::select! {
+                        biased;
+                        result = attempt => result,
+                        () = self.per_try_timeout(limit) => Err(Failure::TimedOut),
+                    }
+                };
+                in_time.await
+            }
+        }
+    }
+
+    /// As the overall one, it begins when the client has sent its request.
+    async fn per_try_timeout(&self, limit: Duration) {
+        self.upload.completed().await;
+        tokio::time::sleep(limit).await;
+    }
+
+    /// Whether there is another try after `attempts`, for which room is then taken and a pause made.
+    async fn goes_on(
+        &self,
+        outcome: &Result<(Response<Incoming>, Lease), Failure>,
+        attempts: u32,
+        holds: &mut Holds,
+        record: &mut Record,
+    ) -> bool {
+        let Some(retry) = &self.forward.retry else { return false };
+        if !is_retriable(retry, outcome) || !self.upload.can_replay() || self.intake.upgrade.is_some() {
+            return false;
+        }
+        if attempts > retry.retries {
+            record.flags.add(Flags::RETRIES_USED_UP);
+            return false;
+        }
+        if holds.retry.is_none() {
+            holds.retry = self.cluster.admit_retry();
+        }
+        if holds.retry.is_none() {
+            record.flags.add(Flags::OVERFLOW);
+            return false;
+        }
+        tokio::time::sleep(retry.longest_pause(attempts).mul_f64(fastrand::f64())).await;
+        true
+    }
+}
+
+fn is_retriable(retry: &RetryPolicy, outcome: &Result<(Response<Incoming>, Lease), Failure>) -> bool {
+    match outcome {
+        Ok((response, _)) => retry.on.of_answer(response.status(), response.headers()),
+        Err(Failure::NotConnected(_) | Failure::ConnectTimedOut) => retry.on.of_connect_failure(),
+        Err(Failure::Refused) => retry.on.of_refused_stream(),
+        Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
+        Err(Failure::TimedOut) => retry.on.of_timeout(),
+        Err(Failure::ClientGone | Failure::Unwritable) => false,
+    }
+}
+
+fn overflow() -> Failed {
+    let text = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+    Failed::new(StatusCode::SERVICE_UNAVAILABLE, Flags::OVERFLOW, "overflow", text)
+}
+
+/// The proxy's own answer to a request whose last try failed, in Envoy's words.
+fn failed(failure: &Failure, is_retried: bool) -> Failed {
+    let reset = |flags, reason: &str| {
+        let text = match is_retried {
+            false => format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}"),
+            true => format!(
+                "upstream connect error or disconnect/reset before headers. retried and the latest reset reason: {reason}"
+            ),
+        };
+        let details = format!("upstream_reset_before_response_started{{{}}}", reason.replace(' ', "_"));
+        Failed::new(StatusCode::SERVICE_UNAVAILABLE, flags, &details, text)
+    };
+    match failure {
+        Failure::NotConnected(why) => {
+            let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
+            failed.details = format!("{}: {why}", failed.details);
+            failed
+        }
+        Failure::ConnectTimedOut => reset(Flags::CONNECT_FAILED, "connection timeout"),
+        Failure::Refused => reset(Flags::UPSTREAM_RESET, "remote refused stream reset"),
+        Failure::Reset => reset(Flags::UPSTREAM_RESET, "remote reset"),
+        Failure::Closed => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
+        Failure::Malformed => {
+            let mut failed = reset(Flags::PROTOCOL_ERROR, "protocol error");
+            failed.status = StatusCode::BAD_GATEWAY;
+            failed
+        }
+        Failure::TimedOut => Failed {
+            details: "upstream_per_try_timeout".to_owned(),
+            ..Failed::timed_out()
+        },
+        Failure::ClientGone => Failed::new(
+            StatusCode::BAD_REQUEST,
+            Flags::CLIENT_GONE,
+            "downstream_remote_disconnect",
+            "",
+        ),
+        Failure::Unwritable => {
+            let details = "rewritten_request_is_invalid";
+            Failed::new(StatusCode::INTERNAL_SERVER_ERROR, Flags::default(), details, "")
+        }
+    }
+}
+
+/// Reads a response to its end that another try takes the place of, if it is short, so that its connection can be used again.
+fn discard_later(response: Response<Incoming>, lease: Lease) {
+    tokio::spawn(async move {
+        let discarded = upload::discard(response.into_body(), DISCARDED);
+        if tokio::time::timeout(DISCARD_PATIENCE, discarded).await == Ok(true) {
+            lease.give_back();
+        }
+    });
+}
+
+impl Answered {
+    /// The response as it goes to the client, and its status.
+    pub fn into_response(self, record: &mut Record) -> Response<Download> {
+        let (mut parts, body) = self.response.into_parts();
+        hygiene::strip_hop_by_hop(&mut parts.headers);
+        if let Some(time) = record.service_time {
+            let millis = HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+            parts.headers.insert("x-envoy-upstream-service-time", millis);
+        }
+        record.details = "via_upstream".into();
+        let mut response = Response::new(Download::streamed(body, self.lease, self.deadline, self.holds));
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers;
+        response
+    }
+}
+
+/// The time that a request has, as its endpoint is told (`x-envoy-expected-rq-timeout-ms`).
+pub fn expected_timeout(forward: &Forward) -> Option<HeaderValue> {
+    let per_try = forward.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+    let limit = per_try.into_iter().chain(forward.timeout).min()?;
+    Some(HeaderValue::from(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,292 @@
+//! A request as it came, turned into one that can be routed: or the answer to one that can't be.
+
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{Method, StatusCode, Uri, Version};
+use underpass_config::http::RequestView;
+
+use super::hygiene;
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Header fields of a request, as Envoy has them (`max_request_headers_count`).
+pub const MAX_HEADERS: usize = 100;
+/// Bytes of a request's head, as Envoy has them (`max_request_headers_kb`).
+pub const MAX_HEAD: usize = 60 * 1024;
+
+/// By these Envoy lets a client say how its request is to be treated. Here its route says so, and they end here.
+const WISHES: [&str; 9] = [
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-max-retries",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-hedge-on-per-try-timeout",
+];
+
+/// A request that can be routed.
+#[derive(Debug)]
+pub struct Intake {
+    /// The method.
+    pub method: Method,
+    /// Path and query; it begins with a slash.
+    pub target: String,
+    /// Where the query begins in it, the question mark included.
+    query_at: Option<usize>,
+    /// Whom it is for.
+    pub authority: HeaderValue,
+    /// What goes on of its header fields; `Host` is not among them.
+    pub headers: HeaderMap,
+    /// What it came by.
+    pub version: Version,
+    /// The protocol that it asks to change to.
+    pub upgrade: Option<String>,
+}
+
+/// Why a request can't be routed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// What it is answered with.
+    pub status: StatusCode,
+    /// More about that, for the log (`%RESPONSE_CODE_DETAILS%`).
+    pub details: &'static str,
+    /// What the answer says.
+    pub text: &'static str,
+}
+
+const fn unfit(status: StatusCode, details: &'static str) -> Unfit {
+    let text = "";
+    Unfit { status, details, text }
+}
+
+/// What Envoy's codec refuses, it refuses with a word.
+const fn unreadable(status: StatusCode, details: &'static str, text: &'static str) -> Unfit {
+    Unfit { status, details, text }
+}
+
+const BAD_FRAMING: Unfit = unreadable(StatusCode::BAD_REQUEST, "http1.ambiguous_framing", "Bad Request");
+const UNKNOWN_CODING: Unfit = unreadable(
+    StatusCode::NOT_IMPLEMENTED,
+    "http1.invalid_transfer_encoding",
+    "Not Implemented",
+);
+const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
+
+impl Intake {
+    /// What came, without what belongs to its hop.
+    ///
+    /// # Errors
+    /// Why it can't be routed.
+    pub fn new(parts: Parts) -> Result<Self, Unfit> {
+        let Parts {
+            method,
+            uri,
+            version,
+            mut headers,
+            ..
+        } = parts;
+        if version < Version::HTTP_11 {
+            // Envoy's answer while `accept_http_10` is off.
+            return Err(unreadable(
+                StatusCode::UPGRADE_REQUIRED,
+                "low_version",
+                "Upgrade Required",
+            ));
+        }
+        check_framing(&headers)?;
+        let authority = authority(&method, &uri, &headers)?;
+        let is_http1 = version == Version::HTTP_11;
+        let upgrade = is_http1.then(|| hygiene::upgrade(&headers)).flatten();
+        hygiene::strip_hop_by_hop(&mut headers);
+        headers.remove(HOST);
+        // The codec says "100 Continue" when the body is first asked for.
+        headers.remove(EXPECT);
+        let target = target(&method, &uri)?;
+        WISHES.iter().for_each(|name| drop(headers.remove(*name)));
+        complete(&mut headers);
+        Ok(Self {
+            query_at: target.find('?'),
+            method,
+            target,
+            authority,
+            headers,
+            version,
+            upgrade,
+        })
+    }
+
+    /// What routes look at.
+    pub fn view(&self) -> RequestView<'_> {
+        let (path, query) = match self.query_at {
+            Some(at) => (&self.target[..at], Some(&self.target[at + 1..])),
+            None => (&*self.target, None),
+        };
+        RequestView {
+            method: self.method.as_str(),
+            scheme: "http",
+            // It has been parsed as an authority.
+            authority: self.authority.to_str().unwrap_or_default(),
+            path,
+            query,
+            headers: &self.headers,
+        }
+    }
+
+    /// Replaces the path; the query stays.
+    pub fn set_path(&mut self, path: &str) {
+        let mut target = path.to_owned();
+        if let Some(at) = self.query_at {
+            target.push_str(&self.target[at..]);
+            self.query_at = Some(path.len());
+        }
+        self.target = target;
+    }
+}
+
+/// The codec has understood the framing; what could be understood in another way by someone else is refused nevertheless.
+fn check_framing(headers: &HeaderMap) -> Result<(), Unfit> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let length = lengths.next();
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if lengths.next().is_some() || (length.is_some() && coding.is_some()) {
+        return Err(BAD_FRAMING);
+    }
+    let is_known = coding.is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    match is_known && codings.next().is_none() {
+        true => Ok(()),
+        false => Err(UNKNOWN_CODING),
+    }
+}
+
+/// Whom a request is for: what the target says goes before what `Host` says (RFC 9112, section 3.2.2), which has to be there once.
+fn authority(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, Unfit> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(unfit(StatusCode::BAD_REQUEST, "http1.multiple_host_headers"));
+    }
+    if *method != Method::CONNECT && uri.scheme().is_none() && uri.authority().is_some() {
+        // `GET example.com`: neither a path nor a URI.
+        return Err(unreadable(StatusCode::BAD_REQUEST, "http1.invalid_url", "Bad Request"));
+    }
+    let of_target = uri.authority().map(|authority| authority.as_str());
+    let named = match of_target {
+        Some(authority) => authority,
+        None => {
+            let host = host.ok_or(unfit(StatusCode::BAD_REQUEST, "missing_host_header"))?;
+            host.to_str().map_err(|_| BAD_AUTHORITY)?
+        }
+    };
+    if named.parse::<http::uri::Authority>().is_err() || named.contains('@') {
+        return Err(BAD_AUTHORITY);
+    }
+    HeaderValue::from_str(named).map_err(|_| BAD_AUTHORITY)
+}
+
+fn target(method: &Method, uri: &Uri) -> Result<String, Unfit> {
+    if *method == Method::CONNECT {
+        // No route has a CONNECT matcher.
+        return Err(unfit(StatusCode::NOT_FOUND, "route_not_found"));
+    }
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    match target.starts_with('/') {
+        true => Ok(target.to_owned()),
+        // `OPTIONS *` has no path to be routed by.
+        false if target == "*" => Err(unfit(StatusCode::NOT_FOUND, "route_not_found")),
+        false if target.starts_with('?') => Ok(format!("/{target}")),
+        false => Err(unfit(StatusCode::BAD_REQUEST, "path_normalization_failed")),
+    }
+}
+
+/// Adds what every request has from here on.
+fn complete(headers: &mut HeaderMap) {
+    if !headers.contains_key(X_REQUEST_ID)
+        && let Ok(id) = HeaderValue::try_from(request_id())
+    {
+        headers.insert(X_REQUEST_ID, id);
+    }
+    headers
+        .entry(X_FORWARDED_PROTO)
+        .or_insert(HeaderValue::from_static("http"));
+}
+
+/// A random UUID (RFC 9562, section 5.4). It names a request in logs, and protects nothing.
+fn request_id() -> String {
+    let random = fastrand::u128(..);
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn intake(request: http::request::Builder) -> Result<Intake, Unfit> {
+        Intake::new(request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn the_target_goes_before_the_host() {
+        let request = Request::get("http://target:81/a?b=c").header("host", "other");
+        let intake = intake(request).unwrap();
+        let view = intake.view();
+        assert_eq!(
+            (view.authority, view.path, view.query),
+            ("target:81", "/a", Some("b=c"))
+        );
+        assert!(!intake.headers.contains_key(HOST));
+    }
+
+    #[test]
+    fn what_cannot_be_routed_is_told_so() {
+        let cases = [
+            (Request::get("/"), "missing_host_header"),
+            (
+                Request::get("/").header("host", "a").header("host", "b"),
+                "http1.multiple_host_headers",
+            ),
+            (Request::get("/").header("host", "user@a"), "http.invalid_authority"),
+            (Request::get("/").header("host", "a b"), "http.invalid_authority"),
+            (Request::get("/").version(Version::HTTP_10), "low_version"),
+            (Request::connect("a:80"), "route_not_found"),
+            (Request::options("*").header("host", "a"), "route_not_found"),
+        ];
+        for (request, details) in cases {
+            assert_eq!(intake(request).unwrap_err().details, details);
+        }
+    }
+
+    #[test]
+    fn a_new_path_keeps_the_query() {
+        let mut intake = intake(Request::get("/a?b").header("host", "h")).unwrap();
+        intake.set_path("/longer");
+        assert_eq!((intake.view().path, intake.view().query), ("/longer", Some("b")));
+        assert_eq!(intake.target, "/longer?b");
+    }
+
+    #[test]
+    fn request_ids_are_uuids_of_version_4() {
+        let id = request_id();
+        let lengths: Vec<usize> = id.split('-').map(str::len).collect();
+        assert_eq!(lengths, [8, 4, 4, 4, 12]);
+        assert_eq!(&id[14..15], "4");
+        assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
+        assert_ne!(id, request_id());
+    }
+}

@@ -1,0 +1,193 @@
+//! One request's account: counted and logged once, when it is over, however it comes to be over.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{HeaderName, HeaderValue, USER_AGENT};
+use http::{Method, Version};
+use underpass_config::Text;
+use underpass_config::http::Route;
+
+use super::connection::Connection;
+use super::flags::Flags;
+use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
+use super::upload::Upload;
+use crate::telemetry::Value;
+
+/// What is told of a request. Dropping it tells.
+#[derive(Debug)]
+pub struct Record {
+    connection: Arc<Connection>,
+    began: Instant,
+    started: SystemTime,
+    asked: Option<Asked>,
+    /// The status that the client was answered with; 0 while there is none.
+    pub status: u16,
+    /// What went wrong.
+    pub flags: Flags,
+    /// More about that (`%RESPONSE_CODE_DETAILS%`).
+    pub details: Text,
+    /// The route, and the name of its virtual host.
+    pub route: Option<(Text, Arc<Route>)>,
+    /// The cluster.
+    pub cluster: Option<Text>,
+    /// The endpoint of the last try.
+    pub endpoint: Option<SocketAddr>,
+    /// Tries.
+    pub attempts: u32,
+    /// Until the head of the response came.
+    pub service_time: Option<Duration>,
+    /// The request's body.
+    pub upload: Option<Upload>,
+    /// Bytes of the response's body.
+    pub sent: u64,
+    /// Whether the client has all of the response.
+    pub is_complete: bool,
+}
+
+/// What the client asked for, as the log has it.
+#[derive(Debug)]
+struct Asked {
+    method: Method,
+    target: String,
+    version: Version,
+    authority: HeaderValue,
+    named: [Option<HeaderValue>; 3],
+}
+
+/// In the log's order.
+const NAMED: [HeaderName; 3] = [X_FORWARDED_FOR, USER_AGENT, X_REQUEST_ID];
+
+impl Record {
+    /// Of a request that has just come.
+    pub fn new(connection: Arc<Connection>) -> Self {
+        connection.request_began();
+        Self {
+            connection,
+            began: Instant::now(),
+            started: SystemTime::now(),
+            asked: None,
+            status: 0,
+            flags: Flags::default(),
+            details: "-".into(),
+            route: None,
+            cluster: None,
+            endpoint: None,
+            attempts: 0,
+            service_time: None,
+            upload: None,
+            sent: 0,
+            is_complete: false,
+        }
+    }
+
+    /// Notes what was asked for, if the log wants to know.
+    pub fn note_request(&mut self, intake: &Intake) {
+        if !self.connection.session.node.telemetry.access_log.is_on() {
+            return;
+        }
+        self.asked = Some(Asked {
+            method: intake.method.clone(),
+            target: intake.target.clone(),
+            version: intake.version,
+            authority: intake.authority.clone(),
+            named: NAMED.map(|name| intake.headers.get(name).cloned()),
+        });
+    }
+
+    /// Since it came.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn fields(&self) -> Vec<(&'static str, Value)> {
+        let text = |value: &str| Value::Text(value.to_owned());
+        let shown = |value: Option<String>| Value::Text(value.unwrap_or_else(|| "-".to_owned()));
+        let session = &self.connection.session;
+        let asked = self.asked.as_ref();
+        let millis = |duration: Duration| duration.as_millis().try_into().unwrap_or(u64::MAX);
+        let lossy = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let named = |index: usize| shown(asked.and_then(|asked| asked.named[index].as_ref()).map(lossy));
+        let source = session.source.workload();
+        vec![
+            (
+                "start_time",
+                Value::Text(humantime::format_rfc3339_millis(self.started).to_string()),
+            ),
+            ("method", shown(asked.map(|asked| asked.method.to_string()))),
+            ("path", shown(asked.map(|asked| asked.target.clone()))),
+            ("protocol", shown(asked.map(|asked| format!("{:?}", asked.version)))),
+            ("response_code", Value::Number(u64::from(self.status))),
+            ("response_flags", Value::Text(self.flags.to_string())),
+            ("response_code_details", text(&self.details)),
+            (
+                "bytes_received",
+                Value::Number(self.upload.as_ref().map_or(0, Upload::received)),
+            ),
+            ("bytes_sent", Value::Number(self.sent)),
+            ("duration", Value::Number(millis(self.age()))),
+            (
+                "upstream_service_time",
+                shown(self.service_time.map(|time| millis(time).to_string())),
+            ),
+            ("x_forwarded_for", named(0)),
+            ("user_agent", named(1)),
+            ("request_id", named(2)),
+            ("authority", shown(asked.map(|asked| lossy(&asked.authority)))),
+            ("upstream_host", shown(self.endpoint.map(|address| address.to_string()))),
+            (
+                "upstream_cluster",
+                shown(self.cluster.as_ref().map(ToString::to_string)),
+            ),
+            ("attempts", Value::Number(u64::from(self.attempts))),
+            (
+                "virtual_host",
+                shown(self.route.as_ref().map(|(host, _)| host.to_string())),
+            ),
+            (
+                "route_name",
+                shown(
+                    self.route
+                        .as_ref()
+                        .map(|(_, route)| route.name.to_string())
+                        .filter(|name| !name.is_empty()),
+                ),
+            ),
+            ("src.addr", Value::Text(session.source.address().to_string())),
+            ("src.workload", shown(source.map(|workload| workload.name.to_string()))),
+            (
+                "src.identity",
+                shown(session.source.identity().map(ToString::to_string)),
+            ),
+            (
+                "downstream_local_address",
+                Value::Text(self.connection.local.to_string()),
+            ),
+            ("listener", text(session.entrance.name())),
+        ]
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.is_complete && (self.flags == Flags::default() || self.status == 0) {
+            // Nobody else broke it off.
+            self.flags.add(Flags::CLIENT_GONE);
+        }
+        let telemetry = &self.connection.session.node.telemetry;
+        let (host, route) = match &self.route {
+            Some((host, route)) => (&**host, &*route.name),
+            None => ("-", "-"),
+        };
+        let cluster = self.cluster.as_deref().unwrap_or("-");
+        let counts = self.connection.counts(host, route, cluster);
+        counts.count(self.status, self.flags, self.attempts);
+        if telemetry.access_log.is_on() {
+            telemetry
+                .access_log
+                .write_fields("request", SystemTime::now(), &self.fields());
+        }
+        self.connection.request_ended();
+    }
+}

@@ -1,0 +1,271 @@
+//! What the proxy promises beyond what Envoy can be asked for beside it.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use underpass_tests::{Host, Need, Proxy, World, available, wait};
+
+use super::client::{Client, ask, get};
+use super::endpoint::{Endpoint, Tries};
+use super::scene;
+
+/// Denies the client whose address is given, in whatever it opens to the workload that names the policy.
+const DENIAL: &str = "authorization_policies:
+- {name: no, namespace: shop, scope: WORKLOAD_SELECTOR, action: DENY, groups: [{rules: [{matches: [{source_ips: [CLIENT]}]}]}]}
+";
+
+struct Scene {
+    world: World,
+    client: Host,
+    us: Host,
+    at: SocketAddr,
+    endpoints: Vec<SocketAddr>,
+    hosts: Vec<Host>,
+    closed: SocketAddr,
+}
+
+impl Scene {
+    /// Two endpoints, `one` and `two`, that count the tries of an `x-id` together.
+    fn new() -> Self {
+        let world = World::loopback();
+        let (client, us, nobody) = (world.host(), world.host(), world.host());
+        let hosts = vec![world.host(), world.host()];
+        let tries = Tries::default();
+        let names = ["one", "two"];
+        let endpoints = hosts
+            .iter()
+            .zip(names)
+            .map(|(host, name)| Endpoint::start(host, 9001, name, tries.clone()).address);
+        Self {
+            endpoints: endpoints.collect(),
+            at: us.at(8080),
+            closed: nobody.at(9),
+            world,
+            client,
+            us,
+            hosts,
+        }
+    }
+
+    fn yaml(&self, endpoints: &[SocketAddr], more: &str) -> String {
+        let log = self.world.directory().join("access.log").display().to_string();
+        scene::ours(self.at, self.us.at(15000), &log, endpoints, self.closed) + more
+    }
+
+    fn start(&self, yaml: &str) -> Proxy {
+        let file = self.world.directory().join("http.yaml");
+        std::fs::write(&file, yaml).expect("write the configuration");
+        Proxy::start_with_file(&self.world, &self.us, file)
+    }
+
+    fn logged(&self, part: &str) -> bool {
+        let log = std::fs::read_to_string(self.world.directory().join("access.log")).unwrap_or_default();
+        log.lines().any(|line| line.contains(part))
+    }
+}
+
+/// A policy that the client's requests pass by, until it denies it: the open connection is reset, a new request refused.
+#[test]
+fn a_policy_that_comes_to_deny_resets_the_open_connection_and_refuses_new_requests() {
+    let scene = Scene::new();
+    let workload = |policies: &str| {
+        let address = scene.hosts[0].ip();
+        format!(
+            "workloads: [{{name: one, namespace: shop, addresses: ['{address}'], authorization_policies: [{policies}]}}]\n"
+        )
+    };
+    let endpoints = &scene.endpoints[..1];
+    let denial = DENIAL.replace("CLIENT", &scene.client.ip().to_string());
+    let proxy = scene.start(&scene.yaml(endpoints, &workload("")));
+    let mut client = Client::connect(&scene.client, scene.at);
+    client.send(get("/x", "").as_bytes());
+    assert_eq!(client.answer(false).status, 200);
+    proxy.replace_file(&scene.yaml(endpoints, &(workload("shop/no") + &denial)));
+    assert!(
+        client.is_reset(),
+        "the connection that was let to the endpoint stays open"
+    );
+    let seen = ask(&scene.client, scene.at, &get("/x", ""));
+    assert_eq!((seen.status, &*seen.body), (403, "RBAC: access denied"));
+    wait::eventually(wait::SOON, "the refusal is logged", || {
+        scene.logged(r#""response_flags":"DENY""#)
+    });
+    // Whoever asks for nothing that is guarded is not concerned.
+    assert_eq!(ask(&scene.client, scene.at, &get("/direct", "")).status, 418);
+}
+
+#[test]
+fn requests_on_one_connection_are_answered_in_their_order() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let mut client = Client::connect(&scene.client, scene.at);
+    let pipelined: String = (0..20).map(|n| get(&format!("/n{n}"), "")).collect();
+    client.send(pipelined.as_bytes());
+    for n in 0..20 {
+        let seen = client.answer(false);
+        assert!(seen.body.contains(&format!("GET /n{n} HTTP/1.1")), "{n}: {seen:?}");
+    }
+}
+
+#[test]
+fn a_retry_goes_to_the_other_endpoint() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    for n in 0..10 {
+        let seen = ask(
+            &scene.client,
+            scene.at,
+            &get("/retry/5xx", &format!("x-id: r{n}\r\nx-do: 503 first 1\r\n")),
+        );
+        assert_eq!(seen.status, 200, "{seen:?}");
+        assert!(seen.body.starts_with("attempt 2\n"), "{seen:?}");
+    }
+}
+
+/// What is kept to be sent again is bounded: a body of more than `replay_bytes` is sent once.
+#[test]
+fn a_body_that_is_too_long_to_be_kept_is_tried_once() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    for (length, status, attempt) in [(60_000, 200, "attempt 2\n"), (70_000, 503, "attempt 1\n")] {
+        let lines = format!("x-id: long{length}\r\nx-do: 503 first 1\r\ncontent-length: {length}\r\n");
+        let request = get("/retry/5xx", &lines).replacen("GET", "POST", 1) + &"x".repeat(length);
+        let seen = ask(&scene.client, scene.at, &request);
+        assert_eq!(seen.status, status, "{length}");
+        assert!(
+            seen.body.starts_with(attempt) && seen.body.contains(&format!("body {length}: ")),
+            "{length}"
+        );
+    }
+}
+
+#[test]
+fn a_clusters_limit_holds_for_the_node_and_is_given_back() {
+    let scene = Scene::new();
+    let yaml = scene
+        .yaml(&scene.endpoints, "")
+        .replace("{name: web, ", "{name: web, limits: {requests: 1}, ");
+    let proxy = scene.start(&yaml);
+    let mut slow = Client::connect(&scene.client, scene.at);
+    slow.send(get("/x", "x-id: slow\r\nx-do: slow\r\n").as_bytes());
+    wait::eventually(wait::SOON, "one is refused", || {
+        let seen = ask(&scene.client, scene.at, &get("/x", ""));
+        seen.status == 503 && seen.header("x-envoy-overloaded") == Some("true")
+    });
+    assert_eq!(slow.answer(false).status, 200);
+    assert_eq!(ask(&scene.client, scene.at, &get("/x", "")).status, 200);
+    let refused = proxy
+        .metrics()
+        .sum("underpass_http_requests_total", &[("response_flags", "UO")]);
+    assert!(refused >= 1);
+}
+
+/// A response that breaks off is not taken for whole, and never followed by another try's.
+#[test]
+fn what_was_sent_to_the_client_is_never_tried_again() {
+    let scene = Scene::new();
+    let proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let seen = ask(
+        &scene.client,
+        scene.at,
+        &get("/retry/5xx", "x-id: cut\r\nx-do: truncated\r\n"),
+    );
+    assert_eq!(seen.status, 200);
+    assert!(!seen.is_whole && seen.body.matches("attempt").count() == 1, "{seen:?}");
+    wait::eventually(wait::SOON, "it is counted", || {
+        proxy
+            .metrics()
+            .sum("underpass_http_requests_total", &[("response_flags", "UC")])
+            == 1
+    });
+}
+
+#[test]
+fn websockets_pass_both_ways() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let mut client = Client::connect(&scene.client, scene.at);
+    client.send(
+        get(
+            "/ws",
+            "x-do: websocket\r\nconnection: upgrade\r\nupgrade: websocket\r\n",
+        )
+        .as_bytes(),
+    );
+    let seen = client.answer(false);
+    assert_eq!((seen.status, seen.header("upgrade")), (101, Some("websocket")));
+    for message in ["hello", "again"] {
+        client.send(message.as_bytes());
+        assert_eq!(client.bytes(5).as_deref(), Some(message.as_bytes()));
+    }
+    client.end();
+    assert!(client.is_closed());
+    wait::eventually(wait::SOON, "the switch is logged", || {
+        scene.logged(r#""response_code":101"#)
+    });
+}
+
+/// What has begun is finished, and the client told not to come again.
+#[test]
+fn a_drain_finishes_requests_and_closes_their_connections() {
+    let scene = Scene::new();
+    let proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let (mut idle, mut busy) = (
+        Client::connect(&scene.client, scene.at),
+        Client::connect(&scene.client, scene.at),
+    );
+    idle.send(get("/x", "").as_bytes());
+    assert_eq!(idle.answer(false).status, 200);
+    busy.send(get("/x", "x-id: slow\r\nx-do: slow\r\n").as_bytes());
+    wait::eventually(wait::SOON, "both are open", || proxy.connections().len() == 2);
+    std::thread::sleep(Duration::from_millis(200));
+    proxy.request("POST", "/drain");
+    assert!(idle.is_closed());
+    let seen = busy.answer(false);
+    assert_eq!(
+        (seen.status, seen.is_whole, seen.header("connection")),
+        (200, true, Some("close"))
+    );
+    assert!(busy.is_closed());
+}
+
+#[test]
+fn an_unfinished_head_does_not_hold_a_connection_for_ever() {
+    let scene = Scene::new();
+    let yaml = scene
+        .yaml(&scene.endpoints, "")
+        .replace("  access_log:", "  timeouts: {handshake: 300ms}\n  access_log:");
+    let _proxy = scene.start(&yaml);
+    let mut client = Client::connect(&scene.client, scene.at);
+    client.send(b"GET / HTTP/1.1\r\nhost: web.test\r\nx-slow: ");
+    assert!(client.is_closed(), "it is still waited for");
+}
+
+/// curl speaks HTTP/2 by the same port, and its request is bridged to HTTP/1.1.
+#[test]
+fn http2_is_told_apart_by_its_first_bytes() {
+    if !available(&[Need::Program("curl")]) {
+        return;
+    }
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let output = Command::new("curl")
+        .args([
+            "-s",
+            "--http2-prior-knowledge",
+            "-w",
+            "%{http_version} %{http_code}",
+            "-H",
+            "host: web.test",
+        ])
+        .args(["-H", "x-id: h2", "-d", "hello", &format!("http://{}/over-h2", scene.at)])
+        .output()
+        .expect("curl");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("POST /over-h2 HTTP/1.1\n"), "{text}");
+    assert!(
+        text.contains("host: web.test\n") && text.ends_with("body 5: hello2 200"),
+        "{text}"
+    );
+}

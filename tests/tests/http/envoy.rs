@@ -1,0 +1,57 @@
+//! Envoy with the routes of the scene.
+
+use std::fs;
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use underpass_tests::{Host, Process, World, envoy, wait};
+
+use super::scene;
+
+/// Starts it at `listen`, and waits until it serves.
+pub(crate) fn start(world: &World, host: &Host, listen: SocketAddr, web: &[SocketAddr], closed: SocketAddr) -> Process {
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "in",
+        "codec_type": "AUTO",
+        "upgrade_configs": [{"upgrade_type": "websocket", "enabled": false}],
+        "http_filters": [
+            {"name": "envoy.filters.http.fault", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"}},
+            {"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}},
+        ],
+        "route_config": {"ignore_port_in_host_matching": true, "virtual_hosts": scene::envoys()},
+    });
+    let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
+    let config = json!({"static_resources": {
+        "listeners": [{"name": "in", "address": address(listen), "filter_chains": [{"filters": [filter]}]}],
+        "clusters": [cluster("web", web), cluster("void", &[]), cluster("closed", &[closed])],
+    }});
+    let file = world.directory().join("envoy.json");
+    fs::write(&file, config.to_string()).expect("write Envoy's configuration");
+    let mut command = Process::command(&envoy().display().to_string());
+    command
+        .arg("-c")
+        .arg(&file)
+        .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
+    let mut process = Process::start(world, host, "envoy", command);
+    wait::eventually(wait::SOON, "Envoy listens", || {
+        assert!(process.exit_status().is_none(), "{}", process.output());
+        host.connect_unbound(listen).is_ok()
+    });
+    process
+}
+
+fn address(address: SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
+
+fn cluster(name: &str, endpoints: &[SocketAddr]) -> Value {
+    let endpoints: Vec<Value> = endpoints
+        .iter()
+        .map(|at| json!({"endpoint": {"address": address(*at)}}))
+        .collect();
+    json!({
+        "name": name, "type": "STATIC", "connect_timeout": "5s", "lb_policy": "ROUND_ROBIN",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+    })
+}

@@ -1,0 +1,11 @@
+//! HTTP, from outside: what clients and endpoints see of the proxy; and the same of Envoy beside it, difference by difference.
+
+mod behaviour;
+mod cases;
+mod client;
+mod differences;
+mod differential;
+mod endpoint;
+mod envoy;
+mod grpc;
+mod scene;
