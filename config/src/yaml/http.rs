@@ -98,11 +98,14 @@ const REGEX_SIZE: usize = 1 << 20;
 
 /// A regular expression that has to match the whole of a text, or else (`whole` false) parts of it.
 fn regex(path: Path<'_>, value: &Scalar<'_>, whole: bool, reading: &mut Reading) -> Option<Regex> {
-    let pattern = match whole {
-        true => format!("^(?:{})$", &**value),
-        false => value.to_string(),
+    let compile = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(REGEX_SIZE).build();
+    // By itself first: `a)|(?:b` would be two of them in the parentheses that it is to fill.
+    let alone = compile(value);
+    let compiled = match whole {
+        true => alone.and_then(|_| compile(&format!("^(?:{})$", &**value))),
+        false => alone,
     };
-    match regex::RegexBuilder::new(&pattern).size_limit(REGEX_SIZE).build() {
+    match compiled {
         Ok(regex) => Some(regex),
         Err(error) => {
             let problem = match error {

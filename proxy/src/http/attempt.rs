@@ -6,7 +6,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::{Body, Incoming};
 
-use super::intake::Intake;
+use super::intake::{Intake, check_framing};
 use super::pool::{Lease, NotConnected, Sender, Wanted};
 use super::upload::{Attempt, Upload};
 
@@ -48,24 +48,32 @@ pub async fn attempt(
             NotConnected::Failed(error) => Failure::NotConnected(error.to_string()),
         })?;
         let is_reused = lease.is_reused;
+        let body = upload.attempt();
+        lease.sends(body.sent());
         let sent = match lease.sender() {
             Some(Sender::Http1(sender)) => {
-                let request = for_http1(intake, upload.attempt()).ok_or(Failure::Unwritable)?;
+                let request = for_http1(intake, body).ok_or(Failure::Unwritable)?;
                 sender.try_send_request(request).await.map_err(unsent)
             }
             Some(Sender::Http2(sender)) => {
-                let request = for_http2(intake, upload.attempt()).ok_or(Failure::Unwritable)?;
+                let request = for_http2(intake, body).ok_or(Failure::Unwritable)?;
                 sender.try_send_request(request).await.map_err(unsent)
             }
             None => return Err(Failure::Closed),
         };
         match sent {
+            Ok(response) if is_ambiguous(&response) => return Err(Failure::Malformed),
             Ok(response) => return Ok((response, lease)),
             // It closed while it waited for work, and nothing was sent: that is no try.
             Err((true, _)) if is_reused => {}
             Err((_, error)) => return Err(classify(&error, upload)),
         }
     }
+}
+
+/// Whether someone else could see the end of a response at another place than the codec did.
+fn is_ambiguous(response: &Response<Incoming>) -> bool {
+    response.version() == Version::HTTP_11 && check_framing(response.headers()).is_err()
 }
 
 /// Whether nothing was sent, and what went wrong.

@@ -154,6 +154,9 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         tracing::debug!(peer = %connection.session.source.address(), %ending, "an HTTP connection was ended");
         socket::reset_on_close(&*socket);
     }
+    // What is still there of a switch holds the connection, which holds it.
+    let unfinished = std::mem::take(&mut *connection.switched());
+    drop(unfinished);
     connection.permits.forget();
     guard.abandon();
 }
@@ -249,8 +252,9 @@ impl Serving<'_> {
         let sniffed = tokio::select! {
             biased;
             ending = self.ended() => return Err(ending),
-            () = self.connection.session.node.drain_started() => return Ok(()),
+            // A request that has come is served, drained or not.
             sniffed = sniffing => sniffed,
+            () = self.connection.session.node.drain_started() => return Ok(()),
         };
         let Some((protocol, early)) = sniffed else {
             return Ok(());

@@ -2,11 +2,12 @@
 //! connection back that it came by.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::Sleep;
+use tokio::task::AbortHandle;
 
 use super::Broken;
 use super::flags::Flags;
@@ -25,14 +26,31 @@ pub struct Download {
 #[derive(Debug)]
 enum Content {
     Whole(Option<Bytes>),
-    Streamed(Box<Streamed>),
+    Streamed(Timed),
+}
+
+/// When a response has to have come to its end.
+pub type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A body that is taken away at its deadline, whether or not it is asked for: a client that does not read holds neither a connection to an endpoint
+/// nor a place in a cluster for longer.
+#[derive(Debug)]
+struct Timed {
+    slot: Arc<Mutex<Slot>>,
+    timer: Option<AbortHandle>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// None once its time is over.
+    streamed: Option<Streamed>,
+    waiting: Option<Waker>,
 }
 
 #[derive(Debug)]
 struct Streamed {
     incoming: Incoming,
     lease: Option<Lease>,
-    deadline: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
     _holds: Holds,
 }
@@ -47,16 +65,15 @@ impl Download {
     }
 
     /// A body that comes from an endpoint by `lease`, until `deadline`.
-    pub fn streamed(incoming: Incoming, lease: Lease, deadline: Option<Pin<Box<Sleep>>>, holds: Holds) -> Self {
+    pub fn streamed(incoming: Incoming, lease: Lease, deadline: Option<Deadline>, holds: Holds) -> Self {
         let streamed = Streamed {
             has_ended: incoming.is_end_stream(),
             incoming,
             lease: Some(lease),
-            deadline,
             _holds: holds,
         };
         Self {
-            content: Content::Streamed(Box::new(streamed)),
+            content: Content::Streamed(Timed::new(streamed, deadline)),
             record: None,
         }
     }
@@ -91,7 +108,7 @@ impl Body for Download {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let frame = match &mut self.content {
             Content::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Content::Streamed(streamed) => streamed.poll_frame(cx),
+            Content::Streamed(timed) => timed.poll_frame(cx),
         };
         self.note(&frame);
         frame
@@ -100,55 +117,127 @@ impl Body for Download {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.is_none(),
-            Content::Streamed(streamed) => streamed.has_ended,
+            Content::Streamed(timed) => timed.has_ended(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Content::Streamed(streamed) => streamed.incoming.size_hint(),
+            Content::Streamed(timed) => timed.size_hint(),
         }
     }
 }
 
 impl Drop for Download {
     fn drop(&mut self) {
+        let has_ended = self.is_end_stream();
+        let is_late = matches!(&self.content, Content::Streamed(timed) if timed.is_over());
+        let Some(record) = &mut self.record else { return };
         // A body without content is asked for nothing.
-        if self.is_end_stream()
-            && let Some(record) = &mut self.record
-        {
-            record.is_complete = true;
+        record.is_complete |= has_ended;
+        if is_late {
+            record.flags.add(Flags::UPSTREAM_TIMEOUT);
         }
+    }
+}
+
+impl Timed {
+    fn new(streamed: Streamed, deadline: Option<Deadline>) -> Self {
+        let deadline = deadline.filter(|_| !streamed.has_ended);
+        let slot = Arc::new(Mutex::new(Slot {
+            streamed: Some(streamed),
+            waiting: None,
+        }));
+        let weak = Arc::downgrade(&slot);
+        let timer = deadline.map(|deadline| {
+            let timer = tokio::spawn(async move {
+                deadline.await;
+                if let Some(slot) = weak.upgrade() {
+                    end_late(&slot);
+                }
+            });
+            timer.abort_handle()
+        });
+        Self { slot, timer }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        locked(&self.slot)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.slot().streamed.as_ref().is_some_and(|streamed| streamed.has_ended)
+    }
+
+    /// Whether it was taken away.
+    fn is_over(&self) -> bool {
+        self.slot().streamed.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let slot = self.slot();
+        (slot.streamed.as_ref()).map_or_else(SizeHint::default, |streamed| streamed.incoming.size_hint())
+    }
+
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let mut slot = self.slot();
+        let Some(streamed) = &mut slot.streamed else {
+            return Poll::Ready(Some(Err(Broken::TimedOut)));
+        };
+        let polled = streamed.poll_frame(cx);
+        if polled.is_pending() {
+            slot.waiting = Some(cx.waker().clone());
+        }
+        polled
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        if let Some(timer) = &self.timer {
+            timer.abort();
+        }
+    }
+}
+
+fn locked(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a body away whose time is over, unless it has come to its end, and has whoever waits for it told so.
+fn end_late(slot: &Mutex<Slot>) {
+    let mut slot = locked(slot);
+    if slot.streamed.as_ref().is_none_or(|streamed| streamed.has_ended) {
+        return;
+    }
+    let late = slot.streamed.take();
+    let waiting = slot.waiting.take();
+    // What is given back takes other locks.
+    drop(slot);
+    drop(late);
+    if let Some(waiting) = waiting {
+        waiting.wake();
     }
 }
 
 impl Streamed {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(None) => {
+        let frame = std::task::ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        Poll::Ready(match frame {
+            None => {
                 self.has_ended = true;
-                Poll::Ready(None)
+                None
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Some(Ok(frame)) => {
                 self.has_ended = self.incoming.is_end_stream();
-                Poll::Ready(Some(Ok(frame)))
+                Some(Ok(frame))
             }
-            Poll::Ready(Some(Err(_))) => {
+            Some(Err(_)) => {
                 self.lease = None;
-                Poll::Ready(Some(Err(Broken::Upstream)))
+                Some(Err(Broken::Upstream))
             }
-            Poll::Pending => {
-                let deadline = self.deadline.as_mut();
-                match deadline.is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-                    true => {
-                        self.lease = None;
-                        Poll::Ready(Some(Err(Broken::TimedOut)))
-                    }
-                    false => Poll::Pending,
-                }
-            }
-        }
+        })
     }
 }
 

@@ -124,7 +124,11 @@ impl Exchange<'_> {
             return edited(refusal, &host, &route, None);
         }
         let chosen = forward.choose(fastrand::u32(..));
-        rewrite(&mut intake, &host, &route, forward, chosen);
+        if !rewrite(&mut intake, &host, &route, forward, chosen) {
+            record.details = "rewritten_path_is_invalid".into();
+            let refusal = reply(self.audience, StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
+            return edited(refusal, &host, &route, None);
+        }
         let response = self.forward(&intake, body, forward, chosen, record).await;
         edited(response, &host, &route, Some(&chosen.response_headers))
     }
@@ -148,6 +152,16 @@ impl Exchange<'_> {
         {
             record.details = "upgrade_failed".into();
             let mut response = reply(self.audience, StatusCode::FORBIDDEN, Bytes::new());
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        if intake.upgrade.is_some() && !body.is_end_stream() {
+            // Where the body ends and the other protocol begins, the endpoint may see otherwise.
+            record.flags.add(Flags::PROTOCOL_ERROR);
+            record.details = "upgrade_with_body".into();
+            let mut response = reply(self.audience, StatusCode::BAD_REQUEST, Bytes::new());
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -205,8 +219,14 @@ impl Exchange<'_> {
     }
 }
 
-/// What the route makes of a request before it goes on.
-fn rewrite(intake: &mut Intake, host: &VirtualHost, route: &Route, forward: &Forward, chosen: &WeightedCluster) {
+/// What the route makes of a request before it goes on. False: of its path, something that is none.
+fn rewrite(
+    intake: &mut Intake,
+    host: &VirtualHost,
+    route: &Route,
+    forward: &Forward,
+    chosen: &WeightedCluster,
+) -> bool {
     if let Some(limit) = expected_timeout(forward) {
         intake.headers.insert("x-envoy-expected-rq-timeout-ms", limit);
     }
@@ -218,11 +238,15 @@ fn rewrite(intake: &mut Intake, host: &VirtualHost, route: &Route, forward: &For
         intake.headers.insert("x-envoy-original-host", original);
     }
     if let Some(path) = forward.path.apply(&route.matches, intake.view().path) {
+        if !path.starts_with('/') {
+            return false;
+        }
         if let Ok(original) = HeaderValue::try_from(intake.target.as_str()) {
             intake.headers.insert("x-envoy-original-path", original);
         }
         intake.set_path(&path);
     }
+    true
 }
 
 fn edited(

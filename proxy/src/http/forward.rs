@@ -4,19 +4,17 @@
 //! until the response has ended (`Holds`).
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
 use underpass_config::http::{Cluster, Forward, Held, RetryPolicy, UpstreamProtocol};
 
 use super::attempt::{Failure, attempt};
 use super::connection::Connection;
-use super::download::Download;
+use super::download::{Deadline, Download};
 use super::flags::Flags;
 use super::hygiene;
 use super::intake::Intake;
@@ -62,8 +60,8 @@ pub struct Answered {
     pub lease: Lease,
     /// What it holds.
     pub holds: Holds,
-    /// Until when it has to have come to its end.
-    pub deadline: Option<Pin<Box<Sleep>>>,
+    /// When it has to have come to its end.
+    pub deadline: Option<Deadline>,
 }
 
 /// Why there is no response to pass on.
@@ -101,13 +99,16 @@ impl Job<'_> {
     /// # Errors
     /// The proxy's own answer.
     pub async fn send(&self, record: &mut Record) -> Result<Answered, Response<Download>> {
-        let result = {
-            let overall = self.overall_timeout();
-            tokio::select! {
+        let result = match self.deadline() {
+            None => self.try_all(record).await,
+            Some(mut deadline) => tokio::select! {
                 biased;
-                result = self.try_all(record) => result,
-                () = overall => Err(Failed::timed_out()),
-            }
+                result = self.try_all(record) => result.map(|answered| Answered {
+                    deadline: Some(deadline),
+                    ..answered
+                }),
+                () = &mut deadline => Err(Failed::timed_out()),
+            },
         };
         result.map_err(|failed| {
             record.flags.add(failed.flags);
@@ -121,15 +122,14 @@ impl Job<'_> {
         })
     }
 
-    /// Resolves when the request has had its time, which begins when the client has sent all of it.
-    async fn overall_timeout(&self) {
-        match self.forward.timeout {
-            None => std::future::pending().await,
-            Some(timeout) => {
-                self.upload.completed().await;
-                tokio::time::sleep(timeout).await;
-            }
-        }
+    /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end.
+    fn deadline(&self) -> Option<Deadline> {
+        let timeout = self.forward.timeout?;
+        let upload = self.upload.clone();
+        Some(Box::pin(async move {
+            upload.completed().await;
+            tokio::time::sleep(timeout).await;
+        }))
     }
 
     async fn try_all(&self, record: &mut Record) -> Result<Answered, Failed> {
@@ -181,15 +181,16 @@ impl Job<'_> {
                 continue;
             }
             return match outcome {
-                Ok((response, lease)) => Ok(Answered {
-                    response,
-                    lease,
-                    holds,
-                    deadline: self
-                        .forward
-                        .timeout
-                        .map(|timeout| Box::pin(tokio::time::sleep(timeout))),
-                }),
+                Ok((response, lease)) => {
+                    self.upload.settle();
+                    holds.retry = None;
+                    Ok(Answered {
+                        response,
+                        lease,
+                        holds,
+                        deadline: None,
+                    })
+                }
                 Err(failure) => Err(failed(&failure, record.attempts > 1)),
             };
         }

@@ -17,7 +17,7 @@ pub const MAX_HEADERS: usize = 100;
 pub const MAX_HEAD: usize = 60 * 1024;
 
 /// By these Envoy lets a client say how its request is to be treated. Here its route says so, and they end here.
-const WISHES: [&str; 9] = [
+const WISHES: [&str; 12] = [
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-alt-stat-name",
@@ -27,6 +27,18 @@ const WISHES: [&str; 9] = [
     "x-envoy-retriable-status-codes",
     "x-envoy-retriable-header-names",
     "x-envoy-hedge-on-per-try-timeout",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+];
+
+/// By these a proxy tells an endpoint what it knows of a client. From a client they are claims, and end here: who it is, it shows by its
+/// certificate (Envoy's `forward_client_cert_details: SANITIZE`).
+const CLAIMS: [&str; 4] = [
+    "x-forwarded-client-cert",
+    "x-envoy-internal",
+    "x-envoy-ip-tags",
+    "x-envoy-original-url",
 ];
 
 /// A request that can be routed.
@@ -75,6 +87,7 @@ const UNKNOWN_CODING: Unfit = unreadable(
     "http1.invalid_transfer_encoding",
     "Not Implemented",
 );
+const TOO_MANY_HEADERS: Unfit = unfit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http2.too_many_headers");
 const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
 
 impl Intake {
@@ -98,6 +111,10 @@ impl Intake {
                 "Upgrade Required",
             ));
         }
+        // HTTP/1's codec counts them before it has read them.
+        if headers.len() > MAX_HEADERS {
+            return Err(TOO_MANY_HEADERS);
+        }
         check_framing(&headers)?;
         let authority = authority(&method, &uri, &headers)?;
         let is_http1 = version == Version::HTTP_11;
@@ -107,7 +124,9 @@ impl Intake {
         // The codec says "100 Continue" when the body is first asked for.
         headers.remove(EXPECT);
         let target = target(&method, &uri)?;
-        WISHES.iter().for_each(|name| drop(headers.remove(*name)));
+        for name in WISHES.iter().chain(&CLAIMS) {
+            headers.remove(*name);
+        }
         complete(&mut headers);
         Ok(Self {
             query_at: target.find('?'),
@@ -149,7 +168,10 @@ impl Intake {
 }
 
 /// The codec has understood the framing; what could be understood in another way by someone else is refused nevertheless.
-fn check_framing(headers: &HeaderMap) -> Result<(), Unfit> {
+///
+/// # Errors
+/// How it can be misunderstood.
+pub fn check_framing(headers: &HeaderMap) -> Result<(), Unfit> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let length = lengths.next();
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -269,6 +291,41 @@ mod tests {
         ];
         for (request, details) in cases {
             assert_eq!(intake(request).unwrap_err().details, details);
+        }
+    }
+
+    #[test]
+    fn what_only_a_proxy_may_say_is_not_taken_from_a_client() {
+        let mut request = Request::get("/").header("host", "a").header("x-kept", "1");
+        let claims = [
+            "x-forwarded-client-cert",
+            "x-envoy-internal",
+            "x-envoy-upstream-rq-timeout-alt-response",
+            "x-envoy-force-trace",
+            "x-envoy-ip-tags",
+            "x-envoy-original-url",
+            "x-envoy-expected-rq-timeout-ms",
+        ];
+        for name in claims {
+            request = request.header(name, "forged");
+        }
+        let intake = intake(request).unwrap();
+        assert!(
+            intake.headers.values().all(|value| value != "forged"),
+            "{:?}",
+            intake.headers
+        );
+        assert!(intake.headers.contains_key("x-kept"));
+    }
+
+    #[test]
+    fn header_fields_are_counted_whatever_they_came_by() {
+        for (fields, status) in [(MAX_HEADERS - 1, None), (MAX_HEADERS, Some(431))] {
+            let mut request = Request::get("http://a/").version(Version::HTTP_2).header("x-one", "1");
+            for _ in 0..fields {
+                request = request.header("x-more", "1");
+            }
+            assert_eq!(intake(request).err().map(|unfit| unfit.status.as_u16()), status);
         }
     }
 

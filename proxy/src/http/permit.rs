@@ -18,12 +18,10 @@ use crate::flow_table::{FlowGuard, PathEnds};
 use crate::node::Snapshot;
 use crate::session::Session;
 
-/// Endpoints that are watched at once for one connection. One that uses more forgets the oldest, and asks again when it comes back to it.
-const WATCHED: usize = 64;
-
 /// What one connection's client may reach.
 #[derive(Debug, Default)]
 pub struct Permits {
+    /// As many as the clusters that it used have endpoints: none is forgotten while a request may be on its way there.
     granted: Mutex<Vec<Granted>>,
     changed: AtomicWaker,
 }
@@ -63,19 +61,24 @@ impl Permits {
     /// By one snapshot; nothing if another has taken its place meanwhile.
     fn ask_by(&self, session: &Session, snapshot: &Snapshot, address: SocketAddr) -> Option<Result<(), Denied>> {
         let config = &snapshot.config;
+        let network = &config.node.network;
         let destination = match session.node.pods.at(address.ip()) {
             // It has the last word, as in `upstream`.
             Some(pod) => match config.mesh.workload(&pod.uid) {
-                Some(workload) => workload,
+                Some(workload) => Some(workload),
                 None => {
                     let why = "the pod there is enrolled as a workload that the mesh does not know";
                     return Some(Err(Denied { why: why.into() }));
                 }
             },
-            None => match config.mesh.workload_at(&config.node.network, address.ip()) {
-                Some(workload) => workload,
-                // Nobody guards it.
-                None => return Some(Ok(())),
+            None => match config.mesh.workload_at(network, address.ip()) {
+                // Whoever guards what is behind it would not see that the way leads there.
+                None if config.mesh.is_vip(network, address.ip()) => {
+                    let why = "it is the virtual address of a service: name its endpoints in the cluster";
+                    return Some(Err(Denied { why: why.into() }));
+                }
+                // Nobody guards it as yet: it is watched by its address.
+                workload => workload,
             },
         };
         let is_known = |granted: &Granted| granted.address == address && granted.generation == snapshot.generation;
@@ -90,30 +93,30 @@ impl Permits {
         session: &Session,
         snapshot: &Snapshot,
         address: SocketAddr,
-        destination: &Arc<Workload>,
+        destination: Option<&Arc<Workload>>,
     ) -> Option<Result<(), Denied>> {
         let config = &snapshot.config;
         let source = session.source.refreshed(&config.mesh, &config.node);
         if destination
-            .application_tunnel
+            .and_then(|workload| workload.application_tunnel.as_ref())
             .is_some_and(|tunnel| tunnel.proxy_protocol)
         {
             // As in `upstream`: it would take the client's words for its proxy's.
             let why = "it is told who its client is (PROXY protocol), and is reached over HBONE only";
             return Some(Err(Denied { why: why.into() }));
         }
-        let verdict = judge(config, &source, address, Some(destination));
+        let verdict = judge(config, &source, address, destination.map(|workload| &**workload));
         let policy = match verdict.decision {
             Decision::Allow { policy } => policy,
             Decision::Deny { why, .. } => return Some(Err(Denied { why: why.to_string() })),
         };
-        let ends = PathEnds::new(source.workload(), Some(destination), None, &config.node);
+        let ends = PathEnds::new(source.workload(), destination, None, &config.node);
         let facts = FlowFacts {
             listener: session.entrance.name().clone(),
             pod: None,
             source,
             destination: address,
-            destination_workload: Some(destination.clone()),
+            destination_workload: destination.cloned(),
             service: None,
             policy,
             tunnel: None,
@@ -126,9 +129,6 @@ impl Permits {
         }
         let mut granted = self.granted();
         granted.retain(|known| known.address != address);
-        if granted.len() == WATCHED {
-            granted.remove(0);
-        }
         granted.push(Granted {
             address,
             generation: snapshot.generation,

@@ -20,7 +20,7 @@ use underpass_config::Text;
 use underpass_config::http::ClusterSettings;
 
 use super::intake::MAX_HEADERS;
-use super::upload::Attempt;
+use super::upload::{Attempt, Sent};
 use super::wire::{Moved, Wire};
 use crate::node::Node;
 use crate::socket::{self, Connecting};
@@ -29,6 +29,12 @@ use crate::socket::{self, Connecting};
 const STREAMS: u32 = 64;
 /// HTTP/2 connections of one core to one endpoint.
 const HTTP2_CONNECTIONS: usize = 16;
+/// What an endpoint may send of one response before any of it was passed on.
+const STREAM_WINDOW: u32 = 128 << 10;
+/// And of all on one connection: responses that nobody reads can't fill it.
+const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
+/// What the task of a connection that waits may take to see that its last exchange is over.
+const READY_PATIENCE: Duration = Duration::from_millis(10);
 /// How often old connections are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -104,6 +110,7 @@ pub struct Lease {
     limit: Duration,
     /// None once it is given back.
     connection: Option<Held>,
+    sent: Sent,
     /// Whether others have used it before.
     pub is_reused: bool,
 }
@@ -144,6 +151,7 @@ impl Wanted<'_> {
             key: self.key(),
             limit: self.cluster.idle_timeout,
             connection: Some(connection),
+            sent: Sent::default(),
             is_reused,
         }
     }
@@ -161,9 +169,7 @@ impl Wanted<'_> {
 
     async fn http1(&self) -> Result<Lease, NotConnected> {
         while let Some(mut idle) = self.take_idle() {
-            // Its task may have yet to see the end of the response before.
-            let is_usable = idle.since.elapsed() < idle.limit && idle.sender.ready().await.is_ok();
-            if is_usable {
+            if idle.is_usable().await {
                 return Ok(self.lease(Held::Http1(idle.sender), true));
             }
         }
@@ -224,8 +230,8 @@ impl Wanted<'_> {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20);
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(failed)?;
         let room = Arc::new(AtomicU32::new(STREAMS));
         let told = room.clone();
@@ -308,7 +314,23 @@ impl Group {
     }
 }
 
+impl Idle {
+    /// Whether it is young, and its task done with the exchange before.
+    async fn is_usable(&mut self) -> bool {
+        self.since.elapsed() < self.limit
+            && matches!(
+                tokio::time::timeout(READY_PATIENCE, self.sender.ready()).await,
+                Ok(Ok(()))
+            )
+    }
+}
+
 impl Lease {
+    /// Notes what tells whether its request was sent whole.
+    pub fn sends(&mut self, sent: Sent) {
+        self.sent = sent;
+    }
+
     /// The way to send a request by it.
     pub fn sender(&mut self) -> Option<Sender<'_>> {
         self.connection.as_mut().map(|connection| match connection {
@@ -317,9 +339,10 @@ impl Lease {
         })
     }
 
-    /// Lets others use it: its request is answered whole.
+    /// Lets others use it: its request is answered whole. One that is answered before it was sent whole takes its connection with it.
     pub fn give_back(mut self) {
         if let Some(Held::Http1(_)) = &self.connection
+            && self.sent.is_whole()
             && let Some(Held::Http1(sender)) = self.connection.take()
             && !sender.is_closed()
         {

@@ -3,7 +3,9 @@
 //! **One idea.** The client's body is read once, by whichever try is the current one. What was read is kept beside until it is more than
 //! the limit; then nothing is, and there will be no other try. A try that another has taken the place of reads no further.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -30,9 +32,7 @@ struct Source {
 #[derive(Debug)]
 struct State {
     incoming: Incoming,
-    kept: Vec<Bytes>,
-    room: usize,
-    can_replay: bool,
+    kept: Kept,
     /// Whether its length was said beforehand.
     has_length: bool,
     has_ended: bool,
@@ -48,9 +48,7 @@ impl Upload {
         let state = State {
             has_length: incoming.size_hint().exact().is_some(),
             incoming,
-            kept: Vec::new(),
-            room,
-            can_replay: true,
+            kept: Kept::new(room),
             has_ended,
             has_broken: false,
             received: 0,
@@ -70,6 +68,7 @@ impl Upload {
     pub fn attempt(&self) -> Attempt {
         let mut state = self.state();
         state.attempt += 1;
+        state.kept.next = 0;
         let number = state.attempt;
         // Nothing to send is known to be so before it is asked for: the request is framed by it.
         let is_empty = state.has_ended && state.received == 0;
@@ -77,15 +76,20 @@ impl Upload {
         Attempt {
             source: self.source.clone(),
             number,
-            next: 0,
             has_ended: is_empty,
+            sent: Sent(Arc::new(AtomicBool::new(is_empty))),
         }
     }
 
     /// Whether it can be sent once more.
     pub fn can_replay(&self) -> bool {
         let state = self.state();
-        state.can_replay && !state.has_broken
+        state.kept.can_replay && !state.has_broken
+    }
+
+    /// There will be no other try: nothing more is kept than what the one that goes on has yet to send.
+    pub fn settle(&self) {
+        self.state().kept.settle();
     }
 
     /// Bytes that the client has sent.
@@ -111,8 +115,10 @@ impl Upload {
 
     /// Resolves when all of it has come.
     pub async fn completed(&self) {
-        while !self.is_complete() {
-            self.source.completed.notified().await;
+        // Made before the look: of several that wait, none misses it.
+        let completed = self.source.completed.notified();
+        if !self.is_complete() {
+            completed.await;
         }
     }
 }
@@ -128,9 +134,31 @@ impl Source {
 pub struct Attempt {
     source: Arc<Source>,
     number: u32,
-    /// The next of the pieces that are kept.
-    next: usize,
     has_ended: bool,
+    sent: Sent,
+}
+
+/// Whether a try's codec was given all of the request.
+#[derive(Clone, Debug, Default)]
+pub struct Sent(Arc<AtomicBool>);
+
+impl Sent {
+    /// Whether it was.
+    pub fn is_whole(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Attempt {
+    /// What tells when all of it is sent.
+    pub fn sent(&self) -> Sent {
+        self.sent.clone()
+    }
+
+    fn end(&mut self) {
+        self.has_ended = true;
+        self.sent.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Body for Attempt {
@@ -139,16 +167,20 @@ impl Body for Attempt {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
-        let mut state = this.source.state();
+        let source = this.source.clone();
+        let mut state = source.state();
         if state.attempt != this.number {
             return Poll::Ready(Some(Err(Broken::Superseded)));
         }
-        if let Some(piece) = state.kept.get(this.next) {
-            this.next += 1;
-            return Poll::Ready(Some(Ok(Frame::data(piece.clone()))));
+        if let Some(piece) = state.kept.take() {
+            // Its codec, which knows the length, need not ask whether anything follows.
+            if state.has_ended && state.kept.left() == 0 {
+                this.end();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         if state.has_ended {
-            this.has_ended = true;
+            this.end();
             return Poll::Ready(None);
         }
         let frame = std::task::ready!(Pin::new(&mut state.incoming).poll_frame(cx));
@@ -162,13 +194,11 @@ impl Body for Attempt {
         };
         if let Some(frame) = &frame {
             state.keep(frame);
-            this.next = state.kept.len();
         }
         state.has_ended = frame.is_none() || state.incoming.is_end_stream();
         if state.has_ended {
-            this.has_ended = true;
-            this.source.completed.notify_waiters();
-            this.source.completed.notify_one();
+            this.end();
+            source.completed.notify_waiters();
         }
         Poll::Ready(frame.map(Ok))
     }
@@ -182,10 +212,7 @@ impl Body for Attempt {
             return SizeHint::with_exact(0);
         }
         let state = self.source.state();
-        let kept: u64 = state.kept[self.next.min(state.kept.len())..]
-            .iter()
-            .map(|p| p.len() as u64)
-            .sum();
+        let kept = state.kept.left();
         match state.incoming.size_hint().exact() {
             _ if !state.has_length => SizeHint::default(),
             _ if state.has_ended => SizeHint::with_exact(kept),
@@ -197,27 +224,82 @@ impl Body for Attempt {
 
 impl State {
     fn keep(&mut self, frame: &Frame<Bytes>) {
-        let Some(data) = frame.data_ref() else {
+        match frame.data_ref() {
+            Some(data) => {
+                self.received += data.len() as u64;
+                self.kept.keep(data);
+            }
             // Trailers are not sent twice: rare, and then the request is tried once.
-            self.can_replay = false;
-            self.kept.clear();
-            return;
-        };
-        self.received += data.len() as u64;
+            None => self.kept.settle(),
+        }
+    }
+}
+
+/// What of a body was read, for further tries.
+#[derive(Debug)]
+struct Kept {
+    pieces: VecDeque<Bytes>,
+    /// The next that the current try sends.
+    next: usize,
+    /// Bytes that may yet be kept.
+    room: usize,
+    can_replay: bool,
+}
+
+impl Kept {
+    /// What a piece costs beside its bytes.
+    const PIECE: usize = 64;
+    /// A piece that is smaller does not hold the buffer that it was read into.
+    const SMALL: usize = 4096;
+
+    fn new(room: usize) -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            next: 0,
+            room,
+            can_replay: true,
+        }
+    }
+
+    /// Keeps a piece that was read and sent, if there is room; otherwise there will be no other try.
+    fn keep(&mut self, data: &Bytes) {
         if !self.can_replay {
             return;
         }
-        match self.room.checked_sub(data.len()) {
+        match self.room.checked_sub(data.len() + Self::PIECE) {
             Some(room) => {
                 self.room = room;
-                self.kept.push(data.clone());
+                self.pieces.push_back(match data.len() < Self::SMALL {
+                    true => Bytes::copy_from_slice(data),
+                    false => data.clone(),
+                });
+                self.next = self.pieces.len();
             }
-            None => {
-                self.can_replay = false;
-                self.kept.clear();
-                self.kept.shrink_to_fit();
-            }
+            None => self.settle(),
         }
+    }
+
+    /// The next piece for the current try.
+    fn take(&mut self) -> Option<Bytes> {
+        if !self.can_replay {
+            return self.pieces.pop_front();
+        }
+        let piece = self.pieces.get(self.next)?.clone();
+        self.next += 1;
+        Some(piece)
+    }
+
+    /// Bytes that the current try has yet to send of it.
+    fn left(&self) -> u64 {
+        self.pieces.iter().skip(self.next).map(|piece| piece.len() as u64).sum()
+    }
+
+    /// Frees what the current try has sent: there will be no other.
+    fn settle(&mut self) {
+        self.can_replay = false;
+        self.pieces.drain(..self.next);
+        self.pieces.shrink_to_fit();
+        self.next = 0;
     }
 }
 
@@ -233,4 +315,39 @@ pub async fn discard(mut body: Incoming, most: usize) -> bool {
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_of_many_small_pieces_is_kept_no_further_than_its_room() {
+        let mut kept = Kept::new(6500);
+        let buffer = Bytes::from(vec![0; 1 << 20]);
+        for n in 0..100 {
+            kept.keep(&buffer.slice(n..=n));
+        }
+        assert!(kept.can_replay);
+        assert!(buffer.is_unique(), "a piece of a byte holds a buffer of a megabyte");
+        kept.keep(&buffer.slice(..1));
+        assert!(!kept.can_replay && kept.pieces.is_empty());
+    }
+
+    #[test]
+    fn what_a_try_has_yet_to_send_outlives_the_decision_that_it_is_the_last() {
+        let mut kept = Kept::new(1 << 20);
+        for piece in ["a", "b", "c"] {
+            kept.keep(&Bytes::from(piece));
+        }
+        kept.next = 0;
+        assert_eq!((kept.take().unwrap(), kept.left()), (Bytes::from("a"), 2));
+        kept.settle();
+        assert_eq!((kept.pieces.len(), kept.left()), (2, 2));
+        assert_eq!(
+            (kept.take().unwrap(), kept.take().unwrap(), kept.take()),
+            (Bytes::from("b"), Bytes::from("c"), None)
+        );
+        assert_eq!(kept.left(), 0);
+    }
 }

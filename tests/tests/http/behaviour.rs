@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use underpass_tests::{Host, Need, Proxy, World, available, wait};
 
@@ -59,6 +59,15 @@ impl Scene {
         Proxy::start_with_file(&self.world, &self.us, file)
     }
 
+    /// The mesh in which the endpoint's workload denies the client.
+    fn denied_at(&self, endpoint: usize) -> String {
+        let address = self.hosts[endpoint].ip();
+        let denial = DENIAL.replace("CLIENT", &self.client.ip().to_string());
+        format!(
+            "workloads: [{{name: one, namespace: shop, addresses: ['{address}'], authorization_policies: [shop/no]}}]\n{denial}"
+        )
+    }
+
     fn logged(&self, part: &str) -> bool {
         let log = std::fs::read_to_string(self.world.directory().join("access.log")).unwrap_or_default();
         log.lines().any(|line| line.contains(part))
@@ -93,6 +102,145 @@ fn a_policy_that_comes_to_deny_resets_the_open_connection_and_refuses_new_reques
     });
     // Whoever asks for nothing that is guarded is not concerned.
     assert_eq!(ask(&scene.client, scene.at, &get("/direct", "")).status, 418);
+}
+
+/// An endpoint that the mesh does not know as yet is watched all the same.
+#[test]
+fn a_workload_that_comes_to_be_and_denies_resets_the_connection_that_was_let_to_its_address() {
+    let scene = Scene::new();
+    let endpoints = &scene.endpoints[..1];
+    let proxy = scene.start(&scene.yaml(endpoints, ""));
+    let mut client = Client::connect(&scene.client, scene.at);
+    client.send(get("/x", "").as_bytes());
+    assert_eq!(client.answer(false).status, 200);
+    proxy.replace_file(&scene.yaml(endpoints, &scene.denied_at(0)));
+    assert!(
+        client.is_reset(),
+        "the connection that was let to the endpoint stays open"
+    );
+}
+
+/// However many endpoints one connection goes to, a denial at any of them finds it.
+#[test]
+fn the_endpoint_that_was_used_first_is_watched_after_many_others() {
+    let scene = Scene::new();
+    let others = (1..80).map(|n| Endpoint::start(&scene.hosts[1], 9100 + n, "other", Tries::default()).address);
+    let mut endpoints = vec![scene.endpoints[0]];
+    endpoints.extend(others);
+    let proxy = scene.start(&scene.yaml(&endpoints, ""));
+    let mut client = Client::connect(&scene.client, scene.at);
+    for _ in 0..2 * endpoints.len() {
+        client.send(get("/x", "").as_bytes());
+        let seen = client.answer(false);
+        assert_eq!(seen.status, 200);
+        if seen.header("x-endpoint") == Some("one") {
+            break;
+        }
+    }
+    for _ in 1..endpoints.len() {
+        client.send(get("/x", "").as_bytes());
+        let seen = client.answer(false);
+        assert_eq!((seen.status, seen.header("x-endpoint")), (200, Some("other")));
+    }
+    proxy.replace_file(&scene.yaml(&endpoints, &scene.denied_at(0)));
+    assert!(
+        client.is_reset(),
+        "the connection that was let to the endpoint stays open"
+    );
+}
+
+/// Policy is at the workloads behind it, which a way by the kernel's or another's balancing would not be asked for.
+#[test]
+fn a_cluster_does_not_lead_to_the_virtual_address_of_a_service() {
+    let scene = Scene::new();
+    let service = format!(
+        "services: [{{name: one, namespace: shop, vips: ['{}'], ports: [{{port: 9001}}]}}]\n",
+        scene.hosts[0].ip()
+    );
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints[..1], &service));
+    let seen = ask(&scene.client, scene.at, &get("/x", ""));
+    assert_eq!((seen.status, &*seen.body), (403, "RBAC: access denied"));
+    wait::eventually(wait::SOON, "it is said why", || {
+        scene.logged("virtual address of a service")
+    });
+}
+
+/// A connection to an endpoint on which a request is still to be sent is nobody else's.
+#[test]
+fn an_answer_before_the_request_has_ended_leaves_its_connection_to_no_other() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints[..1], ""));
+    let early: Vec<Client> = (0..4)
+        .map(|_| {
+            let mut client = Client::connect(&scene.client, scene.at);
+            client.send(
+                get("/x", "x-do: early\r\ncontent-length: 10\r\n")
+                    .replacen("GET", "POST", 1)
+                    .as_bytes(),
+            );
+            client.send(b"1");
+            assert_eq!(client.answer(false).status, 413);
+            client
+        })
+        .collect();
+    for _ in 0..16 {
+        let began = Instant::now();
+        assert_eq!(ask(&scene.client, scene.at, &get("/x", "")).status, 200);
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "it waited for another's request"
+        );
+    }
+    drop(early);
+}
+
+/// A request's time is over when it is over, whether or not its client reads: nothing is held for it any longer.
+#[test]
+fn a_client_that_does_not_read_holds_nothing_beyond_its_requests_time() {
+    let scene = Scene::new();
+    let yaml = scene
+        .yaml(&scene.endpoints, "")
+        .replace("{name: web, ", "{name: web, limits: {requests: 1}, ");
+    let _proxy = scene.start(&yaml);
+    let mut client = Client::connect(&scene.client, scene.at);
+    client.send(get("/timeout", "x-do: endless\r\n").as_bytes());
+    wait::eventually(wait::SOON, "its place is another's", || {
+        ask(&scene.client, scene.at, &get("/x", "")).status == 200
+    });
+    assert!(client.ends(), "a response whose time is over goes on");
+    wait::eventually(wait::SOON, "it is logged", || scene.logged(r#""response_flags":"UT""#));
+}
+
+#[test]
+fn a_response_whose_end_is_ambiguous_is_none() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let seen = ask(&scene.client, scene.at, &get("/x", "x-do: ambiguous\r\n"));
+    assert_eq!(seen.status, 502, "{seen:?}");
+}
+
+/// Where a rewrite leaves no path, there is no request.
+#[test]
+fn a_path_that_is_rewritten_to_none_goes_nowhere() {
+    let scene = Scene::new();
+    let yaml = scene
+        .yaml(&scene.endpoints, "")
+        .replace("substitution: '/\\2/number/\\1'", "substitution: '\\2'");
+    let _proxy = scene.start(&yaml);
+    let seen = ask(&scene.client, scene.at, &get("/rewrite/regex/1/evil.test", ""));
+    assert_eq!((seen.status, &*seen.body), (500, ""));
+    wait::eventually(wait::SOON, "it is said why", || {
+        scene.logged("rewritten_path_is_invalid")
+    });
+}
+
+#[test]
+fn an_upgrade_with_a_body_is_refused() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let lines = "x-do: websocket\r\nconnection: upgrade\r\nupgrade: websocket\r\ncontent-length: 5\r\n";
+    let seen = ask(&scene.client, scene.at, &get("/ws", lines));
+    assert_eq!((seen.status, seen.header("connection")), (400, Some("close")));
 }
 
 #[test]

@@ -84,6 +84,18 @@ impl Client {
                 .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
     }
 
+    /// Whether the connection ends, whatever is said before.
+    pub(crate) fn ends(&mut self) -> bool {
+        let mut chunk = [0; 64 * 1024];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+
     /// Reads what is there.
     fn more(&mut self) -> io::Result<usize> {
         let mut chunk = [0; 16 * 1024];

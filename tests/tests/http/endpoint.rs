@@ -91,7 +91,10 @@ fn read(reader: &mut impl BufRead) -> io::Result<Option<Got>> {
         headers,
         body: Vec::new(),
     };
-    if got.header("transfer-encoding") == "chunked" {
+    if got.header("x-do") == "early" {
+        // It knows enough when it has seen the beginning.
+        reader.read_exact(&mut [0])?;
+    } else if got.header("transfer-encoding") == "chunked" {
         loop {
             let size = usize::from_str_radix(read_line(reader)?.trim(), 16).map_err(io::Error::other)?;
             let mut chunk = vec![0; size];
@@ -139,6 +142,14 @@ fn answer(mut stream: &TcpStream, got: &Got, name: &str, attempt: u32) -> io::Re
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{told}\r\n0\r\n\r\n",
             told.len()
         ),
+        "early" => plain("413 Content Too Large", ""),
+        "endless" => {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000000\r\n\r\n")?;
+            loop {
+                stream.write_all(&[b'x'; 64 * 1024])?;
+            }
+        }
+        "ambiguous" => plain("200 OK", "transfer-encoding: gzip, chunked\r\n"),
         "until-close" => format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{told}"),
         "truncated" => format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{told}"),
         "hop" => plain(

@@ -14,6 +14,9 @@ use underpass_tests::{Proxy, World};
 /// A test that takes longer hangs.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+/// What a response of `/flood` has: more than the windows of one stream have room for.
+const FLOOD: usize = 2 << 20;
+
 fn trailers(status: &'static str) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static(status));
@@ -37,6 +40,10 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
         "/trailers-only" => {
             response.headers_mut().extend(trailers("5"));
             return respond.send_response(response, true).map(drop);
+        }
+        "/flood" => {
+            let mut stream = respond.send_response(response, false)?;
+            return stream.send_data(vec![7; FLOOD].into(), true);
         }
         "/reset" => {
             respond.send_reset(Reason::INTERNAL_ERROR);
@@ -194,6 +201,40 @@ fn what_the_proxy_answers_itself_is_grpc_too() {
             );
             assert_eq!(response.headers()["grpc-message"], message);
         }
+    });
+}
+
+/// Responses that one client does not read do not use up what an endpoint may send to others by the same connection.
+#[test]
+fn responses_that_are_not_read_hold_up_no_other_client() {
+    let scene = Scene::start();
+    scene.run(async {
+        let mut client = connect(scene.at).await;
+        let mut unread = Vec::new();
+        for _ in 0..40 {
+            let (response, _) = client
+                .send_request(request(scene.at, "/flood"), true)
+                .expect("a stream");
+            unread.push(response.await.expect("a response"));
+        }
+        // There is no telling when the endpoint has sent all that it may but that it was let to for a while.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for _ in 0..8 {
+            let mut other = connect(scene.at).await;
+            let (response, _) = other.send_request(request(scene.at, "/flood"), true).expect("a stream");
+            let mut body = response.await.expect("a response").into_body();
+            let mut length = 0;
+            let reading = async {
+                while let Some(data) = body.data().await {
+                    let data = data.expect("no reset");
+                    length += data.len();
+                    body.flow_control().release_capacity(data.len()).expect("it was taken");
+                }
+            };
+            let read = tokio::time::timeout(Duration::from_secs(20), reading).await;
+            assert_eq!((read, length), (Ok(()), FLOOD));
+        }
+        drop(unread);
     });
 }
 
