@@ -193,6 +193,7 @@ impl Admin {
             .flows
             .flows()
             .iter()
+            .filter(|(_, flow)| !flow.is_watch)
             .map(|(id, flow)| connection(*id, flow))
             .collect()
     }

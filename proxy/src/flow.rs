@@ -70,6 +70,8 @@ pub struct Flow {
     pub started: SystemTime,
     /// Its standing with the kernel tier.
     pub offload: FlowOffload,
+    /// Whether it is no connection, but what a connection may reach (`FlowTable::watch`).
+    pub is_watch: bool,
     sent: AtomicU64,
     received: AtomicU64,
     requested_end: AtomicU8,
@@ -86,12 +88,21 @@ impl Flow {
             facts,
             started,
             offload,
+            is_watch: false,
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             requested_end: AtomicU8::new(0),
             established: AtomicBool::new(false),
             denial: OnceLock::new(),
             waker: AtomicWaker::new(),
+        }
+    }
+
+    /// What is entered only to be found by what comes to deny it.
+    pub fn watch(facts: FlowFacts, started: SystemTime) -> Self {
+        Self {
+            is_watch: true,
+            ..Self::new(facts, started, false)
         }
     }
 

@@ -224,7 +224,7 @@ impl FlowTable {
     pub fn watch(self: &Arc<Self>, shard: usize, ends: PathEnds, facts: FlowFacts, started: SystemTime) -> FlowGuard {
         let mut state = self.shard(shard);
         let path = state.path(ends, &self.open);
-        let flow = Arc::new(Flow::new(facts, started, false));
+        let flow = Arc::new(Flow::watch(facts, started));
         let place = state.insert(path, flow.clone());
         FlowGuard {
             table: self.clone(),

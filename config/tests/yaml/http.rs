@@ -103,6 +103,13 @@ fn mistakes_in_routes() {
             "RE2",
         ),
         (
+            // Two in the parentheses that one is put in.
+            direct("match: {regex: 'a)|(?:b'}"),
+            "match.regex",
+            "not a regular expression",
+            "RE2",
+        ),
+        (
             direct("match: {regex: '(a{1000}){1000}'}"),
             "match.regex",
             "too large",
