@@ -102,7 +102,7 @@ http:
       domains: ['*']
       routes:
       - {{match: {{path: /void}}, forward: {{cluster: void}}}}
-      - {{forward: {{cluster: web}}}}
+      - {{forward: {{cluster: web, timeout: 100s}}}}
 "
         );
         let file = world.directory().join("http.yaml");
