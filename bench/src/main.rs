@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod ballast;
 mod bare_relay;
 mod captured;
 mod check;

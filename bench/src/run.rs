@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::admin::TierBytes;
+use crate::ballast::Ballast;
 use crate::captured::{self, Captured};
 use crate::load::programs::{Database, Program};
 use crate::load::{Direction, Figure, Measured, Work};
@@ -118,6 +119,10 @@ impl Run {
         let database = needs_database.then(Database::create).transpose()?;
         let mut topology = Topology::new(self.loopback, &work_directory)?;
         eprintln!("{}\n{}", machine, topology.description());
+        let ballast = Ballast::take()?;
+        if let Some(description) = ballast.description() {
+            eprintln!("{description}");
+        }
         let mut rows = Vec::new();
         for round in 1..=rounds {
             for placement in placements()? {

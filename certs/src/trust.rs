@@ -179,8 +179,13 @@ impl Trust {
     /// Why not.
     pub fn still_believes(&self, peer: &VerifiedPeer, now: SystemTime) -> Result<(), PeerError> {
         let (chain, usage) = peer.chain();
-        self.verify(chain, usage, now.min(last_second(peer.not_after())))?;
-        self.verify(chain, usage, now)?;
+        let verified = self.verify(chain, usage, now);
+        if verified.as_ref().is_err_and(|error| !error.is_revocation()) {
+            // When it was still in its time: only then are lists looked at.
+            let then = self.verify(chain, usage, now.min(last_second(peer.not_after())));
+            then.or_else(|error| if error.is_revocation() { Err(error) } else { Ok(()) })?;
+        }
+        verified?;
         match self.domains.contains(&peer.identity().trust_domain) {
             true => Ok(()),
             false => Err(PeerError::TrustDomain(peer.identity().clone())),

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use crate::affinity;
 use crate::serve::{Accepted, serve};
 
 /// Threads of a core that may wait for DNS, for clients that name what the mesh does not know.
@@ -45,6 +46,8 @@ impl Cores {
     /// # Errors
     /// When a thread or its epoll cannot be made.
     pub fn start(count: usize) -> io::Result<(Arc<Self>, CoreThreads)> {
+        // None of the threads has been sent anywhere yet.
+        affinity::usual();
         let mut cores = Vec::new();
         let mut threads = Vec::new();
         for number in 0..count {

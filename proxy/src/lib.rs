@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 mod admin;
+mod affinity;
 pub mod agent;
 mod ask;
 mod authorization;

@@ -111,6 +111,15 @@ impl Node {
     /// Puts in force what `change` makes of the configuration: new connections are decided by it, and open ones that it
     /// concerns are decided again. Returns how many were denied.
     pub fn publish(self: &Arc<Self>, change: impl FnOnce(&Config) -> (Config, Touched)) -> usize {
+        self.publish_telling(change, &AtomicBool::new(false))
+    }
+
+    /// [`Node::publish`], for those who go on when it panics: `is_in_force` becomes true when what `change` made is.
+    pub fn publish_telling(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Config) -> (Config, Touched),
+        is_in_force: &AtomicBool,
+    ) -> usize {
         let _one_at_a_time = self.one_at_a_time();
         let (config, touched) = change(&self.snapshot.load().config);
         if let Some(identities) = &self.identities {
@@ -119,6 +128,7 @@ impl Node {
         let generation = self.generation.load(Ordering::Relaxed) + 1;
         let snapshot = Arc::new(Snapshot { config, generation });
         let replaced = self.snapshot.swap(snapshot.clone());
+        is_in_force.store(true, Ordering::Relaxed);
         self.generation.store(generation, Ordering::SeqCst);
         self.changes.send_replace(());
         let affected = self.flows.apply(&touched, &snapshot.config);

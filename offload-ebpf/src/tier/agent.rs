@@ -244,7 +244,14 @@ pub(super) fn begin(cells: &DirectionCells, generation: u32) {
     ] {
         count.store(0, Relaxed);
     }
-    for number in [&cells.queued, &cells.notes, &cells.waiting, &cells.hop_waiting] {
+    for number in [
+        &cells.queued,
+        &cells.notes,
+        &cells.waiting,
+        &cells.hop_waiting,
+        &cells.sender_core,
+        &cells.relay_core,
+    ] {
         number.store(0, Relaxed);
     }
     cells.generation.store(generation, SeqCst);

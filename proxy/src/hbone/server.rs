@@ -30,7 +30,7 @@ use super::inbound::{self, Peer};
 use super::paced::Paced;
 use super::streams::Streams;
 use super::tunnel::Ends;
-use super::windows::{Valve, Window};
+use super::windows::{Budget, Valve, Window};
 use super::{FRAME, FRAMES_KEPT, HEADERS, SEND_BUFFER, pings, windows};
 use crate::capture::Pod;
 use crate::ending::Ending;
@@ -74,6 +74,9 @@ pub struct Arrival {
 
 type Http2 = Connection<Paced<TlsStream<TcpStream>>, Chunk>;
 
+/// Why a peer that has shown who it is gets no connection.
+const NO_BUFFER: &str = "node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read";
+
 /// A connection that may carry streams.
 struct Ready {
     connection: Http2,
@@ -109,17 +112,9 @@ pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
     if _place.is_none() || handshaking.is_none() {
         return refuse(&session, &socket, Ending::ConnectionLimit.into());
     }
-    let Some(window) = Window::new(&open.tunnels().budget, &hbone) else {
-        let detail = "node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read";
-        return refuse(
-            &session,
-            &socket,
-            inbound::refused(Ending::ConnectionLimit, detail.into()),
-        );
-    };
-    let ready = match shake_hands(socket, tls, patience, window, &hbone).await {
+    let ready = match shake_hands(socket, tls, patience, &open.tunnels().budget, &hbone).await {
         Ok(ready) => ready,
-        Err(detail) => return session.refuse(&inbound::refused(Ending::HandshakeFailed, detail)),
+        Err((ending, detail)) => return session.refuse(&inbound::refused(ending, detail)),
     };
     drop((session, handshaking));
     let peer = Peer {
@@ -165,25 +160,29 @@ async fn shake_hands(
     socket: OwnedFd,
     tls: Option<(Arc<Lease>, Arc<Trust>)>,
     patience: Duration,
-    window: Arc<Window>,
+    budget: &Arc<Budget>,
     hbone: &HboneSettings,
-) -> Result<Ready, String> {
-    let (certificate, trust) = tls.ok_or("no_certificate: the mesh does not know who this pod is")?;
+) -> Result<Ready, (Ending, String)> {
+    let failed = |detail: String| (Ending::HandshakeFailed, detail);
+    let (certificate, trust) =
+        tls.ok_or_else(|| failed("no_certificate: the mesh does not know who this pod is".into()))?;
     let handshake = async {
         let own = certificate.ready(patience).await;
-        let own = own.map_err(|unavailable| format!("no_certificate: {unavailable}"))?;
+        let own = own.map_err(|unavailable| failed(format!("no_certificate: {unavailable}")))?;
         let slot = certificate.slot().clone();
-        let tls = ServerTls::new(slot.clone(), trust.clone()).map_err(|error| format!("tls: {error}"))?;
-        let stream = TcpStream::from_std(socket.into()).map_err(|error| format!("handshake_io: {error}"))?;
+        let tls = ServerTls::new(slot.clone(), trust.clone()).map_err(|error| failed(format!("tls: {error}")))?;
+        let stream = TcpStream::from_std(socket.into()).map_err(|error| failed(format!("handshake_io: {error}")))?;
         let (stream, verified) = tls
             .accept(stream)
             .await
-            .map_err(|error| format!("{}: {error}", error.reason()))?;
+            .map_err(|error| failed(format!("{}: {error}", error.reason())))?;
+        // Of a peer that is known: nobody else gets anything of the budget.
+        let window = Window::new(budget, hbone, verified.identity())
+            .ok_or_else(|| (Ending::ConnectionLimit, NO_BUFFER.to_owned()))?;
         let connection = settings(hbone)
             .handshake(Paced::new(stream))
             .await
-            .map_err(|error| format!("http2: {error}"))?;
-        window.belongs_to(verified.identity());
+            .map_err(|error| failed(format!("http2: {error}")))?;
         Ok(Ready {
             connection,
             credentials: Credentials::new(verified, own, slot, trust),
@@ -191,7 +190,7 @@ async fn shake_hands(
         })
     };
     let in_time = tokio::time::timeout(patience, handshake).await;
-    in_time.unwrap_or_else(|_| Err("handshake_timeout: the peer took too long".into()))
+    in_time.unwrap_or_else(|_| Err(failed("handshake_timeout: the peer took too long".into())))
 }
 
 /// How a server of HBONE speaks HTTP/2.

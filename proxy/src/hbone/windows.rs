@@ -11,11 +11,12 @@
 //!
 //! **Nobody takes it all.** The windows of one peer identity together grow no further than to a quarter of what is left then (a *dynamic threshold*, as
 //! switches share their buffers): whoever makes us hold much, on however many connections, leaves something for others. Where there is nothing to grow by, a connection
-//! whose streams hold everything waits for them, as TCP would; where there is nothing to begin with, it is refused.
+//! whose streams hold everything waits for them, as TCP would. What its connections begin with is refused when the identity has half of what there is for it. Whoever has not
+//! shown a certificate gets nothing of the budget: a window is made when the handshake is done.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -29,6 +30,9 @@ const MOST: u64 = (1 << 31) - 1;
 
 /// A peer's windows grow no further than to this part of what is left then.
 const SHARE: u64 = 4;
+
+/// Its connections begin as long as it has no more than this part of it.
+const SHARE_TO_BEGIN: u64 = 1;
 
 /// Less is not worth a frame that says it.
 const STEP: u64 = 16 << 10;
@@ -68,14 +72,13 @@ impl Budget {
         self.held_back.load(Ordering::Relaxed)
     }
 
-    /// As much of `wanted` as there is, for one who has `own` already.
-    fn reserve(&self, own: u64, wanted: u64) -> u64 {
+    /// As much of `wanted` as there is, for one who has `own` already and may have 1/`share` of what is left then.
+    fn reserve(&self, own: u64, wanted: u64, share: u64) -> u64 {
         let size = self.size.load(Ordering::Relaxed);
         let mut granted = 0;
         let grant = |reserved: u64| {
             let left = size.saturating_sub(reserved);
-            // The most that is no more than 1/SHARE of what is left after it.
-            let most = (left + own) / (SHARE + 1);
+            let most = (left + own) / (share + 1);
             granted = wanted.min(most.saturating_sub(own));
             (granted > 0).then_some(reserved + granted)
         };
@@ -98,8 +101,10 @@ pub struct Window {
     budget: Arc<Budget>,
     /// Of the budget.
     reserved: AtomicU64,
-    /// Whose it is, and what they have in all; nobody's until the handshake is done.
-    peer: OnceLock<(Identity, Arc<AtomicU64>)>,
+    /// Whose it is.
+    peer: Identity,
+    /// What they have in all.
+    share: Arc<AtomicU64>,
     /// `connection_window`.
     largest: u64,
     /// What the codec has been told.
@@ -113,57 +118,41 @@ pub struct Window {
 }
 
 impl Window {
-    /// The window of a new connection; none when the budget is spent.
-    pub fn new(budget: &Arc<Budget>, settings: &HboneSettings) -> Option<Arc<Self>> {
+    /// The window of a new connection of `peer`; none when the budget, or the peer's share of it, is spent.
+    pub fn new(budget: &Arc<Budget>, settings: &HboneSettings, peer: &Identity) -> Option<Arc<Self>> {
         budget.resize(settings.buffer.0.into());
         let least = u64::from(LEAST);
-        let granted = budget.reserve(0, least);
-        if granted < least {
-            budget.release(granted);
-            budget.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(Arc::new(Self {
+        let share = budget.shares().entry(peer.clone()).or_default().clone();
+        let window = Self {
             budget: budget.clone(),
-            reserved: AtomicU64::new(least),
-            peer: OnceLock::new(),
+            reserved: AtomicU64::new(0),
+            peer: peer.clone(),
+            share,
             largest: settings.connection_window.0.into(),
             target: AtomicU64::new(least),
             held: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             is_held_back: AtomicBool::new(false),
             may_change: Notify::new(),
-        }))
-    }
-
-    /// It is one of the windows of this peer.
-    pub fn belongs_to(&self, peer: &Identity) {
-        self.peer.get_or_init(|| {
-            let share = self.budget.shares().entry(peer.clone()).or_default().clone();
-            share.fetch_add(self.reserved.load(Ordering::Relaxed), Ordering::Relaxed);
-            (peer.clone(), share)
-        });
+        };
+        if window.reserve(least, SHARE_TO_BEGIN) < least {
+            budget.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Arc::new(window))
     }
 
     /// As much of `wanted` as there is for this peer.
-    fn reserve(&self, wanted: u64) -> u64 {
-        let own = match self.peer.get() {
-            Some((_, share)) => share.load(Ordering::Relaxed),
-            None => self.reserved.load(Ordering::Relaxed),
-        };
-        let granted = self.budget.reserve(own, wanted);
+    fn reserve(&self, wanted: u64, share: u64) -> u64 {
+        let granted = self.budget.reserve(self.share.load(Ordering::Relaxed), wanted, share);
         self.reserved.fetch_add(granted, Ordering::Relaxed);
-        if let Some((_, share)) = self.peer.get() {
-            share.fetch_add(granted, Ordering::Relaxed);
-        }
+        self.share.fetch_add(granted, Ordering::Relaxed);
         granted
     }
 
     fn release(&self, bytes: u64) {
         self.reserved.fetch_sub(bytes, Ordering::Relaxed);
-        if let Some((_, share)) = self.peer.get() {
-            share.fetch_sub(bytes, Ordering::Relaxed);
-        }
+        self.share.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.release(bytes);
     }
 
@@ -205,13 +194,10 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         self.release(self.reserved.load(Ordering::Relaxed));
-        if let Some((peer, share)) = self.peer.take() {
-            let mut shares = self.budget.shares();
-            drop(share);
-            // One of the two that there were of it is the map's.
-            if shares.get(&peer).is_some_and(|share| Arc::strong_count(share) == 1) {
-                shares.remove(&peer);
-            }
+        let mut shares = self.budget.shares();
+        // The map's and ours. Who comes takes theirs under the same lock.
+        if Arc::strong_count(&self.share) == 2 {
+            shares.remove(&self.peer);
         }
     }
 }
@@ -327,7 +313,7 @@ impl Valve {
         let promised = self.owed.min(wanted);
         self.owed -= promised;
         let more = wanted - promised;
-        let mut granted = window.reserve(more);
+        let mut granted = window.reserve(more, SHARE);
         if granted < more.min(STEP) {
             window.release(granted);
             granted = 0;
@@ -356,7 +342,13 @@ mod tests {
     }
 
     fn valve(budget: &Arc<Budget>, buffer: u64) -> Option<Valve> {
-        Window::new(budget, &settings(u32::try_from(buffer).unwrap())).map(Valve::new)
+        valve_of("somebody", budget, buffer)
+    }
+
+    fn valve_of(peer: &str, budget: &Arc<Budget>, buffer: u64) -> Option<Valve> {
+        let settings = settings(u32::try_from(buffer).unwrap());
+        let peer = format!("spiffe://cluster.local/ns/shop/sa/{peer}").parse().unwrap();
+        Window::new(budget, &settings, &peer).map(Valve::new)
     }
 
     fn target(valve: &mut Valve) -> u64 {
@@ -410,11 +402,9 @@ mod tests {
     #[test]
     fn no_peer_holds_more_than_a_part_of_the_budget_however_many_connections_it_has() {
         let budget = Arc::default();
-        let peer = |name: &str| format!("spiffe://cluster.local/ns/shop/sa/{name}").parse().unwrap();
         let mut valves: Vec<Valve> = Vec::new();
         for _ in 0..100 {
-            let mut valve = valve(&budget, 64 * MIB).unwrap();
-            valve.window.belongs_to(&peer("hog"));
+            let mut valve = valve_of("hog", &budget, 64 * MIB).unwrap();
             receive(&mut valve, 64 * MIB);
             valves.push(valve);
         }
@@ -422,8 +412,7 @@ mod tests {
         assert!(budget.held_back() > 0);
         assert!(budget.reserved() <= 64 * MIB / SHARE + least, "{}", budget.reserved());
         assert!(valves.iter().map(held).sum::<u64>() <= budget.reserved());
-        let mut other = valve(&budget, 64 * MIB).unwrap();
-        other.window.belongs_to(&peer("other"));
+        let mut other = valve_of("other", &budget, 64 * MIB).unwrap();
         receive(&mut other, 64 * MIB);
         assert!(held(&other) > 8 * MIB, "{}", held(&other));
         drop((valves, other));
@@ -439,7 +428,12 @@ mod tests {
             all.push(valve);
         }
         assert_eq!(budget.refused(), 1);
-        assert!(budget.reserved() <= MIB);
+        assert!(
+            budget.reserved() <= MIB / 2,
+            "connections that do nothing leave half to others"
+        );
+        assert!(valve_of("another", &budget, MIB).is_some());
+        assert!(budget.shares().len() == 1, "nothing is kept of who has gone");
         all.clear();
         assert_eq!(budget.reserved(), 0);
         assert!(valve(&budget, MIB).is_some());

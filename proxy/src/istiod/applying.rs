@@ -1,9 +1,9 @@
 //! Updates put in force, one after the other; and what becomes of one with which that fails.
 //!
 //! Nothing that istiod says should make the proxy panic, and if it does nothing of that update is in force: it was applied to a copy. But istiod will not
-//! say it again, for it was told that it came. So the changes of a **rejected update wait** and are tried again with the next one. If that fails too,
-//! the next one is put in force without them: what waits is as it was before, as if istiod had not spoken of it yet. A change of a resource that
-//! waits takes the place of the older one, so that a corrected resource cures what the broken one did.
+//! say it again, for it was told that it came. So the update is taken apart: what can be put in force is (a policy that denies must not wait for a
+//! broken workload beside it), and **what is broken waits**, as it was before, and is tried again with the next update. A change of a resource that
+//! waits takes the place of the older one.
 //!
 //! The first update is the whole mesh, and nothing goes without it: part of a mesh may be without the policies that deny. Nobody is served then.
 
@@ -11,6 +11,7 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::runtime::Handle;
 use underpass_config::{Config, Mesh, MeshChange, ResourceKey, Touched};
@@ -77,21 +78,35 @@ impl Applying {
 
     async fn go_on(&mut self, changes: Vec<MeshChange>) {
         let changed: HashSet<ResourceKey> = changes.iter().map(MeshChange::key).collect();
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain(|change| !changed.contains(&change.key()));
-        let all = waiting.iter().chain(&changes).cloned().collect();
-        let outcome = match self.attempt(all).await {
-            Ok(()) => return self.keep_waiting(Vec::new()),
-            Err(reason) if waiting.is_empty() => Err(reason),
-            Err(_) => self.attempt(changes.clone()).await,
+        let mut all = std::mem::take(&mut self.waiting);
+        all.retain(|change| !changed.contains(&change.key()));
+        all.extend(changes);
+        let Err(reason) = self.attempt(all.clone()).await else {
+            return self.keep_waiting(Vec::new());
         };
-        match outcome {
-            Ok(()) => self.keep_waiting(waiting),
-            Err(reason) => {
-                waiting.extend(changes);
-                self.reject(waiting, reason);
+        let broken = self.all_but_broken(all).await;
+        match broken.iter().any(|change| changed.contains(&change.key())) {
+            true => self.reject(broken, reason),
+            false => self.keep_waiting(broken),
+        }
+    }
+
+    /// Puts in force what can be of changes that cannot be all together, and answers what cannot be even alone.
+    async fn all_but_broken(&self, changes: Vec<MeshChange>) -> Vec<MeshChange> {
+        let (mut broken, mut parts) = (Vec::new(), vec![changes]);
+        while let Some(mut part) = parts.pop() {
+            if self.attempt(part.clone()).await.is_ok() {
+                continue;
+            }
+            if part.len() > 1 {
+                let second = part.split_off(part.len() / 2);
+                // In order: the first half is next.
+                parts.extend([second, part]);
+            } else {
+                broken.append(&mut part);
             }
         }
+        broken
     }
 
     fn keep_waiting(&mut self, waiting: Vec<MeshChange>) {
@@ -119,13 +134,12 @@ impl Applying {
         let (node, apply, control) = (self.node.clone(), self.apply, Handle::current());
         let publishing = tokio::task::spawn_blocking(move || {
             let _entered = control.enter();
-            let before = node.snapshot().generation;
-            let count = changes.len();
-            let published = catch_unwind(AssertUnwindSafe(|| publish(&node, apply, changes)));
+            let (count, is_in_force) = (changes.len(), AtomicBool::new(false));
+            let published = catch_unwind(AssertUnwindSafe(|| publish(&node, apply, changes, &is_in_force)));
             match published {
                 Ok(denied) => tracing::debug!(count, denied, "an update of istiod is in force"),
-                // It is in force, but open connections may not all have been asked.
-                Err(_) if node.snapshot().generation != before => node.reconsider_all(),
+                // Open connections may not all have been asked.
+                Err(_) if is_in_force.load(Ordering::Relaxed) => node.reconsider_all(),
                 Err(panic) => return Err(in_words(&*panic)),
             }
             Ok(())
@@ -134,14 +148,15 @@ impl Applying {
     }
 }
 
-fn publish(node: &Arc<Node>, apply: Apply, changes: Vec<MeshChange>) -> usize {
-    node.publish(|in_force| {
+fn publish(node: &Arc<Node>, apply: Apply, changes: Vec<MeshChange>, is_in_force: &AtomicBool) -> usize {
+    let change = |in_force: &Config| {
         let mut mesh = in_force.mesh.clone();
         let touched = apply(&mut mesh, &mut changes.into_iter());
         let node = in_force.node.clone();
         let http = in_force.http.clone();
         (Config { node, mesh, http }, touched)
-    })
+    };
+    node.publish_telling(change, is_in_force)
 }
 
 fn in_words(panic: &(dyn Any + Send)) -> String {
@@ -218,15 +233,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_update_that_panics_is_rejected_whole_and_the_next_one_works() {
+    async fn of_an_update_that_panics_what_is_broken_waits_and_the_next_one_works() {
         let mut world = World::new();
         world.take([workload("a", "a")]).await;
         world
             .take([workload("b", "b"), workload("c", "poison"), workload("a", "a2")])
             .await;
-        assert_eq!(world.workloads(), ["a=a"], "nothing of it is in force");
+        assert_eq!(world.workloads(), ["a=a2", "b=b"], "all of it but what is broken");
         let status = world.status.read();
-        assert_eq!((status.rejected_updates, world.waits()), (1, 3));
+        assert_eq!((status.rejected_updates, world.waits()), (1, 1));
         assert!(status.waiting.unwrap().reason.contains("poison"));
         let metrics = world.applying.node.telemetry.encode().unwrap();
         assert!(
@@ -235,9 +250,8 @@ mod tests {
         );
 
         world.take([workload("d", "d")]).await;
-        assert_eq!(world.workloads(), ["a=a", "d=d"], "the next one is");
-        assert_eq!(world.waits(), 3);
-        // The broken resource is corrected: all that waited comes in force with it.
+        assert_eq!(world.workloads(), ["a=a2", "b=b", "d=d"], "the next one is in force");
+        assert_eq!((world.waits(), world.status.read().rejected_updates), (1, 1));
         world.take([workload("c", "c")]).await;
         assert_eq!(world.workloads(), ["a=a2", "b=b", "c=c", "d=d"]);
         assert_eq!((world.waits(), world.status.read().rejected_updates), (0, 1));

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use atomic_waker::AtomicWaker;
 
 use super::{Direction, InKernel, KernelMemory, Ticket};
+use crate::affinity;
 
 /// First pause: some 40 KB of a fast reader.
 const SHORTEST: Duration = Duration::from_micros(20);
@@ -179,6 +180,8 @@ impl Watch {
     fn run(mut self, shared: &Shared) {
         // Without it only the first looks come later than they might.
         let _ = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK_NS));
+        // Who started it may have been away from a core (`relay/aside`).
+        let _ = rustix::thread::sched_setaffinity(None, affinity::usual());
         while self.sleep(shared) {
             let now = Instant::now();
             let due = self.due(now);

@@ -6,13 +6,15 @@
 //! whole seconds: 160 µs for each 16 KiB, the receiver idle). The scheduler brings the two together, since one wakes the other. So a thread that
 //! is outrun by a sender on its own core leaves that core to it for a while.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::io::Errno;
+use rustix::thread::{sched_getcpu, sched_setaffinity};
 use tokio::time::Instant;
 
+use crate::affinity;
 use crate::offload::Tally;
 
 /// Messages that were behind before something is done about it, if not [`PASSING`] times as many have passed by: the relay of a fresh stream is
@@ -44,15 +46,9 @@ impl Pursuit {
     }
 }
 
-/// A thread that is away from a core.
-struct Away {
-    /// Where it may be else.
-    usual: CpuSet,
-    until: Instant,
-}
-
 thread_local! {
-    static AWAY_FROM: RefCell<Option<Away>> = const { RefCell::new(None) };
+    /// Until when this thread is away from a core.
+    static UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
 /// Has this thread, which runs a runtime, stay away from `core` for [`AWAY`], if that is where it is and there is another.
@@ -66,36 +62,30 @@ pub(super) fn leave(core: u32) {
 }
 
 fn step_aside(core: usize) -> io::Result<()> {
-    AWAY_FROM.with_borrow_mut(|away| {
-        let until = Instant::now() + AWAY;
-        let usual = match away {
-            Some(away) => away.usual,
-            None => sched_getaffinity(None)?,
-        };
-        let mut others = usual;
-        others.unset(core);
-        if others.count() == 0 {
-            return Ok(());
-        }
-        sched_setaffinity(None, &others)?;
-        tracing::debug!(core, "the relay leaves the core to a sender that outruns it");
-        if away.replace(Away { usual, until }).is_none() {
-            tokio::spawn(come_back());
-        }
-        Ok(())
-    })
+    let mut others = *affinity::usual();
+    others.unset(core);
+    match sched_setaffinity(None, &others) {
+        Ok(()) => {}
+        // There is no other.
+        Err(Errno::INVAL) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    tracing::debug!(core, "the relay leaves the core to a sender that outruns it");
+    if UNTIL.replace(Some(Instant::now() + AWAY)).is_none() {
+        tokio::spawn(come_back());
+    }
+    Ok(())
 }
 
 /// Ends the absence of the thread that it runs on, when it is time.
 async fn come_back() {
-    while let Some(until) = AWAY_FROM.with_borrow(|away| away.as_ref().map(|away| away.until)) {
+    while let Some(until) = UNTIL.get() {
         if Instant::now() < until {
             tokio::time::sleep_until(until).await;
             continue;
         }
-        if let Some(away) = AWAY_FROM.take()
-            && let Err(error) = sched_setaffinity(None, &away.usual)
-        {
+        UNTIL.set(None);
+        if let Err(error) = sched_setaffinity(None, affinity::usual()) {
             tracing::warn!("a relaying thread cannot have all its cores back: {error}");
         }
     }
@@ -103,6 +93,8 @@ async fn come_back() {
 
 #[cfg(test)]
 mod tests {
+    use rustix::thread::sched_getaffinity;
+
     use super::*;
 
     fn tally(bypassed_messages: u64, behind: u64) -> Tally {

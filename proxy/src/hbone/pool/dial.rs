@@ -103,7 +103,6 @@ pub(super) struct Made {
 impl Dial {
     pub(super) async fn connect(&self) -> Result<Made, DialError> {
         let gateway = self.key.gateway;
-        let window = Window::new(&self.budget, &self.hbone).ok_or(DialError::NoBuffer)?;
         let (connecting, handshaking) = self.patience;
         let ready = self.certificate.ready(handshaking).await;
         let own = ready.map_err(|unavailable| DialError::NoCertificate(unavailable.to_string()))?;
@@ -120,7 +119,8 @@ impl Dial {
         let (sender, connection, credentials) = tokio::time::timeout(handshaking, self.shake_hands(socket, own))
             .await
             .map_err(late)??;
-        window.belongs_to(credentials.peer().identity());
+        let peer = credentials.peer().identity();
+        let window = Window::new(&self.budget, &self.hbone, peer).ok_or(DialError::NoBuffer)?;
         Ok(Made {
             sender,
             connection,

@@ -22,8 +22,11 @@ struct State {
 impl State {
     /// The connection for the next stream, if one has room for it.
     fn best(&self) -> Option<&Pooled> {
-        let with_room = self.connections.iter().filter(|connection| connection.has_room());
-        with_room.min_by_key(|connection| connection.rank())
+        let is_open = |connection: &&Pooled| connection.has_room() && !connection.is_closing();
+        self.connections
+            .iter()
+            .filter(is_open)
+            .min_by_key(|connection| connection.rank())
     }
 }
 
