@@ -43,14 +43,14 @@ act_kernel() {
   cat captured/mesh.yaml "$home/no-batch.yaml" >captured/next.yaml
   mv captured/next.yaml captured/mesh.yaml
   print_command node 'cat no-batch.yaml >>captured/mesh.yaml        # DENY batch to the cache'
-  wait_until 'the denied connection is reset' is_gone "$batch_load"
-  ! has_flow 'jobs/batch' || fail 'a denied connection is still open'
+  # Not by its end: redis-benchmark stays, without a connection, if it hears of the reset when it writes.
+  wait_until 'the denied connection is reset' has_no_flow 'jobs/batch'
   has_flow 'shop/client.* kernel ' || fail 'the other connections are not untouched'
   conclude 'batch was reset in the middle of its stream; client goes on.'
-  stop "$load" "$blocking"
+  stop "$load" "$blocking" "$batch_load"
   say 'The same measurement as in acts 7 and 8, in the kernel, beside what was measured without a proxy:'
   compare_with_direct kernel 20000 60000
 }
 
-is_gone() { ! kill -0 "$1" 2>/dev/null; }
+has_no_flow() { ! has_flow "$1"; }
 
