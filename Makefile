@@ -64,7 +64,7 @@ soak: build
 	@scripts/test-setup.sh
 	UNDERPASS_CYCLES=10000 $(CARGO) test --locked -p underpass-tests --test exactness -- --nocapture
 	UNDERPASS_CYCLES=10000 UNDERPASS_STUCK=1000 $(CARGO) test --locked -p underpass-tests --test kernel_tier -- \
-		--nocapture --test-threads 1
+		--nocapture --test-threads 1 --include-ignored
 
 test-kernels: build
 	@scripts/test-setup.sh
