@@ -52,7 +52,7 @@ demo: build
 bench: setup
 	@scripts/bench-setup.sh
 	$(CARGO) build --release --locked -p underpass -p underpass-bench
-	$(BINARY)/underpass-bench run --aa --underpass $(BINARY)/underpass
+	$(BINARY)/underpass-bench run --aa --hold-memory --underpass $(BINARY)/underpass
 	$(BINARY)/underpass-bench check
 
 memory scale mesh-scale: setup

@@ -66,6 +66,9 @@ pub(crate) struct Run {
     /// Also runs Underpass a second time as `underpass-relay-b`, to show what difference noise makes.
     #[arg(long)]
     aa: bool,
+    /// Holds free memory meanwhile, if the host of this virtual machine takes it back; that takes up to half a minute.
+    #[arg(long)]
+    hold_memory: bool,
     /// Loopback instead of network namespaces, also as root.
     #[arg(long)]
     loopback: bool,
@@ -119,8 +122,8 @@ impl Run {
         let database = needs_database.then(Database::create).transpose()?;
         let mut topology = Topology::new(self.loopback, &work_directory)?;
         eprintln!("{}\n{}", machine, topology.description());
-        let ballast = Ballast::take()?;
-        if let Some(description) = ballast.description() {
+        let ballast = self.hold_memory.then(Ballast::take).transpose()?;
+        if let Some(description) = ballast.as_ref().and_then(Ballast::description) {
             eprintln!("{description}");
         }
         let mut rows = Vec::new();

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use nix::sys::resource::UsageWho;
 
 use super::connection::Connection;
-use super::{Direction, Figure, GREETING_SIZE, Measured, READ_SIZE, WRITE_SIZE, Work, connect};
+use super::{Direction, Figure, GREETING_SIZE, Measured, READ_SIZE, WRITE_SIZE, Work, connect, cpu_seconds};
 
 /// Connections that a sample of one connection at a time makes, one after the other. Which of a proxy's threads gets a
 /// connection, and on which core that thread is, is luck that lasts as long as the connection.
@@ -51,9 +50,7 @@ impl Load {
             Work::Connect { concurrency } => connections(self.target, concurrency, window),
             Work::Program { program } => bail!("{} is a program of its own", program.name()),
         }?;
-        let usage = getrusage(UsageWho::RUSAGE_SELF)?;
-        let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
-        measured.client_cpu_s = microseconds as f64 / 1e6;
+        measured.client_cpu_s = cpu_seconds(UsageWho::RUSAGE_SELF)?;
         println!("{}", serde_json::to_string(&measured)?);
         Ok(())
     }

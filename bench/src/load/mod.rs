@@ -14,6 +14,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
 use crate::results::Params;
@@ -120,6 +122,13 @@ impl Figure {
             value,
         }
     }
+}
+
+/// CPU seconds, user and system, of this process or of those of its children that have been waited for.
+fn cpu_seconds(of: UsageWho) -> Result<f64> {
+    let usage = getrusage(of)?;
+    let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(microseconds as f64 / 1e6)
 }
 
 /// Connects with NODELAY and time-outs, as every connection of the bench is made.

@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use nix::sys::resource::UsageWho;
 use nix::unistd::User;
 use serde::{Deserialize, Serialize};
 
-use super::{Figure, Measured};
+use super::{Figure, Measured, cpu_seconds};
 use crate::place::Place;
 use crate::process::Process;
 
@@ -97,7 +96,7 @@ impl Program {
                 pgbench
             }
         };
-        let before = children_cpu()?;
+        let before = cpu_seconds(UsageWho::RUSAGE_CHILDREN)?;
         let report = Process::start(command, &directory.join("client.log"))?.finish()?;
         let measured = match self {
             Program::RedisBenchmark => read_redis_benchmark(&report, REQUESTS),
@@ -106,7 +105,7 @@ impl Program {
         };
         let measured = measured.with_context(|| format!("unreadable report of {}:\n{report}", self.name()))?;
         Ok(Measured {
-            client_cpu_s: children_cpu()? - before,
+            client_cpu_s: cpu_seconds(UsageWho::RUSAGE_CHILDREN)? - before,
             ..measured
         })
     }
@@ -152,12 +151,6 @@ fn read_pgbench(report: &str) -> Option<Measured> {
         operations: number("number of transactions actually processed: ")? as u64,
         ..Measured::default()
     })
-}
-
-/// CPU seconds of all children that have been waited for.
-fn children_cpu() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
 }
 
 /// A PostgreSQL cluster that trusts every client, filled for pgbench; removed when dropped.
