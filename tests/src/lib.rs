@@ -14,6 +14,7 @@
 //! * [`capture`]: a node whose pods are captured, with its agent and its proxies.
 //! * [`Authority`]: certificates as files.
 //! * [`istiod`]: a real istiod, whose cluster is a folder of YAML files.
+//! * [`envoy`]: a running Envoy.
 //! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
 //! * [`load`]: connections with a round trip, one or many, and what came of them.
 //! * [`Process`]: a program that ends with its test. [`available`]: what a test needs of the machine.
@@ -27,6 +28,7 @@ pub mod capture;
 mod client;
 mod config;
 pub mod conversation;
+pub mod envoy;
 pub mod istiod;
 pub mod load;
 mod namespace;
@@ -46,7 +48,7 @@ pub use client::{Refused, Target, Way, is_reset, open};
 pub use config::{Config, Listen};
 pub use process::Process;
 pub use proxy::Proxy;
-pub use requirement::{Need, available, envoy};
+pub use requirement::{Need, available};
 pub use server::{Arrival, Blackhole, Server};
 pub use throttle::Throttle;
 pub use tiers::{Bytes, ConnectionView, Tiers};

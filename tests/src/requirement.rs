@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::capture;
+use crate::envoy;
 use crate::istiod;
 
 /// Something a machine may lack.
@@ -42,11 +43,6 @@ pub fn available(needs: &[Need]) -> bool {
     false
 }
 
-/// The Envoy that `scripts/envoy-setup.sh` fetches, which the bench compares with too.
-pub fn envoy() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/bench/envoy")
-}
-
 impl Need {
     fn missing(&self) -> Option<String> {
         match self {
@@ -58,7 +54,7 @@ impl Need {
             }
             Need::Envoy => {
                 let why = "needs Envoy: run scripts/envoy-setup.sh, which fetches it";
-                (!envoy().is_file()).then(|| why.to_owned())
+                (!envoy::program().is_file()).then(|| why.to_owned())
             }
             Need::Guard => missing_for_capture().or_else(|| {
                 let why = "this kernel has no tcx (Linux 6.6), so no pod is guarded";

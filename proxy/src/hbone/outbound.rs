@@ -98,7 +98,7 @@ impl From<OpenError> for NotOpened {
         let ending = match &error {
             OpenError::Refused(status) => connect::refusal(*status),
             OpenError::Dial(DialError::Timeout(_)) => Ending::ConnectTimeout,
-            OpenError::Dial(DialError::NoBuffer) => Ending::ConnectionLimit,
+            OpenError::Dial(DialError::NoBuffer(_)) => Ending::ConnectionLimit,
             OpenError::Dial(_) | OpenError::Broken(_) => Ending::ConnectFailed,
         };
         Self {

@@ -74,9 +74,6 @@ pub struct Arrival {
 
 type Http2 = Connection<Paced<TlsStream<TcpStream>>, Chunk>;
 
-/// Why a peer that has shown who it is gets no connection.
-const NO_BUFFER: &str = "node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read";
-
 /// A connection that may carry streams.
 struct Ready {
     connection: Http2,
@@ -178,7 +175,7 @@ async fn shake_hands(
             .map_err(|error| failed(format!("{}: {error}", error.reason())))?;
         // Of a peer that is known: nobody else gets anything of the budget.
         let window = Window::new(budget, hbone, verified.identity())
-            .ok_or_else(|| (Ending::ConnectionLimit, NO_BUFFER.to_owned()))?;
+            .map_err(|spent| (Ending::ConnectionLimit, spent.to_string()))?;
         let connection = settings(hbone)
             .handshake(Paced::new(stream))
             .await

@@ -95,6 +95,11 @@ impl Budget {
     }
 }
 
+/// There is nothing for another connection.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read")]
+pub struct Spent;
+
 /// The window of one connection, as its streams and whoever drives it know it.
 #[derive(Debug)]
 pub struct Window {
@@ -118,8 +123,11 @@ pub struct Window {
 }
 
 impl Window {
-    /// The window of a new connection of `peer`; none when the budget, or the peer's share of it, is spent.
-    pub fn new(budget: &Arc<Budget>, settings: &HboneSettings, peer: &Identity) -> Option<Arc<Self>> {
+    /// The window of a new connection of `peer`.
+    ///
+    /// # Errors
+    /// When the budget, or the peer's share of it, is spent.
+    pub fn new(budget: &Arc<Budget>, settings: &HboneSettings, peer: &Identity) -> Result<Arc<Self>, Spent> {
         budget.resize(settings.buffer.0.into());
         let least = u64::from(LEAST);
         let share = budget.shares().entry(peer.clone()).or_default().clone();
@@ -137,9 +145,9 @@ impl Window {
         };
         if window.reserve(least, SHARE_TO_BEGIN) < least {
             budget.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
+            return Err(Spent);
         }
-        Some(Arc::new(window))
+        Ok(Arc::new(window))
     }
 
     /// As much of `wanted` as there is for this peer.
@@ -348,7 +356,7 @@ mod tests {
     fn valve_of(peer: &str, budget: &Arc<Budget>, buffer: u64) -> Option<Valve> {
         let settings = settings(u32::try_from(buffer).unwrap());
         let peer = format!("spiffe://cluster.local/ns/shop/sa/{peer}").parse().unwrap();
-        Window::new(budget, &settings, &peer).map(Valve::new)
+        Window::new(budget, &settings, &peer).ok().map(Valve::new)
     }
 
     fn target(valve: &mut Valve) -> u64 {

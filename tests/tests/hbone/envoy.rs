@@ -1,11 +1,10 @@
 //! Envoy's HBONE, as its documentation sets it up: an internal listener puts a stream into a CONNECT (or takes it out) behind the listener that has it.
 //! (Envoy's `configs/encapsulate_in_http2_connect.yaml`, `terminate_http2_connect.yaml`, `internal_listener_proxy.yaml`.)
 
-use std::fs;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use underpass_tests::{Host, Issued, Process, World, envoy, wait};
+use underpass_tests::{Host, Issued, Process, World, envoy};
 
 /// A running Envoy.
 pub(crate) struct Envoy {
@@ -30,7 +29,7 @@ impl Envoy {
         let gateway = json!({
             "name": "gateway", "type": "STATIC", "connect_timeout": "5s",
             "typed_extension_protocol_options": http2(),
-            "load_assignment": endpoint(socket_address(gateway)),
+            "load_assignment": endpoint(envoy::address(gateway)),
             "transport_socket": transport("Upstream", tls, expected),
         });
         let listeners = json!([
@@ -77,7 +76,7 @@ impl Envoy {
         let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": out_of_tunnel});
         let to_application = json!({
             "name": "application", "type": "STATIC", "connect_timeout": "5s",
-            "load_assignment": endpoint(socket_address(application)),
+            "load_assignment": endpoint(envoy::address(application)),
         });
         let listeners = json!([
             tcp_listener(listen, json!([filter]), Some(transport("Downstream", tls, expected))),
@@ -96,24 +95,10 @@ impl Envoy {
                 "typed_config": {"@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"},
             }],
         });
-        let file = world.directory().join(format!("envoy-{}.json", host.ip()));
-        fs::write(&file, config.to_string()).expect("write Envoy's configuration");
-        let mut command = Process::command(&envoy().display().to_string());
-        command
-            .arg("-c")
-            .arg(&file)
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
-        let mut process = Process::start(world, host, "envoy", command);
-        wait::eventually(wait::SOON, "Envoy listens", || {
-            assert!(process.exit_status().is_none(), "{}", process.output());
-            host.connect_unbound(ready_at).is_ok()
-        });
-        Self { _process: process }
+        Self {
+            _process: envoy::start(world, host, &config, ready_at),
+        }
     }
-}
-
-fn socket_address(address: SocketAddr) -> Value {
-    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
 fn endpoint(address: Value) -> Value {
@@ -147,7 +132,7 @@ fn tcp_listener(at: SocketAddr, filters: Value, transport: Option<Value>) -> Val
     if let Some(transport) = transport {
         chain["transport_socket"] = transport;
     }
-    json!({"name": "outer", "address": socket_address(at), "filter_chains": [chain]})
+    json!({"name": "outer", "address": envoy::address(at), "filter_chains": [chain]})
 }
 
 fn tcp_proxy(mut fields: Value) -> Value {

@@ -1,10 +1,10 @@
 //! Envoy with the routes of the scene.
 
-use std::fs;
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use underpass_tests::{Host, Process, World, envoy, wait};
+use underpass_tests::envoy::{self, address};
+use underpass_tests::{Host, Process, World};
 
 use super::scene;
 
@@ -26,23 +26,7 @@ pub(crate) fn start(world: &World, host: &Host, listen: SocketAddr, web: &[Socke
         "listeners": [{"name": "in", "address": address(listen), "filter_chains": [{"filters": [filter]}]}],
         "clusters": [cluster("web", web), cluster("void", &[]), cluster("closed", &[closed])],
     }});
-    let file = world.directory().join("envoy.json");
-    fs::write(&file, config.to_string()).expect("write Envoy's configuration");
-    let mut command = Process::command(&envoy().display().to_string());
-    command
-        .arg("-c")
-        .arg(&file)
-        .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
-    let mut process = Process::start(world, host, "envoy", command);
-    wait::eventually(wait::SOON, "Envoy listens", || {
-        assert!(process.exit_status().is_none(), "{}", process.output());
-        host.connect_unbound(listen).is_ok()
-    });
-    process
-}
-
-fn address(address: SocketAddr) -> Value {
-    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+    envoy::start(world, host, &config, listen)
 }
 
 fn cluster(name: &str, endpoints: &[SocketAddr]) -> Value {

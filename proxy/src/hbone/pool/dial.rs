@@ -16,7 +16,7 @@ use super::super::chunk::Chunk;
 use super::super::credentials::Credentials;
 use super::super::paced::Paced;
 use super::super::tunnel::Ends;
-use super::super::windows::{self, Budget, Valve, Window};
+use super::super::windows::{self, Budget, Spent, Valve, Window};
 use super::super::{FRAME, FRAMES_KEPT, HEADERS, SEND_BUFFER};
 use super::Key;
 use crate::capture::Pod;
@@ -75,8 +75,8 @@ pub enum DialError {
     #[error("{0} takes no streams on the connections that were opened to it")]
     NoRoom(SocketAddr),
     /// There is no room to receive in.
-    #[error("node.hbone.buffer is spent on other connections: raise it, or see whose streams do not read")]
-    NoBuffer,
+    #[error(transparent)]
+    NoBuffer(#[from] Spent),
     /// The handshake failed, on which side ever.
     #[error("{gateway}: {reason}: {error}")]
     Handshake {
@@ -120,7 +120,7 @@ impl Dial {
             .await
             .map_err(late)??;
         let peer = credentials.peer().identity();
-        let window = Window::new(&self.budget, &self.hbone, peer).ok_or(DialError::NoBuffer)?;
+        let window = Window::new(&self.budget, &self.hbone, peer)?;
         Ok(Made {
             sender,
             connection,
