@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 /// Between two looks at a condition. Short against every deadline in the tests, long against the cost of a look.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// Long enough for anything that is not itself a time-out, on a machine whose two cores are shared with a build.
-pub const SOON: Duration = Duration::from_secs(10);
+/// Long enough for anything that is not itself a time-out, on a machine whose two cores are shared with a build; longer than the time-outs of ten seconds that a
+/// proxy has by default, so that one of its own tells what went wrong.
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A deadline on this machine. An emulated one says in `UNDERPASS_PATIENCE` how many times slower it is (`make test-kernels`).
 pub fn patient(deadline: Duration) -> Duration {

@@ -152,7 +152,7 @@ async fn turn_away(peer: &Peer, mut connection: Http2, hbone: &HboneSettings) {
     let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
 
-/// TLS and the beginning of HTTP/2, in time.
+/// TLS and the beginning of HTTP/2, which take `patience` at most, and as much again where our own certificate is yet to come.
 async fn shake_hands(
     socket: OwnedFd,
     tls: Option<(Arc<Lease>, Arc<Trust>)>,
@@ -163,9 +163,10 @@ async fn shake_hands(
     let failed = |detail: String| (Ending::HandshakeFailed, detail);
     let (certificate, trust) =
         tls.ok_or_else(|| failed("no_certificate: the mesh does not know who this pod is".into()))?;
+    // Our own lack of one is not the peer's slowness: each has its time.
+    let own = certificate.ready(patience).await;
+    let own = own.map_err(|unavailable| failed(format!("no_certificate: {unavailable}")))?;
     let handshake = async {
-        let own = certificate.ready(patience).await;
-        let own = own.map_err(|unavailable| failed(format!("no_certificate: {unavailable}")))?;
         let slot = certificate.slot().clone();
         let tls = ServerTls::new(slot.clone(), trust.clone()).map_err(|error| failed(format!("tls: {error}")))?;
         let stream = TcpStream::from_std(socket.into()).map_err(|error| failed(format!("handshake_io: {error}")))?;
