@@ -9,6 +9,7 @@
 //! * [`Trust`]: the roots that are believed, what they have revoked, the trust domains that are ours.
 //! * [`CertificateSource`]: [`IstioCa`], or [`CertificateFiles`] without Istio. [`TrustFiles`] has roots and
 //!   revocations.
+//! * [`Origination`]: TLS to servers that need not be of the mesh, verified as a cluster says.
 //! * [`Istiod`]: how istiod is reached, for its CA and for xDS.
 //!
 //! The one idea: a connection asks for the state of this moment and never for more. Certificates, roots and revocations
@@ -63,6 +64,7 @@ mod certificate;
 mod files;
 mod istio_ca;
 mod istiod;
+mod origination;
 pub mod proto;
 mod provider;
 mod request;
@@ -78,6 +80,7 @@ pub use certificate::{CertificateError, WorkloadCertificate, identity_of};
 pub use files::{CertificateFiles, CertificateFilesByIdentity, TrustFiles};
 pub use istio_ca::{IstioCa, IstioCaSettings, chain_and_roots};
 pub use istiod::{Istiod, IstiodError, IstiodSecurity};
+pub use origination::{Origination, OriginationError};
 pub use slot::{Clock, Slot};
 pub use source::{CertificateSource, Pending, SourceError};
 pub use store::{IdentityStatus, IdentityStore, Lease, StoreSettings, Unavailable};

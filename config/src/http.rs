@@ -8,6 +8,8 @@
 //! can be held by the same types. A cluster's state (who is busy, whose turn it is) outlives updates that leave it as it is.
 
 mod cluster;
+mod connections;
+mod discovery;
 mod domains;
 mod headers;
 mod matching;
@@ -16,6 +18,7 @@ mod rewrite;
 mod route;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +28,8 @@ use foldhash::quality::RandomState;
 pub use cluster::{
     Breakers, Cluster, ClusterEndpoint, ClusterSettings, EndpointSettings, Held, HttpBalancing, UpstreamProtocol,
 };
+pub use connections::{ConnectionSettings, Ping};
+pub use discovery::{Discovery, DnsDiscovery, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
 pub(crate) use headers::is_editable;
 pub use headers::{HeaderEdit, HeaderEdits};
@@ -34,6 +39,7 @@ pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
+pub use transport::{KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamTls};
 
 use crate::Text;
 

@@ -15,9 +15,11 @@ use std::time::{Duration, SystemTime};
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
+use underpass_config::http::Http;
 use underpass_config::{Config, ConfigError, NodeSettings, Role};
 
 use crate::cores::Cores;
+use crate::http::pool::originations::NotReady;
 use crate::listener::{ListenError, OpenListener, RunningListener};
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
@@ -46,6 +48,9 @@ pub enum UpdateError {
     /// The access log could not be opened.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
+    /// A file of a cluster's TLS could not be used.
+    #[error(transparent)]
+    Tls(#[from] NotReady),
     /// The log filter could not be understood.
     #[error(transparent)]
     LogFilter(#[from] LogFilterError),
@@ -142,6 +147,7 @@ impl Configuration {
         cores: Arc<Cores>,
         log: LogFilter,
     ) -> Result<Arc<Self>, UpdateError> {
+        node.http.originations.prepare(&node.snapshot().config.http)?;
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
@@ -237,6 +243,7 @@ impl Configuration {
         let filter = self.log.parse(&new.log)?;
         let access_log = self.node.telemetry.access_log.prepare(&new.access_log)?;
         let kept: Vec<_> = state.running.iter().map(RunningListener::address).collect();
+        self.node.http.originations.prepare(&config.http)?;
         let opened = open_listeners(&new, &kept)?;
 
         // Nothing below fails.
@@ -246,7 +253,8 @@ impl Configuration {
         let (workloads, services, policies) = (touched.workloads.len(), touched.services.len(), touched.policies.len());
         let denied = self
             .node
-            .publish(|in_force| (keep_istiods_mesh(config, in_force), touched));
+            .publish(|in_force| (keep_what_others_told(config, in_force), touched));
+        self.node.http.originations.keep(&self.node.snapshot().config.http);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);
         }
@@ -353,15 +361,14 @@ fn refuse_what_needs_a_restart(old: &NodeSettings, new: &NodeSettings) -> Result
     Ok(())
 }
 
-/// The mesh that istiod tells of may have changed while the file was read.
-fn keep_istiods_mesh(config: Config, in_force: &Config) -> Config {
-    match config.node.istiod {
-        Some(_) => Config {
-            mesh: in_force.mesh.clone(),
-            ..config
-        },
-        None => config,
-    }
+/// The mesh that istiod tells of, and the addresses that DNS does, may have changed while the file was read.
+fn keep_what_others_told(config: Config, in_force: &Config) -> Config {
+    let mesh = match config.node.istiod {
+        Some(_) => in_force.mesh.clone(),
+        None => config.mesh,
+    };
+    let http = Arc::new(Http::clone(&config.http).continuing(&in_force.http));
+    Config { mesh, http, ..config }
 }
 
 /// Gives a running listener its new settings. False if its address is no longer listened on.
@@ -408,9 +415,9 @@ mod tests {
         let (from_file, _) = in_force.updated("node: {istiod: {}, log: debug}").unwrap();
         let elsewhere = Config::from_yaml("workloads: [{name: a, namespace: b}]").unwrap().mesh;
         in_force.mesh = elsewhere;
-        let next = keep_istiods_mesh(from_file, &in_force);
+        let next = keep_what_others_told(from_file, &in_force);
         assert_eq!((next.mesh.workloads().count(), &*next.node.log), (1, "debug"));
         let alone = Config::from_yaml("node: {}").unwrap();
-        assert_eq!(keep_istiods_mesh(alone, &in_force).mesh.workloads().count(), 0);
+        assert_eq!(keep_what_others_told(alone, &in_force).mesh.workloads().count(), 0);
     }
 }

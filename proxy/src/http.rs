@@ -15,6 +15,7 @@
 
 mod attempt;
 mod connection;
+pub mod discovery;
 mod download;
 mod exchange;
 pub mod flags;

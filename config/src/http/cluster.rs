@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::{ConnectionSettings, Discovery, Transport};
 use crate::Text;
 
 /// What a configuration says of a cluster.
@@ -15,8 +16,10 @@ use crate::Text;
 pub struct ClusterSettings {
     /// Unique name.
     pub name: Text,
-    /// Its endpoints; their addresses are unique.
+    /// Its endpoints; their addresses are unique. Those of names are what DNS has answered.
     pub endpoints: Vec<EndpointSettings>,
+    /// Where they come from.
+    pub discovery: Discovery,
     /// How one of them is chosen.
     pub balancing: HttpBalancing,
     /// What they speak.
@@ -27,6 +30,10 @@ pub struct ClusterSettings {
     pub idle_timeout: Duration,
     /// Limits.
     pub breakers: Breakers,
+    /// How connections are kept.
+    pub connections: ConnectionSettings,
+    /// What is below HTTP. One object as long as it says the same: connections belong to it.
+    pub transport: Arc<Transport>,
 }
 
 /// What a configuration says of an endpoint.
@@ -60,6 +67,8 @@ pub enum UpstreamProtocol {
     Http2,
     /// What the client speaks (`use_downstream_protocol_config`).
     AsDownstream,
+    /// What an endpoint chooses in the handshake of TLS, HTTP/2 if it can (`auto_config`).
+    Negotiated,
 }
 
 /// Limits of a cluster for the whole node (`CircuitBreakers.Thresholds`). Envoy's defaults: 1024 requests, 3 retries.
@@ -158,8 +167,29 @@ impl Cluster {
 
     /// `new` with the state of `old`: the same object if the settings are the same.
     pub(super) fn continuing(new: &Arc<Self>, old: &Arc<Self>) -> Arc<Self> {
-        if new.settings == old.settings {
+        let mut settings = new.settings.clone();
+        if settings.discovery != Discovery::Static && settings.discovery == old.settings.discovery {
+            settings.endpoints = old.settings.endpoints.clone();
+        }
+        Self::changed(settings, old)
+    }
+
+    /// `old`, with the endpoints that DNS has for its names now.
+    #[must_use]
+    pub fn with_addresses(old: &Arc<Self>, endpoints: Vec<EndpointSettings>) -> Arc<Self> {
+        let settings = ClusterSettings {
+            endpoints,
+            ..old.settings.clone()
+        };
+        Self::changed(settings, old)
+    }
+
+    fn changed(mut settings: ClusterSettings, old: &Arc<Self>) -> Arc<Self> {
+        if settings == old.settings {
             return old.clone();
+        }
+        if settings.transport == old.settings.transport {
+            settings.transport = old.settings.transport.clone();
         }
         let endpoint = |settings: &EndpointSettings| {
             let known = (old.endpoints.iter()).find(|endpoint| endpoint.settings.address == settings.address);
@@ -168,12 +198,12 @@ impl Cluster {
                 active: known.map_or_else(Arc::default, |endpoint| endpoint.active.clone()),
             })
         };
-        let endpoints = new.settings.endpoints.iter().map(endpoint).collect();
+        let endpoints = settings.endpoints.iter().map(endpoint).collect();
         Arc::new(Self {
             turn: old.turn.clone(),
             requests: old.requests.clone(),
             retries: old.retries.clone(),
-            ..Self::with_endpoints(new.settings.clone(), endpoints)
+            ..Self::with_endpoints(settings, endpoints)
         })
     }
 

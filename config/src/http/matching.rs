@@ -37,6 +37,21 @@ pub enum TextMatch {
     Regex(Regex),
 }
 
+impl PartialEq for TextMatch {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(one), Self::Exact(other))
+            | (Self::Prefix(one), Self::Prefix(other))
+            | (Self::Suffix(one), Self::Suffix(other))
+            | (Self::Contains(one), Self::Contains(other)) => one == other,
+            (Self::Regex(one), Self::Regex(other)) => one.as_str() == other.as_str(),
+            _ => false,
+        }
+    }
+}
+
+impl Eq for TextMatch {}
+
 impl TextMatch {
     /// Whether `text` fulfils it.
     pub fn matches(&self, text: &str) -> bool {

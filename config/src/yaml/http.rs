@@ -5,6 +5,7 @@ mod clusters;
 mod headers;
 mod matches;
 mod routes;
+mod transport;
 
 use std::collections::HashMap;
 use std::sync::Arc;

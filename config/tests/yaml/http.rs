@@ -243,3 +243,97 @@ fn a_listener_and_its_routes_go_together() {
         );
     }
 }
+
+#[test]
+fn mistakes_in_how_clusters_are_connected_to() {
+    let cluster = |fields: &str| format!("clusters: [{{name: a, {fields}}}]");
+    let cases = [
+        (
+            cluster("tls: {insecure_skip_verify: true, roots: /ca.pem}"),
+            "tls.insecure_skip_verify",
+            "nothing is verified",
+            "remove `roots`",
+        ),
+        (
+            cluster("tls: {any_name: true, names: [a.example]}"),
+            "tls.any_name",
+            "`names` is given too",
+            "remove",
+        ),
+        (
+            cluster("tls: {roots: ca.pem}"),
+            "tls.roots",
+            "not an absolute path",
+            "whole path",
+        ),
+        (
+            cluster("tls: {names: [{type: dns}]}"),
+            "tls.names[0]",
+            "exactly one condition",
+            "regex",
+        ),
+        (
+            cluster("tls: {names: [{type: spiffe, exact: a}]}"),
+            "tls.names[0].type",
+            "not a known value",
+            "uri",
+        ),
+        (
+            cluster("tls: {server_name: 'a b'}"),
+            "tls.server_name",
+            "not a host name",
+            "for example",
+        ),
+        (
+            cluster("protocol: negotiated"),
+            "protocol",
+            "negotiated in TLS",
+            "add `tls:`",
+        ),
+        (
+            cluster("proxy_protocol: v3"),
+            "proxy_protocol",
+            "not a known value",
+            "v1",
+        ),
+        (
+            cluster("connections: {requests: 0}"),
+            "connections.requests",
+            "not a valid number",
+            "from 1",
+        ),
+        (
+            cluster("connections: {streams: 1001}"),
+            "connections.streams",
+            "not a valid number",
+            "to 1000",
+        ),
+        (
+            cluster("connections: {ping: {interval: 0s}}"),
+            "connections.ping.interval",
+            "no time at all",
+            "above zero",
+        ),
+        (
+            cluster("endpoints: ['api.example:443']"),
+            "endpoints[0]",
+            "not the address",
+            "`dns: {}`",
+        ),
+        (
+            cluster("dns: {}, endpoints: [api.example]"),
+            "endpoints[0]",
+            "host name with a port",
+            "api.example.com:443",
+        ),
+        (
+            cluster("dns: {kind: loose}"),
+            "dns.kind",
+            "not a known value",
+            "logical",
+        ),
+    ];
+    for (http, path, what, remedy) in cases {
+        refused(&http, &format!("http.clusters[0].{path}"), what, remedy);
+    }
+}

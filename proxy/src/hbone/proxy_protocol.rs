@@ -45,6 +45,22 @@ pub fn header(client: SocketAddr, destination: SocketAddr, identity: Option<&Ide
     header
 }
 
+/// The same in version 1, which says no more than from where to where (section 2.1).
+pub fn line(client: SocketAddr, destination: SocketAddr) -> String {
+    let both_v4 = client.is_ipv4() && destination.is_ipv4();
+    let written = |ip: IpAddr| match (ip, both_v4) {
+        (IpAddr::V4(v4), false) => v4.to_ipv6_mapped().to_string(),
+        _ => ip.to_string(),
+    };
+    let family = if both_v4 { "TCP4" } else { "TCP6" };
+    let (from, to) = (written(client.ip()), written(destination.ip()));
+    format!(
+        "PROXY {family} {from} {to} {} {}\r\n",
+        client.port(),
+        destination.port()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +78,19 @@ mod tests {
         assert_eq!(header[16..28], [10, 0, 0, 1, 10, 96, 0, 1, 0x12, 0x67, 0, 80]);
         assert_eq!(header[28..31], [0xd0, 0, 21]);
         assert_eq!(&header[31..], b"spiffe://td/ns/a/sa/b");
+    }
+
+    #[test]
+    fn a_line_says_the_same() {
+        let line = |client: &str, to: &str| super::line(client.parse().unwrap(), to.parse().unwrap());
+        assert_eq!(
+            line("10.0.0.1:4711", "10.96.0.1:80"),
+            "PROXY TCP4 10.0.0.1 10.96.0.1 4711 80\r\n"
+        );
+        assert_eq!(
+            line("10.0.0.1:1", "[fd00::1]:2"),
+            "PROXY TCP6 ::ffff:10.0.0.1 fd00::1 1 2\r\n"
+        );
     }
 
     #[test]

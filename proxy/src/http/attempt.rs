@@ -1,6 +1,7 @@
 //! One try of a request at one endpoint.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, Uri, Version};
@@ -14,7 +15,9 @@ use super::upload::{Attempt, Upload};
 #[derive(Debug)]
 pub enum Failure {
     /// There is no connection; why, in words.
-    NotConnected(String),
+    NotConnected(Arc<str>),
+    /// The endpoint is not who it has to be, or does not speak TLS with us; why, in words.
+    Untrusted(Arc<str>),
     /// The endpoint did not take a connection in time.
     ConnectTimedOut,
     /// The endpoint refused the stream: it has done nothing.
@@ -33,7 +36,11 @@ pub enum Failure {
     Unwritable,
 }
 
-/// Sends a request and waits for the head of its response.
+/// Connections that one try may find closed under its hands.
+const STALE: usize = 2;
+
+/// Sends a request and waits for the head of its response. A connection that its endpoint has closed while it waited for work is no try: another is
+/// taken, if nothing was sent by it, or if the request may be sent twice (RFC 9110, section 9.2.2) and the endpoint has not answered by a byte.
 ///
 /// # Errors
 /// When none comes.
@@ -42,12 +49,10 @@ pub async fn attempt(
     intake: &Intake,
     upload: &Upload,
 ) -> Result<(Response<Incoming>, Lease), Failure> {
+    let mut stale = 0;
     loop {
-        let mut lease = wanted.connection().await.map_err(|error| match error {
-            NotConnected::TimedOut => Failure::ConnectTimedOut,
-            NotConnected::Failed(error) => Failure::NotConnected(error.to_string()),
-        })?;
-        let is_reused = lease.is_reused;
+        // One that was closed is a sign for those that waited beside it.
+        let mut lease = wanted.connection(stale > 0).await?;
         let body = upload.attempt();
         lease.sends(body.sent());
         let sent = match lease.sender() {
@@ -61,12 +66,43 @@ pub async fn attempt(
             }
             None => return Err(Failure::Closed),
         };
-        match sent {
+        let (is_unsent, error) = match sent {
             Ok(response) if is_ambiguous(&response) => return Err(Failure::Malformed),
             Ok(response) => return Ok((response, lease)),
-            // It closed while it waited for work, and nothing was sent: that is no try.
-            Err((true, _)) if is_reused => {}
-            Err((_, error)) => return Err(classify(&error, upload)),
+            Err(failed) => failed,
+        };
+        let failure = classify(&error, upload);
+        let was_no_try = match is_unsent {
+            true => lease.is_reused,
+            false => matches!(failure, Failure::Closed) && lease.was_left_unanswered() && may_repeat(intake, upload),
+        };
+        if !was_no_try || stale == STALE {
+            return Err(failure);
+        }
+        stale += 1;
+    }
+}
+
+/// Whether a request may be sent again although it may have been served already.
+fn may_repeat(intake: &Intake, upload: &Upload) -> bool {
+    let is_idempotent = [
+        Method::GET,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::TRACE,
+        Method::PUT,
+        Method::DELETE,
+    ]
+    .contains(&intake.method);
+    is_idempotent && intake.upgrade.is_none() && upload.can_replay()
+}
+
+impl From<NotConnected> for Failure {
+    fn from(error: NotConnected) -> Self {
+        match error {
+            NotConnected::TimedOut => Self::ConnectTimedOut,
+            NotConnected::Failed(why) => Self::NotConnected(why),
+            NotConnected::Untrusted(why) => Self::Untrusted(why),
         }
     }
 }

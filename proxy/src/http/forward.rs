@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
-use underpass_config::http::{Cluster, Forward, Held, RetryPolicy, UpstreamProtocol};
+use underpass_config::http::{Cluster, Discovery, Forward, Held, RetryPolicy, UpstreamProtocol};
 
 use super::attempt::{Failure, attempt};
 use super::connection::Connection;
@@ -18,10 +18,11 @@ use super::download::{Deadline, Download};
 use super::flags::Flags;
 use super::hygiene;
 use super::intake::Intake;
-use super::pool::{Lease, Wanted};
+use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, reply};
 use super::upload::{self, Upload};
+use crate::destination::{Resolved, is_of_the_proxy};
 
 /// Of a response that is not passed on, so much is read to keep its connection.
 const DISCARDED: usize = 64 * 1024;
@@ -138,7 +139,6 @@ impl Job<'_> {
             ..Holds::default()
         };
         let mut tried: Vec<SocketAddr> = Vec::new();
-        let is_http2 = self.is_http2();
         loop {
             let avoided: &[SocketAddr] = match self.forward.retry.as_ref().is_some_and(|retry| retry.other_endpoints) {
                 true => &tried,
@@ -160,18 +160,12 @@ impl Job<'_> {
                 let text = "RBAC: access denied";
                 return Err(Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, &details, text));
             }
+            self.refuse_the_proxys_own(address)?;
             holds.endpoint = Some(endpoint.hold());
             record.endpoint = Some(address);
             record.attempts += 1;
             tried.push(address);
-            let wanted = Wanted {
-                node: &self.connection.session.node,
-                core: self.connection.session.core,
-                cluster: &self.cluster.settings,
-                address,
-                is_http2,
-            };
-            let outcome = self.try_once(wanted).await;
+            let outcome = self.try_once(self.wanted(address)).await;
             record.service_time = Some(record.age());
             if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
                 if let Ok((response, lease)) = outcome {
@@ -196,11 +190,53 @@ impl Job<'_> {
         }
     }
 
-    fn is_http2(&self) -> bool {
+    /// What DNS has for a name leads nobody into the proxy's own sockets, or from elsewhere onto the node's loopback.
+    fn refuse_the_proxys_own(&self, address: SocketAddr) -> Result<(), Failed> {
+        if self.cluster.settings.discovery == Discovery::Static {
+            return Ok(());
+        }
+        let session = &self.connection.session;
+        let snapshot = session.node.snapshot();
+        match is_of_the_proxy(&snapshot.config, &Resolved::Address(address), &session.source) {
+            false => Ok(()),
+            true => {
+                let details = "policy: DNS has the proxy's own address for the cluster's name";
+                let text = "RBAC: access denied";
+                Err(Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, details, text))
+            }
+        }
+    }
+
+    fn wanted(&self, address: SocketAddr) -> Wanted<'_> {
+        let (connection, settings) = (self.connection, &self.cluster.settings);
+        let transport = &settings.transport;
+        let server_name = (transport.tls.as_ref()).map(|tls| match &tls.server_name {
+            Some(name) => name.clone(),
+            None => self.intake.host().into(),
+        });
+        let client = (transport.proxy_protocol).map(|_| (connection.session.source.address(), connection.local));
+        Wanted {
+            node: &connection.session.node,
+            core: connection.session.core,
+            cluster: self.cluster,
+            key: Key {
+                cluster: settings.name.clone(),
+                address,
+                transport: transport.clone(),
+                server_name,
+                client,
+            },
+            speaks: self.speaks(),
+        }
+    }
+
+    fn speaks(&self) -> Speaks {
         match self.cluster.settings.protocol {
-            UpstreamProtocol::Http1 => false,
-            UpstreamProtocol::Http2 => true,
-            UpstreamProtocol::AsDownstream => self.intake.version == http::Version::HTTP_2,
+            UpstreamProtocol::Http1 => Speaks::Http1,
+            UpstreamProtocol::Http2 => Speaks::Http2,
+            UpstreamProtocol::Negotiated => Speaks::Negotiated,
+            UpstreamProtocol::AsDownstream if self.intake.version == http::Version::HTTP_2 => Speaks::Http2,
+            UpstreamProtocol::AsDownstream => Speaks::Http1,
         }
     }
 
@@ -258,7 +294,9 @@ impl Job<'_> {
 fn is_retriable(retry: &RetryPolicy, outcome: &Result<(Response<Incoming>, Lease), Failure>) -> bool {
     match outcome {
         Ok((response, _)) => retry.on.of_answer(response.status(), response.headers()),
-        Err(Failure::NotConnected(_) | Failure::ConnectTimedOut) => retry.on.of_connect_failure(),
+        Err(Failure::NotConnected(_) | Failure::Untrusted(_) | Failure::ConnectTimedOut) => {
+            retry.on.of_connect_failure()
+        }
         Err(Failure::Refused) => retry.on.of_refused_stream(),
         Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
         Err(Failure::TimedOut) => retry.on.of_timeout(),
@@ -287,6 +325,13 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failure::NotConnected(why) => {
             let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
             failed.details = format!("{}: {why}", failed.details);
+            failed
+        }
+        Failure::Untrusted(why) => {
+            let reason = format!("remote connection failure, transport failure reason: TLS_error: {why}");
+            let mut failed = reset(Flags::CONNECT_FAILED, &reason);
+            failed.details =
+                format!("upstream_reset_before_response_started{{remote_connection_failure|TLS_error: {why}}}");
             failed
         }
         Failure::ConnectTimedOut => reset(Flags::CONNECT_FAILED, "connection timeout"),

@@ -91,6 +91,15 @@ const TOO_MANY_HEADERS: Unfit = unfit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARG
 const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
 
 impl Intake {
+    /// The host that it is for, without a port; nothing if that is no text.
+    pub fn host(&self) -> &str {
+        let authority = self.authority.to_str().unwrap_or_default();
+        if let Some((v6, _)) = authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            return v6;
+        }
+        authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+    }
+
     /// What came, without what belongs to its hop.
     ///
     /// # Errors

@@ -1,49 +1,50 @@
 //! Connections to endpoints, each core's own.
 //!
-//! HTTP/1: a connection that has done its work waits on top of a stack; the one used last is used next, so that those which a quieter time
-//! doesn't need grow old at the bottom. HTTP/2: a request goes to the connection with the fewest of them, and when all have
-//! [`STREAMS`], to a new one: no endpoint is reached over one hot connection.
+//! * [`dial`]: how one is made: TCP, the PROXY protocol's header, TLS, the codec.
+//! * [`http1`]: one that has done its work waits on top of a stack; the one used last is used next, so that those which a quieter time doesn't
+//!   need grow old at the bottom.
+//! * [`http2`]: a request goes to the connection with the fewest of them, and when all have as many as they may, to a new one: no endpoint is
+//!   reached over one hot connection.
+//! * [`stream`], [`originations`]: what a codec speaks by; the TLS of clusters.
+//!
+//! A connection belongs to a [`Key`]: nothing that was asked of it, or told by it, at its beginning is another's.
+
+pub mod dial;
+pub mod http1;
+pub mod http2;
+pub mod originations;
+pub mod stream;
 
 use std::collections::HashMap;
-use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use underpass_config::Text;
-use underpass_config::http::ClusterSettings;
+use underpass_config::http::{Cluster, ClusterSettings, Transport};
 
-use super::intake::MAX_HEADERS;
-use super::upload::{Attempt, Sent};
-use super::wire::{Moved, Wire};
+pub use dial::NotConnected;
+use dial::{Dial, Opened};
+use http1::{Carrier, Idle};
+use http2::{Given, Group, Place};
+use originations::Originations;
+
+use super::upload::Sent;
 use crate::node::Node;
-use crate::socket::{self, Connecting};
 
-/// Requests on one HTTP/2 connection before another is opened, while the endpoint may have more.
-const STREAMS: u32 = 64;
-/// HTTP/2 connections of one core to one endpoint.
-const HTTP2_CONNECTIONS: usize = 16;
-/// What an endpoint may send of one response before any of it was passed on.
-const STREAM_WINDOW: u32 = 128 << 10;
-/// And of all on one connection: responses that nobody reads can't fill it.
-const CONNECTION_WINDOW: u32 = STREAMS * STREAM_WINDOW;
-/// What the task of a connection that waits may take to see that its last exchange is over.
-const READY_PATIENCE: Duration = Duration::from_millis(10);
-/// How often old connections are looked for.
+/// How often old connections are looked for, at least.
 const SWEEP: Duration = Duration::from_secs(10);
-
-type Http1 = http1::SendRequest<Attempt>;
-type Http2 = http2::SendRequest<Attempt>;
+/// And at most.
+const SWEEP_SOONEST: Duration = Duration::from_millis(100);
 
 /// The pools of all cores. A core locks its own only.
 #[derive(Debug)]
-pub struct Pools(Box<[Mutex<Pool>]>);
+pub struct Pools {
+    cores: Box<[Mutex<Pool>]>,
+    /// The TLS of clusters.
+    pub originations: Originations,
+}
 
 #[derive(Debug, Default)]
 struct Pool {
@@ -53,51 +54,63 @@ struct Pool {
 }
 
 /// Which connections are as good as each other.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    cluster: Text,
-    address: SocketAddr,
-}
-
-#[derive(Debug)]
-struct Idle {
-    sender: Http1,
-    since: Instant,
-    limit: Duration,
-}
-
-#[derive(Debug, Default)]
-struct Group {
-    connections: Mutex<Vec<Shared>>,
-    dialing: tokio::sync::Mutex<()>,
-}
-
-/// An HTTP/2 connection.
 #[derive(Clone, Debug)]
-struct Shared {
-    sender: Http2,
-    streams: Arc<AtomicU32>,
-    /// Streams that the endpoint lets it have.
-    room: Arc<AtomicU32>,
+pub struct Key {
+    /// Whose endpoint it leads to.
+    pub cluster: Text,
+    /// Where that is.
+    pub address: SocketAddr,
+    /// What is below HTTP. The same object: a cluster that is told another has other connections.
+    pub transport: Arc<Transport>,
+    /// Whom it is asked for by TLS.
+    pub server_name: Option<Text>,
+    /// Whose it is, and where they had connected to, where the endpoint is told that.
+    pub client: Option<(SocketAddr, SocketAddr)>,
 }
 
-/// Why there is no connection.
-#[derive(Debug)]
-pub enum NotConnected {
-    /// It was refused, or there is no way.
-    Failed(io::Error),
-    /// The endpoint did not answer in time.
-    TimedOut,
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.address == other.address
+            && Arc::ptr_eq(&self.transport, &other.transport)
+            && self.cluster == other.cluster
+            && self.server_name == other.server_name
+            && self.client == other.client
+    }
+}
+
+impl Eq for Key {}
+
+impl std::hash::Hash for Key {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.cluster.hash(state);
+        self.address.hash(state);
+        self.server_name.hash(state);
+        self.client.hash(state);
+    }
+}
+
+/// What is to be spoken with an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What it chooses.
+    Negotiated,
 }
 
 impl Pools {
     /// For `cores` cores.
     pub fn new(cores: usize) -> Self {
-        Self((0..cores).map(|_| Mutex::default()).collect())
+        Self {
+            cores: (0..cores).map(|_| Mutex::default()).collect(),
+            originations: Originations::default(),
+        }
     }
 
     fn pool(&self, core: usize) -> MutexGuard<'_, Pool> {
-        self.0[core].lock().unwrap_or_else(PoisonError::into_inner)
+        self.cores[core].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -107,9 +120,11 @@ pub struct Lease {
     node: Arc<Node>,
     core: usize,
     key: Key,
-    limit: Duration,
+    cluster: Arc<Cluster>,
     /// None once it is given back.
     connection: Option<Held>,
+    /// What the endpoint had sent on it before.
+    answered_before: u64,
     sent: Sent,
     /// Whether others have used it before.
     pub is_reused: bool,
@@ -117,211 +132,109 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Held {
-    Http1(Http1),
-    Http2(Shared),
+    Http1(Carrier),
+    Http2(Place),
 }
 
 /// Where a connection is wanted to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wanted<'a> {
     /// The node.
     pub node: &'a Arc<Node>,
     /// The core that asks.
     pub core: usize,
     /// The cluster.
-    pub cluster: &'a ClusterSettings,
-    /// Its endpoint.
-    pub address: SocketAddr,
-    /// Whether to speak HTTP/2.
-    pub is_http2: bool,
+    pub cluster: &'a Arc<Cluster>,
+    /// As what it is wanted.
+    pub key: Key,
+    /// What is to be spoken.
+    pub speaks: Speaks,
 }
 
 impl Wanted<'_> {
-    fn key(&self) -> Key {
-        Key {
-            cluster: self.cluster.name.clone(),
-            address: self.address,
-        }
-    }
-
     fn lease(&self, connection: Held, is_reused: bool) -> Lease {
-        Lease {
+        let mut lease = Lease {
             node: self.node.clone(),
             core: self.core,
-            key: self.key(),
-            limit: self.cluster.idle_timeout,
+            key: self.key.clone(),
+            cluster: self.cluster.clone(),
             connection: Some(connection),
+            answered_before: 0,
             sent: Sent::default(),
             is_reused,
+        };
+        lease.answered_before = lease.answered();
+        lease
+    }
+
+    fn dial(&self) -> Dial {
+        Dial {
+            node: self.node.clone(),
+            cluster: self.cluster.clone(),
+            key: self.key.clone(),
+            speaks: self.speaks,
         }
     }
 
-    /// A connection: one that waits, or a new one.
+    /// A connection: one that waits, unless it is to be `fresh`, or a new one.
     ///
     /// # Errors
     /// When the endpoint can't be connected to.
-    pub async fn connection(&self) -> Result<Lease, NotConnected> {
-        match self.is_http2 {
-            true => self.http2().await,
-            false => self.http1().await,
+    pub async fn connection(&self, fresh: bool) -> Result<Lease, NotConnected> {
+        if self.speaks == Speaks::Http1 {
+            return self.http1(fresh).await;
+        }
+        let group = self.group();
+        if self.speaks == Speaks::Negotiated && group.has_chosen_http1() {
+            return self.http1(fresh).await;
+        }
+        match group.place(self.dial()).await? {
+            Given::Http2(place) => Ok(self.http2_lease(place)),
+            Given::Http1(carrier) => Ok(self.http1_lease(carrier, false)),
+            Given::Alone => self.http1(fresh).await,
         }
     }
 
-    async fn http1(&self) -> Result<Lease, NotConnected> {
-        while let Some(mut idle) = self.take_idle() {
+    async fn http1(&self, fresh: bool) -> Result<Lease, NotConnected> {
+        while let Some(mut idle) = self.take_idle().filter(|_| !fresh) {
             if idle.is_usable().await {
-                return Ok(self.lease(Held::Http1(idle.sender), true));
+                return Ok(self.http1_lease(idle.carrier, true));
             }
         }
-        let wire = self.dial().await?;
-        let mut builder = http1::Builder::new();
-        builder.max_headers(MAX_HEADERS);
-        let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(failed)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "an HTTP/1 connection to an endpoint ended");
+        match self.dial().open().await? {
+            Opened::Http1(carrier) => Ok(self.http1_lease(carrier, false)),
+            Opened::Http2(shared) => {
+                let place = self.group().adopt(shared);
+                Ok(self.http2_lease(place))
             }
-        });
-        Ok(self.lease(Held::Http1(sender), false))
+        }
+    }
+
+    fn http1_lease(&self, mut carrier: Carrier, is_reused: bool) -> Lease {
+        carrier.begin();
+        self.lease(Held::Http1(carrier), is_reused)
+    }
+
+    fn http2_lease(&self, place: Place) -> Lease {
+        let is_reused = place.is_reused;
+        self.sweep_later();
+        self.lease(Held::Http2(place), is_reused)
     }
 
     fn take_idle(&self) -> Option<Idle> {
-        self.node.http.pool(self.core).http1.get_mut(&self.key())?.pop()
+        self.node.http.pool(self.core).http1.get_mut(&self.key)?.pop()
     }
 
-    async fn http2(&self) -> Result<Lease, NotConnected> {
-        let group = self
-            .node
-            .http
-            .pool(self.core)
-            .http2
-            .entry(self.key())
-            .or_default()
-            .clone();
-        if let Some(shared) = group.least_busy(false) {
-            return Ok(self.lease(Held::Http2(shared), true));
+    fn group(&self) -> Arc<Group> {
+        let mut pool = self.node.http.pool(self.core);
+        if let Some(group) = pool.http2.get(&self.key) {
+            return group.clone();
         }
-        // One at a time: those who wait may find room on what the first has opened.
-        let _dialing = group.dialing.lock().await;
-        if let Some(shared) = group.least_busy(false) {
-            return Ok(self.lease(Held::Http2(shared), true));
-        }
-        let opened = match group.is_full() {
-            true => None,
-            false => Some(self.open_http2().await),
-        };
-        match opened {
-            Some(Ok(shared)) => {
-                shared.streams.fetch_add(1, Ordering::Relaxed);
-                group.connections().push(shared.clone());
-                self.sweep_later();
-                Ok(self.lease(Held::Http2(shared), false))
-            }
-            Some(Err(error)) => Err(error),
-            None => match group.least_busy(true) {
-                Some(shared) => Ok(self.lease(Held::Http2(shared), true)),
-                None => Err(NotConnected::Failed(io::ErrorKind::ConnectionAborted.into())),
-            },
-        }
-    }
-
-    async fn open_http2(&self) -> Result<Shared, NotConnected> {
-        let wire = self.dial().await?;
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
-        let (sender, connection) = builder.handshake(TokioIo::new(wire)).await.map_err(failed)?;
-        let room = Arc::new(AtomicU32::new(STREAMS));
-        let told = room.clone();
-        tokio::spawn(async move {
-            let mut connection = std::pin::pin!(connection);
-            let running = std::future::poll_fn(|cx| {
-                let polled = connection.as_mut().poll(cx);
-                let streams = u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX);
-                // An endpoint that allows none for now is asked to hold what it is sent until it allows some.
-                told.store(streams.max(1), Ordering::Relaxed);
-                polled
-            });
-            if let Err(error) = running.await {
-                tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
-            }
-        });
-        Ok(Shared {
-            sender,
-            streams: Arc::default(),
-            room,
-        })
-    }
-
-    async fn dial(&self) -> Result<Wire, NotConnected> {
-        let socket = socket::tcp_socket(self.address).map_err(NotConnected::Failed)?;
-        if let Some(pod) = self.node.pods.at(self.address.ip()) {
-            // Many clients' requests go by it: its application sees the proxy.
-            use std::os::fd::AsFd;
-            pod.announce(socket.as_fd(), None).map_err(NotConnected::Failed)?;
-        }
-        let connecting = async {
-            match socket::start_connect(socket, self.address)? {
-                Connecting::Done(stream) => Ok(stream),
-                Connecting::Underway(stream) => socket::finish_connect(stream).await,
-            }
-        };
-        let connected = tokio::time::timeout(self.cluster.connect_timeout, connecting).await;
-        let stream = connected
-            .map_err(|_| NotConnected::TimedOut)?
-            .map_err(NotConnected::Failed)?;
-        let keepalive = self.node.snapshot().config.node.keepalive;
-        if let Err(error) = socket::set_keepalive(&stream, &keepalive) {
-            tracing::debug!(%error, "keepalive could not be set");
-        }
-        let stream = TcpStream::from_std(stream.into_socket().into()).map_err(NotConnected::Failed)?;
-        Ok(Wire::new(Arc::new(stream), Default::default(), Arc::<Moved>::default()))
+        pool.http2.entry(self.key.clone()).or_default().clone()
     }
 
     fn sweep_later(&self) {
-        sweep_later(self.node, self.core);
-    }
-}
-
-fn failed(error: hyper::Error) -> NotConnected {
-    NotConnected::Failed(io::Error::other(error))
-}
-
-impl Group {
-    fn connections(&self) -> MutexGuard<'_, Vec<Shared>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The connection with the fewest streams, if it has room for one more (or `anyway`), which is then taken.
-    fn least_busy(&self, anyway: bool) -> Option<Shared> {
-        let mut connections = self.connections();
-        connections.retain(|shared| !shared.sender.is_closed());
-        let least = connections
-            .iter()
-            .min_by_key(|shared| shared.streams.load(Ordering::Relaxed))?;
-        let room = STREAMS.min(least.room.load(Ordering::Relaxed));
-        if least.streams.load(Ordering::Relaxed) >= room && !anyway {
-            return None;
-        }
-        least.streams.fetch_add(1, Ordering::Relaxed);
-        Some(least.clone())
-    }
-
-    fn is_full(&self) -> bool {
-        self.connections().len() >= HTTP2_CONNECTIONS
-    }
-}
-
-impl Idle {
-    /// Whether it is young, and its task done with the exchange before.
-    async fn is_usable(&mut self) -> bool {
-        self.since.elapsed() < self.limit
-            && matches!(
-                tokio::time::timeout(READY_PATIENCE, self.sender.ready()).await,
-                Ok(Ok(()))
-            )
+        sweep_later(self.node, self.core, &self.cluster.settings);
     }
 }
 
@@ -334,35 +247,37 @@ impl Lease {
     /// The way to send a request by it.
     pub fn sender(&mut self) -> Option<Sender<'_>> {
         self.connection.as_mut().map(|connection| match connection {
-            Held::Http1(sender) => Sender::Http1(sender),
-            Held::Http2(shared) => Sender::Http2(&mut shared.sender),
+            Held::Http1(carrier) => Sender::Http1(&mut carrier.sender),
+            Held::Http2(place) => Sender::Http2(place.sender()),
         })
+    }
+
+    fn answered(&self) -> u64 {
+        match &self.connection {
+            Some(Held::Http1(carrier)) => carrier.answered.bytes(),
+            Some(Held::Http2(_)) | None => 0,
+        }
+    }
+
+    /// Whether its endpoint, which speaks HTTP/1, has had it from others and has not said a word since.
+    pub fn was_left_unanswered(&self) -> bool {
+        let is_http1 = matches!(self.connection, Some(Held::Http1(_)));
+        is_http1 && self.is_reused && self.answered() == self.answered_before
     }
 
     /// Lets others use it: its request is answered whole. One that is answered before it was sent whole takes its connection with it.
     pub fn give_back(mut self) {
-        if let Some(Held::Http1(_)) = &self.connection
+        let settings = &self.cluster.settings;
+        if let Some(Held::Http1(carrier)) = &self.connection
             && self.sent.is_whole()
-            && let Some(Held::Http1(sender)) = self.connection.take()
-            && !sender.is_closed()
+            && carrier.may_go_on(settings)
+            && let Some(Held::Http1(carrier)) = self.connection.take()
         {
-            let idle = Idle {
-                sender,
-                since: Instant::now(),
-                limit: self.limit,
-            };
+            let idle = Idle::new(carrier, settings);
             let mut pool = self.node.http.pool(self.core);
             pool.http1.entry(self.key.clone()).or_default().push(idle);
             drop(pool);
-            sweep_later(&self.node, self.core);
-        }
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(Held::Http2(shared)) = &self.connection {
-            shared.streams.fetch_sub(1, Ordering::Relaxed);
+            sweep_later(&self.node, self.core, settings);
         }
     }
 }
@@ -370,23 +285,24 @@ impl Drop for Lease {
 /// The way to send a request.
 pub enum Sender<'a> {
     /// As HTTP/1.1.
-    Http1(&'a mut Http1),
+    Http1(&'a mut http1::Sender),
     /// As HTTP/2.
-    Http2(&'a mut Http2),
+    Http2(&'a mut http2::Sender),
 }
 
 /// Starts to look for old connections now and then, for as long as there are any.
-fn sweep_later(node: &Arc<Node>, core: usize) {
+fn sweep_later(node: &Arc<Node>, core: usize, cluster: &ClusterSettings) {
     if std::mem::replace(&mut node.http.pool(core).is_swept, true) {
         return;
     }
+    let mut pause = pause(cluster);
     let node = Arc::downgrade(node);
     tokio::spawn(async move {
         loop {
-            tokio::time::sleep(SWEEP).await;
+            tokio::time::sleep(pause).await;
             let Some(node) = node.upgrade() else { return };
             let mut pool = node.http.pool(core);
-            pool.sweep(&node);
+            pause = pool.sweep(&node);
             if pool.http1.is_empty() && pool.http2.is_empty() {
                 pool.is_swept = false;
                 return;
@@ -395,31 +311,38 @@ fn sweep_later(node: &Arc<Node>, core: usize) {
     });
 }
 
+/// How long a cluster's connections may go unlooked at: what is too old goes soon after.
+fn pause(cluster: &ClusterSettings) -> Duration {
+    let shortest = cluster
+        .connections
+        .lifetime
+        .into_iter()
+        .chain([cluster.idle_timeout])
+        .min();
+    shortest.map_or(SWEEP, |shortest| (shortest / 4).clamp(SWEEP_SOONEST, SWEEP))
+}
+
 impl Pool {
-    /// Closes what is too old, what its peer has closed, and what leads to an endpoint that is no more.
-    fn sweep(&mut self, node: &Node) {
+    /// Closes what is too old, what its peer has closed, and what leads to an endpoint that is no more, or to one in another way than is said now.
+    /// Says when it is to be looked for again.
+    fn sweep(&mut self, node: &Node) -> Duration {
         let snapshot = node.snapshot();
-        let is_endpoint = |key: &Key| {
-            let cluster = snapshot.config.http.cluster(&key.cluster);
-            cluster.is_some_and(|cluster| {
-                cluster
-                    .endpoints()
-                    .iter()
-                    .any(|endpoint| endpoint.settings.address == key.address)
-            })
+        let mut next = SWEEP;
+        let mut cluster_of = |key: &Key| {
+            let cluster = snapshot.config.http.cluster(&key.cluster)?;
+            let mut endpoints = cluster.endpoints().iter();
+            let is_endpoint = Arc::ptr_eq(&cluster.settings.transport, &key.transport)
+                && endpoints.any(|endpoint| endpoint.settings.address == key.address);
+            next = next.min(pause(&cluster.settings));
+            is_endpoint.then_some(&cluster.settings)
         };
         self.http1.retain(|key, waiting| {
-            let is_endpoint = is_endpoint(key);
-            waiting.retain(|idle| is_endpoint && !idle.sender.is_closed() && idle.since.elapsed() < idle.limit);
+            let is_endpoint = cluster_of(key).is_some();
+            waiting.retain(|idle| is_endpoint && idle.is_alive());
             !waiting.is_empty()
         });
-        self.http2.retain(|key, group| {
-            let is_endpoint = is_endpoint(key);
-            group.connections().retain(|shared| {
-                let is_busy = shared.streams.load(Ordering::Relaxed) > 0;
-                !shared.sender.is_closed() && (is_endpoint || is_busy)
-            });
-            !group.connections().is_empty() || Arc::strong_count(group) > 1
-        });
+        self.http2
+            .retain(|key, group| group.sweep(cluster_of(key)) || Arc::strong_count(group) > 1);
+        next
     }
 }

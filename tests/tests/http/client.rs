@@ -44,6 +44,11 @@ impl Client {
         }
     }
 
+    /// Its own address.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a socket")
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         // A proxy that has answered and closed already is judged by its answer.
         let _ = self.stream.write_all(bytes);

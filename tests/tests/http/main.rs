@@ -9,3 +9,4 @@ mod endpoint;
 mod envoy;
 mod grpc;
 mod scene;
+mod upstreams;

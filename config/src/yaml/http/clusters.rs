@@ -2,13 +2,20 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::super::reading::{Path, Reading};
+use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
-use crate::http::{Breakers, ClusterSettings, EndpointSettings, HttpBalancing, UpstreamProtocol};
+use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
+use crate::Text;
+use crate::http::{
+    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsKind, EndpointSettings, HttpBalancing, NamedEndpoint,
+    Transport, UpstreamProtocol,
+};
+use crate::settings::is_hostname;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +30,11 @@ pub(super) struct ClusterShape<'a> {
     idle_timeout: Option<Scalar<'a>>,
     #[serde(default)]
     limits: BreakersShape<'a>,
+    dns: Option<DnsShape<'a>>,
+    tls: Option<TlsShape<'a>>,
+    proxy_protocol: Option<Scalar<'a>>,
+    #[serde(default)]
+    connections: ConnectionsShape<'a>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -31,6 +43,16 @@ struct EndpointShape<'a> {
     #[serde(borrow)]
     address: Scalar<'a>,
     weight: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct DnsShape<'a> {
+    #[serde(borrow)]
+    kind: Option<Scalar<'a>>,
+    refresh: Option<Scalar<'a>>,
+    ttl: Option<Scalar<'a>>,
+    servers: Vec<Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -46,11 +68,13 @@ const BALANCING: [(&str, HttpBalancing); 3] = [
     ("least-request", HttpBalancing::LeastRequest),
     ("random", HttpBalancing::Random),
 ];
-const PROTOCOLS: [(&str, UpstreamProtocol); 3] = [
+const PROTOCOLS: [(&str, UpstreamProtocol); 4] = [
     ("http1", UpstreamProtocol::Http1),
     ("http2", UpstreamProtocol::Http2),
     ("as-downstream", UpstreamProtocol::AsDownstream),
+    ("negotiated", UpstreamProtocol::Negotiated),
 ];
+const DNS_KINDS: [(&str, DnsKind); 2] = [("strict", DnsKind::Strict), ("logical", DnsKind::Logical)];
 /// Envoy's `DEFAULT_CONNECT_TIMEOUT`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -69,7 +93,18 @@ impl ClusterShape<'_> {
         };
         ClusterSettings {
             name: super::routes::any_name(path.field("name"), &self.name, reading),
-            endpoints: self.endpoints(path.field("endpoints"), reading),
+            endpoints: match &self.dns {
+                None => self.endpoints(path.field("endpoints"), reading),
+                Some(_) => Vec::new(),
+            },
+            discovery: match &self.dns {
+                None => Discovery::Static,
+                Some(dns) => Discovery::Dns(dns.compile(
+                    path.field("dns"),
+                    self.names(path.field("endpoints"), reading),
+                    reading,
+                )),
+            },
             balancing: reading
                 .choice(path.field("balancing"), self.balancing.as_ref(), &BALANCING)
                 .unwrap_or_default(),
@@ -86,7 +121,54 @@ impl ClusterShape<'_> {
                 requests: limit("requests", &self.limits.requests, breakers.requests, reading),
                 retries: limit("retries", &self.limits.retries, breakers.retries, reading),
             },
+            connections: self.connections.compile(path.field("connections"), reading),
+            transport: Arc::new(self.transport(path, reading)),
         }
+    }
+
+    fn transport(&self, path: Path<'_>, reading: &mut Reading) -> Transport {
+        if self.tls.is_none()
+            && let Some(value) = &self.protocol
+            && &**value == "negotiated"
+        {
+            let remedy = "add `tls:`, or write the protocol that endpoints speak";
+            reading.report(
+                path.field("protocol"),
+                value,
+                "is negotiated in TLS, and there is none",
+                remedy,
+            );
+        }
+        Transport {
+            tls: (self.tls.as_ref()).map(|tls| tls.compile(path.field("tls"), reading)),
+            proxy_protocol: reading.choice(
+                path.field("proxy_protocol"),
+                self.proxy_protocol.as_ref(),
+                &PROXY_PROTOCOLS,
+            ),
+        }
+    }
+
+    fn names(&self, path: Path<'_>, reading: &mut Reading) -> Vec<NamedEndpoint> {
+        let shapes = self.endpoints.iter().enumerate();
+        let names = shapes.filter_map(|(index, shape)| {
+            let path = path.item(index);
+            let (name, weight) = match shape {
+                ScalarOr::Scalar(name) => (reading.named_endpoint(path, name), None),
+                ScalarOr::Mapping(shape) => (
+                    reading.named_endpoint(path.field("address"), &shape.address),
+                    shape.weight.as_ref(),
+                ),
+            };
+            let weight = weight.and_then(|weight| reading.count(path.field("weight"), weight, WEIGHTS));
+            let (host, port) = name?;
+            Some(NamedEndpoint {
+                host,
+                port,
+                weight: weight.unwrap_or(1),
+            })
+        });
+        names.collect()
     }
 
     fn endpoints(&self, path: Path<'_>, reading: &mut Reading) -> Vec<EndpointSettings> {
@@ -116,7 +198,45 @@ impl ClusterShape<'_> {
     }
 }
 
+impl DnsShape<'_> {
+    fn compile(&self, path: Path<'_>, names: Vec<NamedEndpoint>, reading: &mut Reading) -> DnsDiscovery {
+        let servers = path.field("servers");
+        DnsDiscovery {
+            kind: reading
+                .choice(path.field("kind"), self.kind.as_ref(), &DNS_KINDS)
+                .unwrap_or_default(),
+            names,
+            refresh: reading.duration(path.field("refresh"), self.refresh.as_ref(), DnsDiscovery::REFRESH),
+            holds_for_ttl: reading
+                .choice(path.field("ttl"), self.ttl.as_ref(), &YES_OR_NO)
+                .unwrap_or(true),
+            servers: (self.servers.iter().enumerate())
+                .filter_map(|(index, server)| reading.endpoint(servers.item(index), server))
+                .collect(),
+        }
+    }
+}
+
 impl Reading {
+    /// The name and port of hosts that DNS has addresses for.
+    fn named_endpoint(&mut self, path: Path<'_>, value: &str) -> Option<(Text, u16)> {
+        let parts = value.rsplit_once(':').and_then(|(host, port)| {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let is_host = is_hostname(host) || host.parse::<std::net::IpAddr>().is_ok();
+            let port = port.parse::<u16>().ok().filter(|port| *port != 0)?;
+            is_host.then_some((host, port))
+        });
+        if parts.is_none() {
+            self.report(
+                path,
+                value,
+                "is not a host name with a port",
+                "write for example api.example.com:443",
+            );
+        }
+        parts.map(|(host, port)| (self.text(host), port))
+    }
+
     /// The address and port of one host.
     fn endpoint(&mut self, path: Path<'_>, value: &str) -> Option<SocketAddr> {
         let is_one = |address: &SocketAddr| {
@@ -124,7 +244,7 @@ impl Reading {
         };
         let address = value.parse::<SocketAddr>().ok().filter(is_one);
         if address.is_none() {
-            let remedy = "write for example 127.0.0.1:9001 or \"[::1]:9001\"";
+            let remedy = "write for example 127.0.0.1:9001 or \"[::1]:9001\"; for a name, add `dns: {}` to the cluster";
             self.report(path, value, "is not the address of one host with a port", remedy);
         }
         address

@@ -163,25 +163,47 @@ fn text(
         ScalarOr::Mapping(shape) => shape,
     };
     let present = reading.choice(path.field("present"), shape.present.as_ref(), &YES_OR_NO);
-    let mut found: Vec<TextMatch> = Vec::new();
-    type Kind = fn(String) -> TextMatch;
-    let plain: [(&Option<Scalar<'_>>, Kind); 4] = [
-        (&shape.exact, TextMatch::Exact),
-        (&shape.prefix, TextMatch::Prefix),
-        (&shape.suffix, TextMatch::Suffix),
-        (&shape.contains, TextMatch::Contains),
-    ];
-    for (value, kind) in plain {
-        found.extend(value.as_ref().map(|value| kind(value.to_string())));
-    }
-    if let Some(value) = &shape.regex {
-        // One that is none is reported, and stands for something meanwhile.
-        let regex = regex(path.field("regex"), value, true, reading);
-        found.push(regex.map_or(TextMatch::Exact(String::new()), TextMatch::Regex));
-    }
+    let given = Conditions {
+        exact: shape.exact.as_ref(),
+        prefix: shape.prefix.as_ref(),
+        suffix: shape.suffix.as_ref(),
+        contains: shape.contains.as_ref(),
+        regex: shape.regex.as_ref(),
+    };
+    let mut found = conditions(path, given, reading);
     if found.len() + usize::from(shape.present.is_some()) != 1 {
         let remedy = "write one of: exact, prefix, suffix, contains, regex, present";
         reading.report(path, "", "needs exactly one condition", remedy);
     }
     (found.pop(), present)
+}
+
+/// The conditions on a text that a mapping may hold.
+pub(super) struct Conditions<'s, 'a> {
+    pub(super) exact: Option<&'s Scalar<'a>>,
+    pub(super) prefix: Option<&'s Scalar<'a>>,
+    pub(super) suffix: Option<&'s Scalar<'a>>,
+    pub(super) contains: Option<&'s Scalar<'a>>,
+    pub(super) regex: Option<&'s Scalar<'a>>,
+}
+
+/// Those of `given` that are there.
+pub(super) fn conditions(path: Path<'_>, given: Conditions<'_, '_>, reading: &mut Reading) -> Vec<TextMatch> {
+    type Kind = fn(String) -> TextMatch;
+    let plain: [(Option<&Scalar<'_>>, Kind); 4] = [
+        (given.exact, TextMatch::Exact),
+        (given.prefix, TextMatch::Prefix),
+        (given.suffix, TextMatch::Suffix),
+        (given.contains, TextMatch::Contains),
+    ];
+    let plain = plain
+        .into_iter()
+        .filter_map(|(value, kind)| Some(kind(value?.to_string())));
+    let mut found: Vec<TextMatch> = plain.collect();
+    if let Some(value) = given.regex {
+        // One that is none is reported, and stands for something meanwhile.
+        let regex = regex(path.field("regex"), value, true, reading);
+        found.push(regex.map_or(TextMatch::Exact(String::new()), TextMatch::Regex));
+    }
+    found
 }

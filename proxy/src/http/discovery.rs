@@ -1,0 +1,246 @@
+//! Asks DNS for the endpoints of clusters that are known by name, again and again.
+//!
+//! What it answers is put in force as any update of the configuration: requests find endpoints in their snapshot and never wait for DNS. A name that
+//! can't be asked keeps the addresses it had; one of which DNS says that it has none has none, as with Envoy.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::{Resolver, TokioResolver};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+use underpass_config::http::{Cluster, Discovery, DnsDiscovery, DnsKind, EndpointSettings, Http};
+use underpass_config::{Config, Text, Touched};
+
+use crate::node::Node;
+
+/// No answer holds for less: a name with a time to live of zero is not asked all the time.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// No answer holds for longer.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Asks for as long as the node lives, for the clusters of the configuration in force.
+pub async fn follow(node: Arc<Node>) {
+    let mut changes = node.changes();
+    let node = Arc::downgrade(&node);
+    let mut asked: HashMap<Text, (DnsDiscovery, AbortHandle)> = HashMap::new();
+    loop {
+        let Some(wanted) = node.upgrade().map(|node| wanted(&node.snapshot().config.http)) else {
+            return;
+        };
+        asked.retain(|name, (settings, asking)| {
+            let is_wanted = wanted.get(name) == Some(settings);
+            if !is_wanted {
+                asking.abort();
+            }
+            is_wanted
+        });
+        for (name, settings) in wanted {
+            asked.entry(name).or_insert_with_key(|name| {
+                let asking = tokio::spawn(ask(node.clone(), name.clone(), settings.clone()));
+                (settings, asking.abort_handle())
+            });
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn wanted(http: &Http) -> HashMap<Text, DnsDiscovery> {
+    let named = http
+        .clusters
+        .iter()
+        .filter_map(|(name, cluster)| match &cluster.settings.discovery {
+            Discovery::Dns(settings) => Some((name.clone(), settings.clone())),
+            Discovery::Static => None,
+        });
+    named.collect()
+}
+
+/// What is known of one name.
+struct Known {
+    addresses: Vec<IpAddr>,
+    ask_at: Instant,
+}
+
+async fn ask(node: Weak<Node>, cluster: Text, settings: DnsDiscovery) {
+    let resolver = match resolver(&settings) {
+        Ok(resolver) => resolver,
+        Err(error) => {
+            tracing::error!(%cluster, %error, "DNS can't be asked for a cluster's endpoints: check /etc/resolv.conf, or set `dns.servers`");
+            return;
+        }
+    };
+    let now = Instant::now();
+    let unknown = settings.names.iter().map(|_| Known {
+        addresses: Vec::new(),
+        ask_at: now,
+    });
+    let mut known: Vec<Known> = unknown.collect();
+    loop {
+        ask_for_what_is_due(&resolver, &cluster, &settings, &mut known).await;
+        let Some(node) = node.upgrade() else { return };
+        publish(&node, &cluster, &settings, &known);
+        drop(node);
+        let next = known.iter().map(|known| known.ask_at).min();
+        tokio::time::sleep_until(next.unwrap_or(now + LONGEST)).await;
+    }
+}
+
+fn resolver(settings: &DnsDiscovery) -> Result<TokioResolver, NetError> {
+    let mut builder = match settings.servers.is_empty() {
+        true => TokioResolver::builder_tokio()?,
+        false => {
+            let servers = settings.servers.iter().map(|server| {
+                let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+                connections.iter_mut().for_each(|one| one.port = server.port());
+                NameServerConfig::new(server.ip(), true, connections)
+            });
+            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+            Resolver::builder_with_config(config, TokioRuntimeProvider::default())
+        }
+    };
+    // Answers are kept here, for as long as they hold.
+    builder.options_mut().cache_size = 0;
+    builder.build()
+}
+
+async fn ask_for_what_is_due(resolver: &TokioResolver, cluster: &Text, settings: &DnsDiscovery, known: &mut [Known]) {
+    let now = Instant::now();
+    let mut asking = JoinSet::new();
+    for (index, (name, known)) in settings.names.iter().zip(known.iter()).enumerate() {
+        if known.ask_at <= now {
+            let (resolver, host) = (resolver.clone(), name.host.clone());
+            asking.spawn(async move { (index, resolver.lookup_ip(&*host).await) });
+        }
+    }
+    while let Some(answered) = asking.join_next().await {
+        let Ok((index, answer)) = answered else { continue };
+        let (name, known) = (&settings.names[index], &mut known[index]);
+        let holds = match answer {
+            Ok(answer) => {
+                known.addresses = answer.iter().filter(is_of_a_host).collect();
+                let ttl = answer
+                    .valid_until()
+                    .saturating_duration_since(std::time::Instant::now());
+                // A hosts file says nothing of time: what it says holds for as long as anything may.
+                match settings.holds_for_ttl && ttl < LONGEST {
+                    true => ttl.max(SHORTEST),
+                    false => settings.refresh,
+                }
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(_))) => {
+                tracing::debug!(%cluster, host = &*name.host, "DNS has no address");
+                known.addresses.clear();
+                settings.refresh
+            }
+            Err(error) => {
+                tracing::warn!(%cluster, host = &*name.host, %error, "DNS can't be asked: the addresses that were known stay");
+                settings.refresh
+            }
+        };
+        known.ask_at = Instant::now() + holds;
+    }
+}
+
+fn is_of_a_host(address: &IpAddr) -> bool {
+    !address.is_unspecified() && !address.is_multicast()
+}
+
+/// Puts in force what is known, if it is something else than what is in force.
+fn publish(node: &Arc<Node>, cluster: &Text, settings: &DnsDiscovery, known: &[Known]) {
+    let endpoints = endpoints(settings, known);
+    let is_news = |http: &Http| match http.cluster(cluster) {
+        // Unless the configuration has changed meanwhile: then this is asked no more.
+        Some(now) if now.settings.discovery == Discovery::Dns(settings.clone()) => now.settings.endpoints != endpoints,
+        _ => false,
+    };
+    if !is_news(&node.snapshot().config.http) {
+        return;
+    }
+    tracing::info!(%cluster, endpoints = endpoints.len(), "the endpoints that DNS has for a cluster have changed");
+    node.publish(|in_force| {
+        let mut http = (*in_force.http).clone();
+        if is_news(&http)
+            && let Some(now) = http.clusters.get_mut(cluster)
+        {
+            *now = Cluster::with_addresses(now, endpoints.clone());
+        }
+        let config = Config {
+            http: Arc::new(http),
+            ..in_force.clone()
+        };
+        (config, Touched::default())
+    });
+}
+
+fn endpoints(settings: &DnsDiscovery, known: &[Known]) -> Vec<EndpointSettings> {
+    let mut endpoints: Vec<EndpointSettings> = Vec::new();
+    for (name, known) in settings.names.iter().zip(known) {
+        let used = match settings.kind {
+            DnsKind::Strict => known.addresses.len(),
+            DnsKind::Logical => 1,
+        };
+        for ip in known.addresses.iter().take(used) {
+            let address = SocketAddr::new(ip.to_canonical(), name.port);
+            // Two names may lead to one host.
+            if !endpoints.iter().any(|endpoint| endpoint.address == address) {
+                endpoints.push(EndpointSettings {
+                    address,
+                    weight: name.weight,
+                });
+            }
+        }
+    }
+    if settings.kind == DnsKind::Strict {
+        // Servers turn their answers round; that changes nothing.
+        endpoints.sort_by_key(|endpoint| endpoint.address);
+    }
+    endpoints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use underpass_config::http::NamedEndpoint;
+
+    fn of(kind: DnsKind, answers: &[&[&str]]) -> Vec<String> {
+        let names = answers.iter().map(|_| NamedEndpoint {
+            host: "a".into(),
+            port: 80,
+            weight: 1,
+        });
+        let settings = DnsDiscovery {
+            kind,
+            names: names.collect(),
+            refresh: DnsDiscovery::REFRESH,
+            holds_for_ttl: true,
+            servers: Vec::new(),
+        };
+        let known: Vec<Known> = answers
+            .iter()
+            .map(|addresses| Known {
+                addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+                ask_at: Instant::now(),
+            })
+            .collect();
+        let endpoints = endpoints(&settings, &known);
+        endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
+    }
+
+    #[test]
+    fn the_order_of_answers_is_none_and_an_address_counts_once() {
+        let answers: [&[&str]; 2] = [&["10.0.0.2", "10.0.0.1"], &["::ffff:10.0.0.2", "fd00::1"]];
+        assert_eq!(
+            of(DnsKind::Strict, &answers),
+            ["10.0.0.1:80", "10.0.0.2:80", "[fd00::1]:80"]
+        );
+        assert_eq!(of(DnsKind::Logical, &answers), ["10.0.0.2:80"]);
+    }
+}

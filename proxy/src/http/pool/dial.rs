@@ -1,0 +1,158 @@
+//! A new connection to an endpoint: TCP, the PROXY protocol's header, TLS, the codec. All of it within the cluster's `connect_timeout`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use underpass_certs::OriginationError;
+use underpass_config::http::{Cluster, ProxyProtocol};
+
+use super::http1::Carrier;
+use super::http2::{self, Shared};
+use super::stream::Stream;
+use super::{Key, Speaks};
+use crate::hbone::proxy_protocol;
+use crate::http::intake::MAX_HEADERS;
+use crate::http::upload::Attempt;
+use crate::http::wire::{Moved, Wire};
+use crate::node::Node;
+use crate::socket::{self, Connecting};
+
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub enum NotConnected {
+    /// It was refused, or there is no way.
+    Failed(Arc<str>),
+    /// The endpoint is not who it has to be, or does not speak TLS with us.
+    Untrusted(Arc<str>),
+    /// The endpoint did not answer in time.
+    TimedOut,
+}
+
+impl From<io::Error> for NotConnected {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string().into())
+    }
+}
+
+impl From<OriginationError> for NotConnected {
+    fn from(error: OriginationError) -> Self {
+        Self::Untrusted(error.to_string().into())
+    }
+}
+
+/// What a connection is made with.
+#[derive(Debug)]
+pub struct Dial {
+    /// The node.
+    pub node: Arc<Node>,
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    /// Where to, and as what.
+    pub key: Key,
+    /// What is to be spoken.
+    pub speaks: Speaks,
+}
+
+/// A connection, with what is spoken on it.
+#[derive(Debug)]
+pub enum Opened {
+    /// HTTP/1.1.
+    Http1(Carrier),
+    /// HTTP/2.
+    Http2(Shared),
+}
+
+impl Dial {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the endpoint does not, or is not who it has to be.
+    pub async fn open(&self) -> Result<Opened, NotConnected> {
+        let limit = self.cluster.settings.connect_timeout;
+        let stream = tokio::time::timeout(limit, self.connect());
+        let stream = stream.await.map_err(|_| NotConnected::TimedOut)??;
+        let is_http2 = match self.speaks {
+            Speaks::Http1 => false,
+            Speaks::Http2 => true,
+            Speaks::Negotiated => stream.has_chosen_http2(),
+        };
+        match is_http2 {
+            false => Ok(Opened::Http1(open_http1(stream).await?)),
+            true => {
+                let opened = http2::open(stream, &self.cluster.settings.connections).await;
+                Ok(Opened::Http2(opened.map_err(failed)?))
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Stream, NotConnected> {
+        let mut socket = self.tcp().await?;
+        if let (Some(version), Some((client, asked))) = (self.key.transport.proxy_protocol, self.key.client) {
+            socket.write_all(&header(version, client, asked)).await?;
+        }
+        let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default());
+        let origination = self.node.http.originations.of(&self.key.transport)?;
+        let Some(origination) = origination else {
+            return Ok(Stream::plain(wire));
+        };
+        let name = self.key.server_name.as_deref().unwrap_or_default();
+        let alpn: &[&[u8]] = match self.speaks {
+            Speaks::Http1 => &[b"http/1.1"],
+            Speaks::Http2 => &[b"h2"],
+            Speaks::Negotiated => &[b"h2", b"http/1.1"],
+        };
+        let alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        let tls = origination.connect(wire, name, self.key.address.ip(), alpn).await?;
+        Ok(Stream::tls(tls))
+    }
+
+    async fn tcp(&self) -> io::Result<TcpStream> {
+        let address = self.key.address;
+        let socket = socket::tcp_socket(address)?;
+        if let Some(pod) = self.node.pods.at(address.ip()) {
+            // Many clients' requests go by it: its application sees the proxy.
+            pod.announce(socket.as_fd(), None)?;
+        }
+        let stream = match socket::start_connect(socket, address)? {
+            Connecting::Done(stream) => stream,
+            Connecting::Underway(stream) => socket::finish_connect(stream).await?,
+        };
+        let keepalive = self.node.snapshot().config.node.keepalive;
+        if let Err(error) = socket::set_keepalive(&stream, &keepalive) {
+            tracing::debug!(%error, "keepalive could not be set");
+        }
+        TcpStream::from_std(stream.into_socket().into())
+    }
+}
+
+/// Tells an endpoint who its client is, and what it had connected to.
+fn header(version: ProxyProtocol, client: SocketAddr, asked: SocketAddr) -> Vec<u8> {
+    match version {
+        ProxyProtocol::V1 => proxy_protocol::line(client, asked).into_bytes(),
+        ProxyProtocol::V2 => proxy_protocol::header(client, asked, None),
+    }
+}
+
+async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
+    let answered = stream.answered();
+    let mut builder = http1::Builder::new();
+    builder.max_headers(MAX_HEADERS);
+    let opened = builder.handshake::<_, Attempt>(TokioIo::new(stream)).await;
+    let (sender, connection) = opened.map_err(failed)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "an HTTP/1 connection to an endpoint ended");
+        }
+    });
+    Ok(Carrier::new(sender, answered))
+}
+
+fn failed(error: hyper::Error) -> NotConnected {
+    NotConnected::Failed(error.to_string().into())
+}

@@ -1,0 +1,90 @@
+//! HTTP/1.1: a connection carries one request, then waits for another on a stack.
+
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1;
+use underpass_config::http::ClusterSettings;
+
+use super::stream::Answered;
+use crate::http::upload::Attempt;
+
+/// What the task of a connection that waits may take to see that its last exchange is over.
+const READY_PATIENCE: Duration = Duration::from_millis(10);
+
+/// The codec's end of a connection.
+pub type Sender = http1::SendRequest<Attempt>;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Carrier {
+    /// The way to send a request by it.
+    pub sender: Sender,
+    /// What its endpoint has sent.
+    pub answered: Answered,
+    born: Instant,
+    served: u32,
+}
+
+impl Carrier {
+    /// One that has carried nothing.
+    pub fn new(sender: Sender, answered: Answered) -> Self {
+        Self {
+            sender,
+            answered,
+            born: Instant::now(),
+            served: 0,
+        }
+    }
+
+    /// Notes that it is given a request.
+    pub fn begin(&mut self) {
+        self.served = self.served.saturating_add(1);
+    }
+
+    /// Whether it may carry another, as far as its cluster is concerned.
+    pub fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
+        let limits = &cluster.connections;
+        !self.sender.is_closed()
+            && self.served < limits.requests
+            && limits.lifetime.is_none_or(|lifetime| self.born.elapsed() < lifetime)
+    }
+}
+
+/// A connection that waits.
+#[derive(Debug)]
+pub struct Idle {
+    /// The connection.
+    pub carrier: Carrier,
+    since: Instant,
+    idle_timeout: Duration,
+    ends_at: Option<Instant>,
+}
+
+impl Idle {
+    /// It waits from now on.
+    pub fn new(carrier: Carrier, cluster: &ClusterSettings) -> Self {
+        let lifetime = cluster.connections.lifetime;
+        Self {
+            ends_at: lifetime.and_then(|lifetime| carrier.born.checked_add(lifetime)),
+            since: Instant::now(),
+            idle_timeout: cluster.idle_timeout,
+            carrier,
+        }
+    }
+
+    /// Whether it is neither closed, nor has waited or lived too long.
+    pub fn is_alive(&self) -> bool {
+        !self.carrier.sender.is_closed()
+            && self.since.elapsed() < self.idle_timeout
+            && self.ends_at.is_none_or(|end| Instant::now() < end)
+    }
+
+    /// Whether it can be used: its task is done with the exchange before, and has seen no end.
+    pub async fn is_usable(&mut self) -> bool {
+        self.is_alive()
+            && matches!(
+                tokio::time::timeout(READY_PATIENCE, self.carrier.sender.ready()).await,
+                Ok(Ok(()))
+            )
+    }
+}

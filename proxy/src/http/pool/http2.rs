@@ -1,0 +1,377 @@
+//! HTTP/2: a connection carries many requests.
+//!
+//! A request goes to the connection that has the fewest. When all have as many as they may, it waits in a line, and connections are opened for the line: as
+//! many at once as it needs, so that one that is slow to be made holds up only those for whom there is no other. What becomes free is given to
+//! whoever waits longest.
+//!
+//! A dial that fails is the failure of those that no other dial under way has room for, all at once: none is tried for each of them in turn.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::oneshot;
+use underpass_config::http::{ClusterSettings, ConnectionSettings};
+
+use super::dial::{Dial, NotConnected, Opened};
+use super::http1::Carrier;
+use super::stream::Stream;
+use crate::http::upload::Attempt;
+
+/// Connections of one core to one endpoint.
+const CONNECTIONS: usize = 16;
+/// What an endpoint may send of one response before any of it was passed on.
+const STREAM_WINDOW: u32 = 128 << 10;
+
+/// The codec's end of a connection.
+pub type Sender = http2::SendRequest<Attempt>;
+
+/// A connection.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    sender: Sender,
+    state: Arc<SharedState>,
+}
+
+#[derive(Debug)]
+struct SharedState {
+    born: Instant,
+    streams: AtomicU32,
+    served: AtomicU32,
+    /// Streams that the endpoint lets it have.
+    room: AtomicU32,
+    /// Since when it has had none.
+    idle_since: Mutex<Instant>,
+    /// Where it is told of what its endpoint allows, and of its end.
+    group: Mutex<Weak<Group>>,
+}
+
+/// Makes a connection of a stream.
+///
+/// # Errors
+/// When the stream breaks.
+pub async fn open(stream: Stream, settings: &ConnectionSettings) -> hyper::Result<Shared> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        // Responses that nobody reads can't fill it.
+        .initial_connection_window_size(settings.streams.saturating_mul(STREAM_WINDOW));
+    if let Some(ping) = settings.ping {
+        builder
+            .keep_alive_interval(ping.interval)
+            .keep_alive_timeout(ping.timeout)
+            .keep_alive_while_idle(true);
+    }
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    let state = Arc::new(SharedState {
+        born: Instant::now(),
+        streams: AtomicU32::new(0),
+        served: AtomicU32::new(0),
+        room: AtomicU32::new(u32::MAX),
+        idle_since: Mutex::new(Instant::now()),
+        group: Mutex::default(),
+    });
+    let told = state.clone();
+    tokio::spawn(async move {
+        let mut connection = std::pin::pin!(connection);
+        let running = std::future::poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            told.allow(u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX));
+            polled
+        });
+        if let Err(error) = running.await {
+            tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
+        }
+        if let Some(group) = told.group() {
+            group.hand_on();
+        }
+    });
+    Ok(Shared { sender, state })
+}
+
+impl SharedState {
+    /// Notes how many streams the endpoint allows. One that allows none for now is asked to hold what it is sent until it allows some.
+    fn allow(&self, streams: u32) {
+        let streams = streams.max(1);
+        if self.room.swap(streams, Ordering::Relaxed) != streams
+            && let Some(group) = self.group()
+        {
+            group.state().allowed = streams;
+            group.hand_on();
+        }
+    }
+
+    fn group(&self) -> Option<Arc<Group>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+    }
+}
+
+impl Shared {
+    fn streams(&self) -> u32 {
+        self.state.streams.load(Ordering::Relaxed)
+    }
+
+    /// Whether it may be given requests. What it has goes on in any case.
+    fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
+        let limits = &cluster.connections;
+        !self.sender.is_closed()
+            && self.state.served.load(Ordering::Relaxed) < limits.requests
+            && limits
+                .lifetime
+                .is_none_or(|lifetime| self.state.born.elapsed() < lifetime)
+    }
+
+    fn has_room(&self, cluster: &ClusterSettings) -> bool {
+        let room = self.state.room.load(Ordering::Relaxed);
+        self.streams() < room.min(cluster.connections.streams)
+    }
+
+    fn has_idled(&self, limit: Duration) -> bool {
+        let since = *self.state.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.streams() == 0 && since.elapsed() >= limit
+    }
+}
+
+/// A request's place on a connection.
+#[derive(Debug)]
+pub struct Place {
+    shared: Shared,
+    group: Arc<Group>,
+    /// Whether others have used the connection before.
+    pub is_reused: bool,
+}
+
+impl Place {
+    fn on(shared: &Shared, group: &Arc<Group>) -> Self {
+        shared.state.streams.fetch_add(1, Ordering::Relaxed);
+        let before = shared.state.served.fetch_add(1, Ordering::Relaxed);
+        Self {
+            shared: shared.clone(),
+            group: group.clone(),
+            is_reused: before > 0,
+        }
+    }
+
+    /// The way to send the request.
+    pub fn sender(&mut self) -> &mut Sender {
+        &mut self.shared.sender
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.shared.state.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let mut since = self
+                .shared
+                .state
+                .idle_since
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *since = Instant::now();
+        }
+        self.group.hand_on();
+    }
+}
+
+/// The connections that are as good as each other, and who waits for one.
+#[derive(Debug, Default)]
+pub struct Group(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    connections: Vec<Shared>,
+    waiting: VecDeque<Waiter>,
+    dialing: usize,
+    /// Streams that the endpoint allowed when it last said so.
+    allowed: u32,
+    /// Whether it has chosen HTTP/1.1 when it was last asked.
+    has_chosen_http1: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            connections: Vec::new(),
+            waiting: VecDeque::new(),
+            dialing: 0,
+            allowed: u32::MAX,
+            has_chosen_http1: false,
+        }
+    }
+}
+
+/// What whoever waits is given.
+#[derive(Debug)]
+pub enum Given {
+    /// A place on a connection.
+    Http2(Place),
+    /// A connection on which the endpoint has chosen to speak HTTP/1.1.
+    Http1(Carrier),
+    /// Nothing: the endpoint speaks HTTP/1.1, for which each has a connection of its own.
+    Alone,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    dial: Arc<Dial>,
+    give: oneshot::Sender<Result<Given, NotConnected>>,
+}
+
+impl Group {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place on a connection, as soon as there is one.
+    ///
+    /// # Errors
+    /// When none can be made.
+    pub async fn place(self: &Arc<Self>, dial: Dial) -> Result<Given, NotConnected> {
+        let given = {
+            let mut state = self.state();
+            if let Some(shared) = state.least_busy(&dial.cluster.settings) {
+                return Ok(Given::Http2(Place::on(&shared, self)));
+            }
+            let (give, given) = oneshot::channel();
+            let dial = Arc::new(dial);
+            state.waiting.push_back(Waiter { dial, give });
+            self.dial_as_needed(&mut state);
+            given
+        };
+        let gone = || NotConnected::Failed("the proxy stops".into());
+        given.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Whether the endpoint has chosen HTTP/1.1 when it was last asked.
+    pub fn has_chosen_http1(&self) -> bool {
+        self.state().has_chosen_http1
+    }
+
+    /// Takes in a connection that was made for one request alone, which gets a place on it.
+    pub fn adopt(self: &Arc<Self>, shared: Shared) -> Place {
+        self.add(&mut self.state(), &shared);
+        Place::on(&shared, self)
+    }
+
+    fn add(self: &Arc<Self>, state: &mut State, shared: &Shared) {
+        *shared.state.group.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
+        state.has_chosen_http1 = false;
+        state.connections.push(shared.clone());
+    }
+
+    /// Gives whoever waits what has become free, and opens connections for the others.
+    fn hand_on(self: &Arc<Self>) {
+        loop {
+            let mut state = self.state();
+            let Some(waiter) = state.next_waiter() else { return };
+            let Some(shared) = state.least_busy(&waiter.dial.cluster.settings) else {
+                state.waiting.push_front(waiter);
+                return self.dial_as_needed(&mut state);
+            };
+            let place = Place::on(&shared, self);
+            // Whoever is gone gives its place back, which is handed on: not under the lock.
+            drop(state);
+            drop(waiter.give.send(Ok(Given::Http2(place))));
+        }
+    }
+
+    /// Opens as many connections as those who wait will fill.
+    fn dial_as_needed(self: &Arc<Self>, state: &mut State) {
+        state.waiting.retain(|waiter| !waiter.give.is_closed());
+        let Some(first) = state.waiting.front() else { return };
+        let dial = first.dial.clone();
+        let each = dial.cluster.settings.connections.streams.min(state.allowed) as usize;
+        while state.waiting.len() > state.dialing.saturating_mul(each)
+            && state.connections.len() + state.dialing < CONNECTIONS
+        {
+            state.dialing += 1;
+            let (dialing, dial) = (Dialing(self.clone()), dial.clone());
+            tokio::spawn(async move { dialing.0.clone().dial(dial, dialing).await });
+        }
+    }
+
+    async fn dial(self: Arc<Self>, dial: Arc<Dial>, dialing: Dialing) {
+        match dial.open().await {
+            Ok(Opened::Http2(shared)) => self.add(&mut self.state(), &shared),
+            Ok(Opened::Http1(carrier)) => self.go_alone(carrier),
+            Err(error) => self.fail(&error, &dial),
+        }
+        drop(dialing);
+    }
+
+    /// The endpoint does not share connections: each has to get one of its own.
+    fn go_alone(&self, carrier: Carrier) {
+        let (first, others) = {
+            let mut state = self.state();
+            state.has_chosen_http1 = true;
+            (state.next_waiter(), std::mem::take(&mut state.waiting))
+        };
+        if let Some(first) = first {
+            drop(first.give.send(Ok(Given::Http1(carrier))));
+        }
+        for other in others {
+            drop(other.give.send(Ok(Given::Alone)));
+        }
+    }
+
+    /// A connection could not be made: so it is told to those for whom no other is being made.
+    fn fail(&self, error: &NotConnected, dial: &Dial) {
+        let failed: Vec<Waiter> = {
+            let mut state = self.state();
+            state.waiting.retain(|waiter| !waiter.give.is_closed());
+            let each = dial.cluster.settings.connections.streams.min(state.allowed) as usize;
+            let served = (state.dialing - 1).saturating_mul(each);
+            let failed = state.waiting.len().saturating_sub(served);
+            state.waiting.drain(..failed).collect()
+        };
+        for waiter in failed {
+            drop(waiter.give.send(Err(error.clone())));
+        }
+    }
+
+    /// Closes what is closed, and, where `is_wanted` says that the endpoint is still one, only what has idled. False if nothing is left.
+    pub fn sweep(&self, cluster: Option<&ClusterSettings>) -> bool {
+        let mut state = self.state();
+        state.connections.retain(|shared| {
+            let is_kept = match cluster {
+                Some(cluster) => shared.may_go_on(cluster) && !shared.has_idled(cluster.idle_timeout),
+                None => shared.streams() > 0,
+            };
+            !shared.sender.is_closed() && is_kept
+        });
+        !state.connections.is_empty() || state.dialing > 0 || !state.waiting.is_empty()
+    }
+}
+
+/// A dial under way.
+struct Dialing(Arc<Group>);
+
+impl Drop for Dialing {
+    fn drop(&mut self) {
+        self.0.state().dialing -= 1;
+        self.0.hand_on();
+    }
+}
+
+impl State {
+    /// The connection with the fewest streams of those that may have one more.
+    fn least_busy(&mut self, cluster: &ClusterSettings) -> Option<Shared> {
+        self.connections.retain(|shared| shared.may_go_on(cluster));
+        let free = self.connections.iter().filter(|shared| shared.has_room(cluster));
+        free.min_by_key(|shared| shared.streams()).cloned()
+    }
+
+    fn next_waiter(&mut self) -> Option<Waiter> {
+        while let Some(waiter) = self.waiting.pop_front() {
+            if !waiter.give.is_closed() {
+                return Some(waiter);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,238 @@
+//! How connections to endpoints are kept: which requests share one, when one ends, and what becomes of requests whose connection is gone.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use underpass_tests::{Need, available, wait};
+
+use super::place::{ClusterPair, Place, endpoints};
+use super::teller::{Running, Teller};
+use crate::client::{Client, Seen, get};
+
+fn teller(place: &Place, is_http2: bool) -> Running {
+    let teller = Teller {
+        is_http2,
+        ..Teller::default()
+    };
+    teller.start(&place.world.host(), 9001)
+}
+
+fn cluster(at: &Running, more: &str) -> String {
+    format!("endpoints: ['{}'], {more}", at.address)
+}
+
+/// The number of the connection that a request came by.
+fn connection(seen: &Seen) -> u32 {
+    let number = seen.header("x-connection").and_then(|number| number.parse().ok());
+    number.unwrap_or_else(|| panic!("{seen:?}"))
+}
+
+/// Answers to requests that are all open at once.
+fn ask_at_once(place: &Place, path: &str, requests: usize, pause: Duration) -> Vec<Seen> {
+    thread::scope(|scope| {
+        let asked: Vec<_> = (0..requests)
+            .map(|_| scope.spawn(|| place.ask(path, &format!("x-pause-ms: {}\r\n", pause.as_millis()))))
+            .collect();
+        asked
+            .into_iter()
+            .map(|asked| asked.join().expect("an answer"))
+            .collect()
+    })
+}
+
+#[test]
+fn a_connection_carries_as_many_requests_as_it_may() {
+    let place = Place::new();
+    let (one, two) = (teller(&place, false), teller(&place, true));
+    let clusters = [
+        ("one", cluster(&one, "protocol: http1, connections: {requests: 3}")),
+        ("two", cluster(&two, "protocol: http2, connections: {requests: 3}")),
+    ];
+    let _proxy = place.start(&place.yaml(&clusters, ""));
+    for name in ["one", "two"] {
+        let numbers = (0..7).map(|_| connection(&place.ask(&format!("/{name}/x"), "")));
+        assert_eq!(numbers.collect::<Vec<_>>(), [1, 1, 1, 2, 2, 2, 3], "{name}");
+    }
+    // Those that have had their requests are closed.
+    for endpoint in [&one, &two] {
+        wait::eventually(wait::SOON, "they are closed", || endpoint.open() == 1);
+    }
+}
+
+#[test]
+fn connections_that_idle_or_are_old_are_closed() {
+    let place = Place::new();
+    let kinds = [("one", "http1"), ("two", "http2")];
+    let kept: Vec<Running> = kinds
+        .iter()
+        .map(|(_, protocol)| teller(&place, *protocol == "http2"))
+        .collect();
+    let old: Vec<Running> = kinds
+        .iter()
+        .map(|(_, protocol)| teller(&place, *protocol == "http2"))
+        .collect();
+    let mut clusters = Vec::new();
+    for ((name, protocol), (kept, old)) in kinds.iter().zip(kept.iter().zip(&old)) {
+        clusters.push((*name, cluster(kept, &format!("protocol: {protocol}, idle_timeout: 1s"))));
+        let name = if *name == "one" { "old-one" } else { "old-two" };
+        clusters.push((
+            name,
+            cluster(old, &format!("protocol: {protocol}, connections: {{lifetime: 1s}}")),
+        ));
+    }
+    let _proxy = place.start(&place.yaml(&clusters, ""));
+    for ((name, _), (kept, old)) in kinds.iter().zip(kept.iter().zip(&old)) {
+        assert_eq!(connection(&place.ask(&format!("/{name}/x"), "")), 1);
+        assert_eq!(connection(&place.ask(&format!("/old-{name}/x"), "")), 1);
+        // A request that outlives its connection's time has it to its end.
+        let began = Instant::now();
+        let seen = place.ask(&format!("/old-{name}/x"), "x-pause-ms: 1500\r\n");
+        assert_eq!((seen.status, connection(&seen)), (200, 1), "{seen:?}");
+        assert!(began.elapsed() >= Duration::from_millis(1500));
+        assert_eq!(connection(&place.ask(&format!("/old-{name}/x"), "")), 2, "{name}");
+        for endpoint in [kept, old] {
+            wait::eventually(wait::SOON, "it is closed", || endpoint.open() == 0);
+        }
+        assert_eq!(connection(&place.ask(&format!("/{name}/x"), "")), 2, "{name}");
+    }
+}
+
+/// No connection carries more than it may, and the requests are spread over those that there are.
+#[test]
+fn requests_are_spread_over_as_many_http2_connections_as_they_fill() {
+    let place = Place::new();
+    let two = teller(&place, true);
+    let few = Teller {
+        is_http2: true,
+        streams: Some(3),
+        ..Teller::default()
+    };
+    let few = few.start(&place.world.host(), 9001);
+    let clusters = [
+        ("two", cluster(&two, "protocol: http2, connections: {streams: 4}")),
+        ("few", cluster(&few, "protocol: http2")),
+    ];
+    let _proxy = place.start(&place.yaml(&clusters, ""));
+    let answers = ask_at_once(&place, "/two/x", 16, Duration::from_secs(3));
+    let mut loads = [0; 17];
+    for seen in &answers {
+        assert_eq!(seen.status, 200, "{seen:?}");
+        loads[connection(seen) as usize] += 1;
+    }
+    assert!(loads.iter().all(|load| *load <= 4), "{loads:?}");
+    assert!(two.accepted() <= 5, "{loads:?}");
+    // Once the endpoint has said how many it allows, they go by that.
+    assert_eq!(place.ask("/few/x", "").status, 200);
+    let answers = ask_at_once(&place, "/few/x", 9, Duration::from_secs(3));
+    let mut loads = [0; 17];
+    answers.iter().for_each(|seen| loads[connection(seen) as usize] += 1);
+    assert!(loads.iter().all(|load| *load <= 3), "{loads:?}");
+}
+
+/// Whoever waits for a connection that can't be made fails when it fails, not one after the other.
+#[test]
+fn connections_that_are_not_made_in_time_fail_all_who_wait_at_once() {
+    let place = Place::new();
+    let ours = underpass_tests::Authority::new(&place.world.directory().join("ca"));
+    let mute = Teller {
+        is_mute: true,
+        ..Teller::default()
+    };
+    let mute = mute.start(&place.world.host(), 9001);
+    let tls = format!("tls: {{server_name: a.test.example, roots: {:?}}}", ours.roots());
+    let clusters = [(
+        "mute",
+        cluster(
+            &mute,
+            &format!("protocol: http2, connect_timeout: 2s, connections: {{streams: 4}}, {tls}"),
+        ),
+    )];
+    let _proxy = place.start(&place.yaml(&clusters, ""));
+    let began = Instant::now();
+    let answers = ask_at_once(&place, "/mute/x", 12, Duration::ZERO);
+    let took = began.elapsed();
+    for seen in answers {
+        assert_eq!(seen.status, 503, "{seen:?}");
+        assert!(seen.body.ends_with("connection timeout"), "{seen:?}");
+    }
+    assert!(took < Duration::from_secs(12), "one after the other: {took:?}");
+    wait::eventually(wait::SOON, "it is logged", || {
+        place.logged(r#""response_flags":"UF""#) == 12
+    });
+    assert!((2..=6).contains(&mute.accepted()), "{}", mute.accepted());
+}
+
+/// An endpoint may close a connection at any time when it has no request, and one may be on its way then.
+#[test]
+fn a_request_on_a_connection_that_was_closed_under_its_hands_is_sent_by_another() {
+    let place = Place::new();
+    let one = teller(&place, false);
+    let _proxy = place.start(&place.yaml(&[("one", cluster(&one, ""))], ""));
+    for method in ["GET", "PUT"] {
+        assert_eq!(place.ask("/one/x", "x-do: quit-next\r\n").status, 200);
+        let seen = place.ask_by(method, "/one/again");
+        assert_eq!(
+            (seen.status, seen.header("x-path")),
+            (200, Some("/one/again")),
+            "{method}: {seen:?}"
+        );
+    }
+    let before = one.accepted();
+    // What may have been done is not done again.
+    assert_eq!(place.ask("/one/x", "x-do: quit-next\r\n").status, 200);
+    let seen = place.ask_by("POST", "/one/once");
+    assert_eq!(seen.status, 503, "{seen:?}");
+    assert_eq!(one.accepted(), before, "{seen:?}");
+    wait::eventually(wait::SOON, "it is logged", || {
+        place.logged(r#""response_flags":"UC""#) == 1
+    });
+    // A connection that says its first word late, and none, is no stale one.
+    for _ in 0..5 {
+        assert_eq!(place.ask("/one/x", "x-do: quit\r\n").status, 200);
+        assert_eq!(place.ask_by("GET", "/one/x").status, 200);
+    }
+}
+
+/// What Envoy does of the same: without a retry policy it answers 503; we differ only where sending again is allowed to a proxy.
+#[test]
+fn envoy_gives_up_on_a_connection_that_was_closed_under_its_hands() {
+    if !available(&[Need::Envoy]) {
+        return;
+    }
+    let place = Place::new();
+    let one = teller(&place, false);
+    let pair = ClusterPair {
+        name: "one",
+        ours: String::new(),
+        envoys: json!({"type": "STATIC", "load_assignment": endpoints(&[one.address])}),
+    };
+    let _envoy = place.start_envoy(&[pair], json!({}));
+    assert_eq!(place.ask_envoy("/one/x", "x-do: quit-next\r\n").status, 200);
+    let seen = place.ask_envoy("/one/x", "");
+    assert_eq!(seen.status, 503, "{seen:?}");
+    wait::eventually(wait::SOON, "it is logged", || {
+        place.logged_by_envoy("503 UC upstream_reset_before_response_started{connection_termination}") == 1
+    });
+}
+
+/// An endpoint that no longer answers PING is gone.
+#[test]
+fn an_http2_connection_that_does_not_answer_pings_is_left() {
+    let place = Place::new();
+    let mute = Teller {
+        is_mute: true,
+        ..Teller::default()
+    };
+    let mute = mute.start(&place.world.host(), 9001);
+    let fields = cluster(
+        &mute,
+        "protocol: http2, connections: {ping: {interval: 200ms, timeout: 500ms}}",
+    );
+    let _proxy = place.start(&place.yaml(&[("two", fields)], ", timeout: 60s"));
+    let mut client = Client::connect(&place.client, place.ours());
+    client.send(get("/two/x", "").as_bytes());
+    let seen = client.answer(false);
+    assert_eq!(seen.status, 503, "{seen:?}");
+    wait::eventually(wait::SOON, "it is closed", || mute.open() == 0);
+}

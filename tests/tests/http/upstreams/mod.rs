@@ -1,0 +1,7 @@
+//! Connections to endpoints: what endpoints see of them, and clients of what goes wrong with them.
+
+mod connections;
+mod place;
+mod proxy_protocol;
+mod teller;
+mod tls;
