@@ -27,6 +27,7 @@ pub mod flows;
 mod footprint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod gathered;
 pub mod handover;
 mod hbone;
 mod http;

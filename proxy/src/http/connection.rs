@@ -29,6 +29,7 @@ use crate::authorization::judge;
 use crate::ending::Ending;
 use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
+use crate::gathered::Gathered;
 use crate::session::Session;
 use crate::socket;
 use crate::stream::Stream;
@@ -230,7 +231,7 @@ where
     }
 }
 
-impl<S> Codec for http2::Connection<Io, S, TokioExecutor>
+impl<S> Codec for http2::Connection<TokioIo<Gathered<Wire>>, S, TokioExecutor>
 where
     S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::download::Download>,
     S::Future: Send + 'static,
@@ -299,7 +300,8 @@ impl Serving<'_> {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_pending_accept_reset_streams(RESET_UNSEEN)
             .max_header_list_size(MAX_HEAD as u32);
-        let codec = builder.serve_connection(self.io(early), service);
+        let wire = Wire::new(self.socket.clone(), early, self.moved.clone());
+        let codec = builder.serve_connection(TokioIo::new(Gathered::new(wire)), service);
         self.drive(codec, false).await
     }
 

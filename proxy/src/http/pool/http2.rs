@@ -20,6 +20,7 @@ use underpass_config::http::{ClusterSettings, ConnectionSettings};
 use super::dial::{Dial, NotConnected, Opened};
 use super::http1::Carrier;
 use super::stream::Stream;
+use crate::gathered::Gathered;
 use crate::http::upload::Attempt;
 
 /// Connections of one core to one endpoint.
@@ -50,6 +51,9 @@ struct SharedState {
     group: Mutex<Weak<Group>>,
 }
 
+/// The largest frame that an endpoint may send: what is read at once.
+const FRAME: u32 = 64 << 10;
+
 /// Makes a connection of a stream.
 ///
 /// # Errors
@@ -59,6 +63,7 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings) -> hyper::Resul
     builder
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
+        .max_frame_size(FRAME)
         // Responses that nobody reads can't fill it.
         .initial_connection_window_size(settings.streams.saturating_mul(STREAM_WINDOW));
     if let Some(ping) = settings.ping {
@@ -67,7 +72,7 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings) -> hyper::Resul
             .keep_alive_timeout(ping.timeout)
             .keep_alive_while_idle(true);
     }
-    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = builder.handshake(TokioIo::new(Gathered::new(stream))).await?;
     let state = Arc::new(SharedState {
         born: Instant::now(),
         streams: AtomicU32::new(0),
