@@ -13,6 +13,7 @@ mod discovery;
 mod domains;
 mod headers;
 mod matching;
+mod path_index;
 mod retry;
 mod rewrite;
 mod route;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 
 use super::domains::DomainIndex;
+use super::path_index::PathIndex;
 use super::{Cluster, Domain, HeaderEdits, PathRewrite, RequestView, RetryPolicy, RouteMatch};
 use crate::Text;
 
@@ -16,6 +17,8 @@ pub struct RouteTable {
     pub name: Text,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
+    /// Of each virtual host's routes.
+    paths: Vec<PathIndex>,
 }
 
 /// Routes for some domains.
@@ -210,11 +213,14 @@ impl RouteTable {
     pub fn new(name: Text, virtual_hosts: Vec<(Vec<Domain>, VirtualHost)>) -> Self {
         let domains = virtual_hosts.iter().enumerate();
         let index = DomainIndex::new(domains.flat_map(|(place, (domains, _))| domains.iter().map(move |d| (d, place))));
-        let virtual_hosts = virtual_hosts.into_iter().map(|(_, host)| Arc::new(host)).collect();
+        let virtual_hosts: Vec<_> = virtual_hosts.into_iter().map(|(_, host)| Arc::new(host)).collect();
+        let routes = virtual_hosts.iter().map(|host| host.routes.iter().map(Arc::as_ref));
+        let paths = routes.map(PathIndex::new).collect();
         Self {
             name,
             virtual_hosts,
             index,
+            paths,
         }
     }
 
@@ -230,9 +236,10 @@ impl RouteTable {
 
     /// The route for a request, with its virtual host.
     pub fn route(&self, request: &RequestView<'_>) -> Option<(&Arc<VirtualHost>, &Arc<Route>)> {
-        let host = self.virtual_host(request.authority)?;
-        let route = host.routes.iter().find(|route| route.matches.matches(request))?;
-        Some((host, route))
+        let place = self.index.find(request.authority)?;
+        let host = &self.virtual_hosts[place];
+        let route = self.paths[place].first(request.path, |route| host.routes[route].matches.matches(request))?;
+        Some((host, &host.routes[route]))
     }
 }
 

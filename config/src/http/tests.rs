@@ -393,3 +393,46 @@ fn an_update_keeps_the_state_of_what_it_leaves_as_it_is() {
     let active: Vec<u32> = after.endpoints().iter().map(|endpoint| endpoint.active()).collect();
     assert_eq!(active, [1, 0]);
 }
+
+/// However many routes there are and however they overlap, the one that is found is the first of them that matches.
+#[test]
+fn among_many_routes_the_first_that_matches_is_taken() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let parts = ["/", "/a", "/a/", "/a/b", "/a/b/c", "/ab", "/ä", "/A/b", "/b"];
+    let targets = ["/", "/a", "/a/b", "/a/b/c/d", "/ab", "/A/B", "/ä/x", "/b/a", "/c"];
+    let kinds = ["path", "prefix", "segments", "regex"];
+    for _ in 0..200 {
+        let routes: Vec<String> = (0..random.usize(1..40))
+            .map(|route| {
+                let (kind, part) = (kinds[random.usize(..kinds.len())], parts[random.usize(..parts.len())]);
+                let (kind, part) = if kind == "segments" && part.ends_with('/') {
+                    ("prefix", part)
+                } else {
+                    (kind, part)
+                };
+                let more = match random.u32(..6) {
+                    0 if kind != "regex" => ", case_sensitive: false",
+                    1 => ", headers: {x-canary: {exact: 'yes'}}",
+                    _ => "",
+                };
+                format!("{{name: r{route}, match: {{{kind}: '{part}'{more}}}, direct: {{status: 200}}}}")
+            })
+            .collect();
+        let table = table(&routes.join(", "));
+        for target in targets {
+            for asked in [Asked::new(target), Asked::new(target).with("x-canary", "yes")] {
+                let view = asked.view();
+                let scanned = table.virtual_hosts()[0]
+                    .routes
+                    .iter()
+                    .find(|route| route.matches.matches(&view));
+                let found = table.route(&view).map(|(_, route)| route);
+                assert_eq!(
+                    found.map(|route| &route.name),
+                    scanned.map(|route| &route.name),
+                    "{target} among {routes:?}"
+                );
+            }
+        }
+    }
+}
