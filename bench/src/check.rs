@@ -1,6 +1,8 @@
 //! `underpass-bench check`: the project's goals, each with the figure that meets or misses it.
 
+mod http;
 mod kernel;
+mod tunnel;
 
 use std::path::PathBuf;
 
@@ -9,7 +11,7 @@ use anyhow::{Result, bail};
 use crate::comparison::{Case, Figures, Summary};
 use crate::report::{OURS, markdown, quantity};
 use crate::results::{self, Row};
-use crate::run::ONE_CORE;
+use crate::scenarios::ONE_CORE;
 use crate::system::AGAIN;
 
 /// Round trip p50 over direct's, by message size (issue 3, "Must show", point 6). They hold where client and server are on
@@ -95,6 +97,8 @@ fn goals(rows: &[Row]) -> Vec<Goal> {
         "connections per second",
     ));
     goals.extend(kernel::goals(&figures));
+    goals.extend(tunnel::goals(&figures));
+    goals.extend(http::goals(&figures));
     goals.extend(same_goals(&figures));
     goals.extend(absolute_goals(rows));
     goals

@@ -7,7 +7,7 @@ use crate::results::Row;
 use crate::run::OTHERS;
 
 /// Metrics worth a table, with the scenario they belong to. Everything else is in results.json only.
-const TABLES: [(&str, &str); 20] = [
+const TABLES: [(&str, &str); 32] = [
     ("l4-rtt", "p50_us"),
     ("l4-rtt", "p99_us"),
     ("l4-rtt", "cpu_us_per_op"),
@@ -28,21 +28,36 @@ const TABLES: [(&str, &str); 20] = [
     ("hbone-connect", "connections_per_s"),
     ("hbone-connect", "p50_us"),
     ("hbone-connect", "cpu_us_per_op"),
+    ("http1", "requests_per_s"),
+    ("http1", "p50_us"),
+    ("http1", "p99_us"),
+    ("http1", "cpu_us_per_op"),
+    ("h2", "requests_per_s"),
+    ("h2", "p50_us"),
+    ("h2", "p99_us"),
+    ("h2", "cpu_us_per_op"),
+    ("grpc", "requests_per_s"),
+    ("grpc", "p50_us"),
+    ("grpc", "p99_us"),
+    ("grpc", "cpu_us_per_op"),
 ];
 
 /// Systems that a column of ratios is made against.
-const BASES: [&str; 6] = [
+const BASES: [&str; 7] = [
     "direct",
     "bare-relay",
     "haproxy",
     "envoy",
     "envoy-hbone",
+    "envoy-http",
     "underpass-relay-b",
 ];
 /// The system whose ratios are reported.
 pub(crate) const OURS: &str = "underpass-relay";
 /// The same where a tunnel is measured.
 const OUR_TUNNEL: &str = "underpass-hbone";
+/// And where HTTP requests are.
+const OUR_HTTP: &str = "underpass-http";
 
 /// The report as Markdown.
 pub(crate) fn write(rows: &[Row], machine: &str, topology: &str) -> String {
@@ -80,7 +95,9 @@ fn write_figures(text: &mut String, figures: &Figures, scenario: &str, metric: &
         .into_iter()
         .filter(|system| cases.iter().any(|case| figures.summary(case, system).is_some()))
         .collect();
-    let ours = [OURS, OUR_TUNNEL].into_iter().find(|ours| systems.contains(ours));
+    let ours = [OURS, OUR_TUNNEL, OUR_HTTP]
+        .into_iter()
+        .find(|ours| systems.contains(ours));
     let bases: Vec<&str> = BASES
         .into_iter()
         .filter(|base| ours.is_some() && systems.contains(base))

@@ -5,54 +5,37 @@
 //! no system keeps one lucky (or unlucky) memory layout for a whole run. Idle proxies cost nothing measurable.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::admin::TierBytes;
 use crate::ballast::Ballast;
 use crate::captured::{self, Captured};
-use crate::load::programs::{Database, Program};
-use crate::load::{Direction, Figure, Measured, Work};
+use crate::load::programs::Database;
+use crate::load::requests::Tools;
+use crate::load::{Figure, Measured, Work};
 use crate::place::{self, Place};
 use crate::process::Process;
 use crate::results::{self, Row};
+use crate::scenarios::{self, Family, PLAIN, Placement, TUNNEL, placements};
 use crate::system::{AGAIN, Kind, Programs, System, THREADS, Task, start};
 use crate::topology::Topology;
 use crate::tunnelled::{self, Tunnelled};
-use crate::{machine, report};
-
-const SYSTEMS: &str = "direct,underpass-relay,underpass-captured,underpass-kernel,haproxy,envoy";
-/// The same without network namespaces, which capture needs.
-const SYSTEMS_ON_LOOPBACK: &str = "direct,underpass-relay,haproxy,envoy";
-const SCENARIOS: &str = "l4-rtt,l4-stream,l4-connect,l4-programs";
-/// The one that needs a database.
-const PROGRAMS: &str = "l4-programs";
-/// The same loads through a tunnel, and who is measured with them.
-const TUNNEL_SCENARIOS: &str = "hbone-rtt,hbone-stream,hbone-connect";
-const TUNNEL_SYSTEMS: &str = "underpass-hbone,envoy-hbone";
-const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
-const CONCURRENCIES: [usize; 2] = [1, 16];
+use crate::{http, machine, report};
 
 /// Share of the machine's CPU time that went to none of the three parties of a sample: how disturbed it was.
 pub(crate) const OTHERS: &str = "others_pct";
 
-/// How the names of scenarios begin.
-const PLAIN: &str = "l4-";
-const TUNNEL: &str = "hbone-";
-
-/// Name of the placement of everything on the first core.
-pub(crate) const ONE_CORE: &str = "one-core";
-
 /// Arguments of `run`. Lists and the number of rounds may also come from the environment, where empty means the default.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Run {
-    /// Systems to compare [default: direct,underpass-relay,haproxy,envoy; as root also underpass-captured and underpass-kernel].
+    /// Systems to compare [default: all that the scenarios are for; capture and tunnels take root].
     #[arg(long, env = "SYSTEMS", default_value = "")]
     systems: String,
-    /// Scenarios to run [default: l4-rtt,l4-stream,l4-connect,l4-programs].
-    #[arg(long, env = "SCENARIO", default_value = SCENARIOS)]
+    /// Scenarios to run, all of one kind: l4-*, hbone-*, or http1,h2,grpc [default: all l4-*].
+    #[arg(long, env = "SCENARIO", default_value = scenarios::DEFAULT)]
     scenarios: String,
     /// Rounds.
     #[arg(long, env = "ROUNDS", default_value = "7")]
@@ -77,36 +60,15 @@ pub(crate) struct Run {
     out: PathBuf,
     #[command(flatten)]
     programs: Programs,
-}
-
-/// Which cores the three parties get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Placement {
-    /// Client on the first core, server on the second, the proxy free to use both: a node as it is run.
-    CrossCore,
-    /// All three on the first core: what a path costs in CPU, without wake-ups across cores.
-    OneCore,
-}
-
-impl Placement {
-    fn name(self) -> &'static str {
-        match self {
-            Placement::CrossCore => "cross-core",
-            Placement::OneCore => ONE_CORE,
-        }
-    }
+    #[command(flatten)]
+    tools: Tools,
 }
 
 impl Run {
     /// Measures, writes the results and the report, prints the report.
     pub(crate) fn run(self) -> Result<()> {
         let isolated = Topology::may_be_isolated(self.loopback);
-        let systems = self.systems(match (self.tunnels()?, isolated) {
-            (true, true) => TUNNEL_SYSTEMS,
-            (true, false) => bail!("tunnels are between captured pods, which need root"),
-            (false, true) => SYSTEMS,
-            (false, false) => SYSTEMS_ON_LOOPBACK,
-        })?;
+        let systems = self.systems(isolated)?;
         let cases = self.cases()?;
         let rounds: u32 = or_default(&self.rounds, "7")
             .parse()
@@ -115,10 +77,11 @@ impl Run {
             rounds > 0 && self.seconds > 0.0,
             "ROUNDS and --seconds must be more than 0"
         );
-        let work_directory = self.out.join("run");
+        // A proxy's configuration takes whole paths only.
+        let work_directory = path::absolute(self.out.join("run"))?;
         fs::create_dir_all(&work_directory).with_context(|| format!("creating {}", work_directory.display()))?;
         let machine = machine::describe(&systems, &self.programs)?;
-        let needs_database = list(&self.scenarios, SCENARIOS).any(|scenario| scenario == PROGRAMS);
+        let needs_database = self.scenarios().any(scenarios::needs_database);
         let database = needs_database.then(Database::create).transpose()?;
         let mut topology = Topology::new(self.loopback, &work_directory)?;
         eprintln!("{}\n{}", machine, topology.description());
@@ -147,6 +110,7 @@ impl Run {
                     round,
                 )?;
                 stage.database = database.as_ref();
+                stage.tools = Some(&self.tools);
                 for work in cases {
                     rows.extend(stage.samples(work, self.warmup, self.seconds)?);
                 }
@@ -159,9 +123,11 @@ impl Run {
         Ok(())
     }
 
-    fn systems(&self, default: &str) -> Result<Vec<System>> {
+    fn systems(&self, isolated: bool) -> Result<Vec<System>> {
+        let family = Family::of(self.scenarios())?;
+        let default = family.systems(isolated)?;
         let mut systems: Vec<System> = list(&self.systems, default).map(str::parse).collect::<Result<_>>()?;
-        if self.aa && !self.tunnels()? {
+        if self.aa && family == Family::Plain {
             let again: System = format!("underpass-relay{AGAIN}").parse()?;
             if !systems.contains(&again) {
                 systems.push(again);
@@ -170,46 +136,14 @@ impl Run {
         Ok(systems)
     }
 
-    /// Whether the scenarios are those of tunnels. Their systems are others, so it is all of them or none.
-    fn tunnels(&self) -> Result<bool> {
-        let of_tunnels = |scenario: &str| scenario.starts_with(TUNNEL);
-        let (tunnels, others): (Vec<&str>, Vec<&str>) = list(&self.scenarios, SCENARIOS).partition(|s| of_tunnels(s));
-        ensure!(
-            tunnels.is_empty() || others.is_empty(),
-            "{TUNNEL_SCENARIOS} are runs of their own"
-        );
-        Ok(!tunnels.is_empty())
+    fn scenarios(&self) -> impl Iterator<Item = &str> {
+        list(&self.scenarios, scenarios::DEFAULT)
     }
 
     fn cases(&self) -> Result<Vec<(Work, Placement)>> {
-        let mut cases = Vec::new();
-        for scenario in list(&self.scenarios, SCENARIOS) {
-            match scenario.replace(TUNNEL, PLAIN).as_str() {
-                "l4-rtt" => {
-                    for placement in placements()? {
-                        cases.extend(SIZES.map(|size| (Work::RoundTrip { size }, placement)));
-                    }
-                }
-                "l4-stream" => cases.extend(
-                    [Direction::ClientToServer, Direction::ServerToClient]
-                        .map(|direction| (Work::Stream { direction }, Placement::CrossCore)),
-                ),
-                "l4-connect" => {
-                    cases.extend(CONCURRENCIES.map(|concurrency| (Work::Connect { concurrency }, Placement::CrossCore)))
-                }
-                PROGRAMS => cases.extend(Program::ALL.map(|program| (Work::Program { program }, Placement::CrossCore))),
-                _ => bail!("unknown scenario {scenario:?}; known: {SCENARIOS}, {TUNNEL_SCENARIOS}"),
-            }
-        }
-        Ok(cases)
+        let cases: Vec<_> = self.scenarios().map(scenarios::cases).collect::<Result<_>>()?;
+        Ok(cases.into_iter().flatten().collect())
     }
-}
-
-fn placements() -> Result<Vec<Placement>> {
-    if place::cores()?.len() < 2 {
-        bail!("two cores are needed: client and server would share the only one");
-    }
-    Ok(vec![Placement::CrossCore, Placement::OneCore])
 }
 
 fn or_default<'a>(text: &'a str, default: &'a str) -> &'a str {
@@ -233,6 +167,7 @@ struct Stage<'a> {
     running: Vec<Running>,
     tunnels: bool,
     database: Option<&'a Database>,
+    tools: Option<&'a Tools>,
 }
 
 struct Running {
@@ -344,6 +279,7 @@ impl<'a> Stage<'a> {
                     let addresses = (listen, topology.node_at(gateway), task.destination);
                     Proxies::Two(tunnelled::envoys(programs, &node, addresses, directory, &task.name)?)
                 }
+                Kind::Http | Kind::EnvoyHttp => Proxies::One(http::start(system.kind, system.others, programs, &task)?),
                 _ => start(system.kind, programs, &task)?.map_or(Proxies::None, Proxies::One),
             };
             running.push(Running {
@@ -363,6 +299,7 @@ impl<'a> Stage<'a> {
             running,
             tunnels: systems.iter().any(|system| system.kind.tunnels()),
             database: None,
+            tools: None,
         })
     }
 
@@ -425,6 +362,10 @@ impl<'a> Stage<'a> {
     fn load(&self, system: &Running, work: Work, warmup: f64, seconds: f64) -> Result<Measured> {
         if let Work::Program { program } = work {
             return program.measure(&system.client, system.target, self.directory);
+        }
+        if let Work::Requests { requests } = work {
+            let tools = self.tools.context("the run has said where its programs are")?;
+            return requests.measure(tools, &system.client, system.target, self.directory, (warmup, seconds));
         }
         let mut command = system.client.own("load")?;
         command

@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
+use crate::http;
 use crate::place::Place;
 use crate::process::Process;
 
@@ -30,6 +31,9 @@ pub(crate) const ENVOY_ARGUMENTS: [&str; 6] = [
 /// Suffix of a label that means "the same once more".
 pub(crate) const AGAIN: &str = "-b";
 
+/// Suffix of one of HTTP that means "with a thousand routes and clusters".
+const WITH_MANY: &str = "-1000";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Direct,
@@ -45,6 +49,10 @@ pub(crate) enum Kind {
     Hbone,
     /// Two Envoys with a tunnel between them.
     EnvoyHbone,
+    /// A proxy of HTTP.
+    Http,
+    /// The same with Envoy.
+    EnvoyHttp,
 }
 
 impl Kind {
@@ -64,13 +72,16 @@ impl Kind {
 pub(crate) struct System {
     pub(crate) kind: Kind,
     pub(crate) label: String,
+    /// Routes and clusters that are configured and not used.
+    pub(crate) others: usize,
 }
 
 impl FromStr for System {
     type Err = anyhow::Error;
 
     fn from_str(label: &str) -> Result<System> {
-        let kind = match label.strip_suffix(AGAIN).unwrap_or(label) {
+        let name = label.strip_suffix(AGAIN).unwrap_or(label);
+        let kind = match name.strip_suffix(WITH_MANY).unwrap_or(name) {
             "direct" => Kind::Direct,
             "bare-relay" => Kind::BareRelay,
             "underpass-relay" => Kind::Underpass,
@@ -80,14 +91,18 @@ impl FromStr for System {
             "envoy" => Kind::Envoy,
             "underpass-hbone" => Kind::Hbone,
             "envoy-hbone" => Kind::EnvoyHbone,
+            "underpass-http" => Kind::Http,
+            "envoy-http" => Kind::EnvoyHttp,
             _ => bail!(
                 "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, underpass-kernel, haproxy, envoy, \
-                 underpass-hbone, envoy-hbone, each with -b"
+                 underpass-hbone, envoy-hbone, underpass-http, envoy-http, each with -b; the last two with -1000 too"
             ),
         };
+        let others = if name.ends_with(WITH_MANY) { http::MANY } else { 0 };
         Ok(System {
             kind,
             label: label.to_owned(),
+            others,
         })
     }
 }
@@ -118,13 +133,13 @@ impl Programs {
         let path = match kind {
             Kind::Direct => bail!("direct has no program"),
             Kind::BareRelay => return Ok(std::env::current_exe()?),
-            Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone => &self.underpass,
+            Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone | Kind::Http => &self.underpass,
             Kind::Haproxy => &self.haproxy,
-            Kind::Envoy | Kind::EnvoyHbone => &self.envoy,
+            Kind::Envoy | Kind::EnvoyHbone | Kind::EnvoyHttp => &self.envoy,
         };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
-                Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone => {
+                Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone | Kind::Http => {
                     "run `cargo build --release -p underpass`, or pass --underpass PATH"
                 }
                 _ => "run scripts/bench-setup.sh",
@@ -179,7 +194,8 @@ pub(crate) struct Task<'a> {
 pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
-        Kind::Direct | Kind::Captured | Kind::Kernel | Kind::Hbone | Kind::EnvoyHbone => return Ok(None),
+        Kind::Direct | Kind::Captured | Kind::Kernel => return Ok(None),
+        Kind::Hbone | Kind::EnvoyHbone | Kind::Http | Kind::EnvoyHttp => return Ok(None),
         Kind::BareRelay => {
             let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];
             return launch(&programs.find(kind)?, &arguments, None, task).map(Some);
@@ -193,7 +209,12 @@ pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<
     launch(&programs.find(kind)?, arguments, Some(&path), task).map(Some)
 }
 
-fn launch(program: &Path, arguments: &[&str], configuration: Option<&Path>, task: &Task<'_>) -> Result<Process> {
+pub(crate) fn launch(
+    program: &Path,
+    arguments: &[&str],
+    configuration: Option<&Path>,
+    task: &Task<'_>,
+) -> Result<Process> {
     let mut command = task.place.command(program)?;
     command.args(arguments).args(configuration);
     let log = task.directory.join(format!("{}.log", task.name));

@@ -2,7 +2,7 @@
 
 use super::{Goal, Verdict, ratio_goal, unmeasured};
 use crate::comparison::Figures;
-use crate::run::ONE_CORE;
+use crate::scenarios::ONE_CORE;
 
 const SYSTEM: &str = "underpass-kernel";
 /// Round trip p50 over direct's with both ends on one core, by message size.

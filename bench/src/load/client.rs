@@ -48,7 +48,9 @@ impl Load {
                 direction: Direction::ServerToClient,
             } => streams(self.target, window, stream_in),
             Work::Connect { concurrency } => connections(self.target, concurrency, window),
-            Work::Program { program } => bail!("{} is a program of its own", program.name()),
+            Work::Program { .. } | Work::Requests { .. } => {
+                bail!("{} is the work of programs of their own", self.work.scenario())
+            }
         }?;
         measured.client_cpu_s = cpu_seconds(UsageWho::RUSAGE_SELF)?;
         println!("{}", serde_json::to_string(&measured)?);

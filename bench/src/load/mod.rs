@@ -3,10 +3,12 @@
 //! Both ends are ours, so every byte is known; they are processes of their own, bound to their cores, and cost the same
 //! whatever is between them. Every socket has a time-out: a proxy that hangs fails the sample instead of hanging the bench.
 
+mod answers;
 pub(crate) mod client;
 mod connection;
 pub(crate) mod hold;
 pub(crate) mod programs;
+pub(crate) mod requests;
 pub(crate) mod serve;
 pub(crate) mod steady;
 
@@ -49,6 +51,8 @@ pub(crate) enum Work {
     Connect { concurrency: usize },
     /// A program of others and its server.
     Program { program: programs::Program },
+    /// HTTP requests, by programs of others.
+    Requests { requests: requests::Requests },
 }
 
 impl Work {
@@ -59,6 +63,7 @@ impl Work {
             Work::Stream { .. } => "l4-stream",
             Work::Connect { .. } => "l4-connect",
             Work::Program { .. } => "l4-programs",
+            Work::Requests { requests } => requests.scenario(),
         }
     }
 
@@ -74,6 +79,7 @@ impl Work {
             } => Params::new().with("direction", "server-to-client"),
             Work::Connect { concurrency } => Params::new().with("concurrency", concurrency as u64),
             Work::Program { program } => Params::new().with("program", program.name()),
+            Work::Requests { requests } => requests.params(),
         }
     }
 
@@ -88,6 +94,7 @@ impl Work {
                 direction: Direction::ServerToClient,
             } => serve::Service::Source,
             Work::Connect { .. } => serve::Service::AnswerOnce { size: GREETING_SIZE },
+            Work::Requests { .. } => serve::Service::Answers,
             Work::Program { .. } => return None,
         })
     }

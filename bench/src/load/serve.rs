@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use super::connection::Connection;
-use super::{GREETING_SIZE, READ_SIZE, WRITE_SIZE, prepare};
+use super::{GREETING_SIZE, READ_SIZE, WRITE_SIZE, answers, prepare};
 
 /// Threads that accept; twice the most connections that a scenario has open at a time.
 const ACCEPTORS: usize = 32;
@@ -28,6 +28,8 @@ pub(crate) enum Service {
     Source,
     /// Echoes one greeting and keeps the connection open, idle, for as long as the process lives.
     Keep,
+    /// Answers HTTP requests.
+    Answers,
 }
 
 /// Arguments of the hidden `serve` subcommand.
@@ -48,6 +50,9 @@ impl Serve {
         println!("listening");
         if self.service == Service::Keep {
             return keep(&listener);
+        }
+        if self.service == Service::Answers {
+            return answers::serve(listener);
         }
         for _ in 0..ACCEPTORS {
             let listener = listener.try_clone()?;
@@ -114,7 +119,7 @@ fn serve(mut stream: TcpStream, service: Service) -> Result<()> {
                 stream.write_all(&chunk)?;
             }
         }
-        Service::Keep => unreachable!("kept connections are served by `keep`"),
+        Service::Keep | Service::Answers => unreachable!("served by `keep` and `answers`"),
     }
     Ok(())
 }
