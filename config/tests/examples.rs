@@ -30,6 +30,7 @@ fn every_example_loads() {
         "proxies.yaml",
         "relay.yaml",
         "services.yaml",
+        "upstreams.yaml",
     ] {
         assert!(names.iter().any(|name| name == known), "{known} is missing");
     }

@@ -21,6 +21,7 @@ mod exchange;
 pub mod flags;
 mod forward;
 mod hygiene;
+mod idle;
 mod intake;
 mod permit;
 pub mod pool;
@@ -45,6 +46,9 @@ pub enum Broken {
     /// It took too long.
     #[error("the request took too long")]
     TimedOut,
+    /// Nothing of it moved for too long.
+    #[error("nothing of the request moved")]
+    Idle,
     /// Another try has taken its place.
     #[error("the request is tried again")]
     Superseded,

@@ -85,6 +85,8 @@ pub struct Forward {
     pub host: Option<HeaderValue>,
     /// From the request's end to the response's; none: no limit. Default 15 s.
     pub timeout: Option<Duration>,
+    /// How long nothing of it may move, neither from the client nor from the endpoint; none: no limit. Default 5 min (`idle_timeout`).
+    pub idle_timeout: Option<Duration>,
     /// When it is tried again.
     pub retry: Option<RetryPolicy>,
     /// Protocols that a connection may change to (`upgrade_configs`), in lower case.
@@ -111,6 +113,9 @@ impl Forward {
     /// Default of [`Forward::timeout`], Envoy's.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
+    /// Default of [`Forward::idle_timeout`], that of Envoy's `stream_idle_timeout`.
+    pub const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
+
     /// To `clusters`; none if they have no weight, or more than 2³² − 1.
     pub fn new(clusters: Vec<WeightedCluster>) -> Option<Self> {
         let sum = clusters.iter().try_fold(0u32, |sum, c| sum.checked_add(c.weight))?;
@@ -120,6 +125,7 @@ impl Forward {
             path: PathRewrite::None,
             host: None,
             timeout: Some(Self::DEFAULT_TIMEOUT),
+            idle_timeout: Some(Self::DEFAULT_IDLE_TIMEOUT),
             retry: None,
             upgrades: Vec::new(),
             fault: None,

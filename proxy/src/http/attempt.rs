@@ -40,7 +40,8 @@ pub enum Failure {
 const STALE: usize = 2;
 
 /// Sends a request and waits for the head of its response. A connection that its endpoint has closed while it waited for work is no try: another is
-/// taken, if nothing was sent by it, or if the request may be sent twice (RFC 9110, section 9.2.2) and the endpoint has not answered by a byte.
+/// taken, if nothing was sent by it, or if what was sent has not come to the endpoint (which its kernel would have acknowledged) and is there to be sent
+/// again. Which requests may be sent twice (RFC 9110, section 9.2.2) is no question then.
 ///
 /// # Errors
 /// When none comes.
@@ -74,27 +75,13 @@ pub async fn attempt(
         let failure = classify(&error, upload);
         let was_no_try = match is_unsent {
             true => lease.is_reused,
-            false => matches!(failure, Failure::Closed) && lease.was_left_unanswered() && may_repeat(intake, upload),
+            false => matches!(failure, Failure::Closed) && lease.was_stale() && upload.can_replay(),
         };
         if !was_no_try || stale == STALE {
             return Err(failure);
         }
         stale += 1;
     }
-}
-
-/// Whether a request may be sent again although it may have been served already.
-fn may_repeat(intake: &Intake, upload: &Upload) -> bool {
-    let is_idempotent = [
-        Method::GET,
-        Method::HEAD,
-        Method::OPTIONS,
-        Method::TRACE,
-        Method::PUT,
-        Method::DELETE,
-    ]
-    .contains(&intake.method);
-    is_idempotent && intake.upgrade.is_none() && upload.can_replay()
 }
 
 impl From<NotConnected> for Failure {

@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -12,6 +13,7 @@ use tokio::task::AbortHandle;
 use super::Broken;
 use super::flags::Flags;
 use super::forward::Holds;
+use super::idle::Activity;
 use super::pool::Lease;
 use super::record::Record;
 
@@ -32,18 +34,59 @@ enum Content {
 /// When a response has to have come to its end.
 pub type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// What ends a response before its end.
+pub struct End {
+    /// It has to have come to its end by then.
+    pub deadline: Option<Deadline>,
+    /// When the request has last moved.
+    pub activity: Activity,
+    /// How long it may do nothing.
+    pub limit: Option<Duration>,
+}
+
+impl End {
+    /// Nothing.
+    pub fn none() -> Self {
+        Self {
+            deadline: None,
+            activity: Activity::begin(),
+            limit: None,
+        }
+    }
+
+    /// Resolves when the response is to be ended, and says why.
+    async fn came(self) -> Broken {
+        let Self {
+            deadline,
+            activity,
+            limit,
+        } = self;
+        let late = async {
+            match deadline {
+                Some(deadline) => deadline.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = late => Broken::TimedOut,
+            () = activity.ceased(limit) => Broken::Idle,
+        }
+    }
+}
+
 /// A body that is taken away at its deadline, whether or not it is asked for: a client that does not read holds neither a connection to an endpoint
 /// nor a place in a cluster for longer.
 #[derive(Debug)]
 struct Timed {
     slot: Arc<Mutex<Slot>>,
+    activity: Activity,
     timer: Option<AbortHandle>,
 }
 
 #[derive(Debug)]
 struct Slot {
-    /// None once its time is over.
-    streamed: Option<Streamed>,
+    /// Or why it was taken away.
+    streamed: Result<Streamed, Broken>,
     waiting: Option<Waker>,
 }
 
@@ -64,8 +107,8 @@ impl Download {
         }
     }
 
-    /// A body that comes from an endpoint by `lease`, until `deadline`.
-    pub fn streamed(incoming: Incoming, lease: Lease, deadline: Option<Deadline>, holds: Holds) -> Self {
+    /// A body that comes from an endpoint by `lease`, until `end`.
+    pub fn streamed(incoming: Incoming, lease: Lease, end: End, holds: Holds) -> Self {
         let streamed = Streamed {
             has_ended: incoming.is_end_stream(),
             incoming,
@@ -73,7 +116,7 @@ impl Download {
             _holds: holds,
         };
         Self {
-            content: Content::Streamed(Timed::new(streamed, deadline)),
+            content: Content::Streamed(Timed::new(streamed, end)),
             record: None,
         }
     }
@@ -95,8 +138,7 @@ impl Download {
                 record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 record.is_complete |= is_last;
             }
-            Poll::Ready(Some(Err(Broken::TimedOut))) => record.flags.add(Flags::UPSTREAM_TIMEOUT),
-            Poll::Ready(Some(Err(_))) => record.flags.add(Flags::UPSTREAM_CLOSED),
+            Poll::Ready(Some(Err(why))) => record.flags.add(flag(*why)),
         }
     }
 }
@@ -132,34 +174,38 @@ impl Body for Download {
 impl Drop for Download {
     fn drop(&mut self) {
         let has_ended = self.is_end_stream();
-        let is_late = matches!(&self.content, Content::Streamed(timed) if timed.is_over());
+        let taken = match &self.content {
+            Content::Streamed(timed) => timed.taken(),
+            Content::Whole(_) => None,
+        };
         let Some(record) = &mut self.record else { return };
         // A body without content is asked for nothing.
         record.is_complete |= has_ended;
-        if is_late {
-            record.flags.add(Flags::UPSTREAM_TIMEOUT);
+        if let Some(why) = taken {
+            record.flags.add(flag(why));
         }
     }
 }
 
 impl Timed {
-    fn new(streamed: Streamed, deadline: Option<Deadline>) -> Self {
-        let deadline = deadline.filter(|_| !streamed.has_ended);
+    fn new(streamed: Streamed, end: End) -> Self {
+        let is_timed = !streamed.has_ended && (end.deadline.is_some() || end.limit.is_some());
+        let activity = end.activity.clone();
         let slot = Arc::new(Mutex::new(Slot {
-            streamed: Some(streamed),
+            streamed: Ok(streamed),
             waiting: None,
         }));
         let weak = Arc::downgrade(&slot);
-        let timer = deadline.map(|deadline| {
+        let timer = is_timed.then(|| {
             let timer = tokio::spawn(async move {
-                deadline.await;
+                let why = end.came().await;
                 if let Some(slot) = weak.upgrade() {
-                    end_late(&slot);
+                    take_away(&slot, why);
                 }
             });
             timer.abort_handle()
         });
-        Self { slot, timer }
+        Self { slot, activity, timer }
     }
 
     fn slot(&self) -> MutexGuard<'_, Slot> {
@@ -167,27 +213,29 @@ impl Timed {
     }
 
     fn has_ended(&self) -> bool {
-        self.slot().streamed.as_ref().is_some_and(|streamed| streamed.has_ended)
+        self.slot().streamed.as_ref().is_ok_and(|streamed| streamed.has_ended)
     }
 
-    /// Whether it was taken away.
-    fn is_over(&self) -> bool {
-        self.slot().streamed.is_none()
+    /// Why it was taken away, if it was.
+    fn taken(&self) -> Option<Broken> {
+        self.slot().streamed.as_ref().err().copied()
     }
 
     fn size_hint(&self) -> SizeHint {
         let slot = self.slot();
-        (slot.streamed.as_ref()).map_or_else(SizeHint::default, |streamed| streamed.incoming.size_hint())
+        (slot.streamed.as_ref()).map_or_else(|_| SizeHint::default(), |streamed| streamed.incoming.size_hint())
     }
 
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let mut slot = self.slot();
-        let Some(streamed) = &mut slot.streamed else {
-            return Poll::Ready(Some(Err(Broken::TimedOut)));
+        let streamed = match &mut slot.streamed {
+            Ok(streamed) => streamed,
+            Err(why) => return Poll::Ready(Some(Err(*why))),
         };
         let polled = streamed.poll_frame(cx);
-        if polled.is_pending() {
-            slot.waiting = Some(cx.waker().clone());
+        match polled.is_pending() {
+            true => slot.waiting = Some(cx.waker().clone()),
+            false => self.activity.note(),
         }
         polled
     }
@@ -205,17 +253,25 @@ fn locked(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a body away whose time is over, unless it has come to its end, and has whoever waits for it told so.
-fn end_late(slot: &Mutex<Slot>) {
+fn flag(why: Broken) -> Flags {
+    match why {
+        Broken::TimedOut => Flags::UPSTREAM_TIMEOUT,
+        Broken::Idle => Flags::IDLE,
+        Broken::Downstream | Broken::Upstream | Broken::Superseded => Flags::UPSTREAM_CLOSED,
+    }
+}
+
+/// Takes a body away, unless it has come to its end, and has whoever waits for it told why.
+fn take_away(slot: &Mutex<Slot>, why: Broken) {
     let mut slot = locked(slot);
-    if slot.streamed.as_ref().is_none_or(|streamed| streamed.has_ended) {
+    if slot.streamed.as_ref().map_or(true, |streamed| streamed.has_ended) {
         return;
     }
-    let late = slot.streamed.take();
+    let taken = std::mem::replace(&mut slot.streamed, Err(why));
     let waiting = slot.waiting.take();
     // What is given back takes other locks.
     drop(slot);
-    drop(late);
+    drop(taken);
     if let Some(waiting) = waiting {
         waiting.wake();
     }

@@ -35,9 +35,11 @@ impl Flags {
     pub const NO_CLUSTER: Self = Self(1 << 12);
     /// The request was malformed (DPE).
     pub const PROTOCOL_ERROR: Self = Self(1 << 13);
+    /// Nothing of it moved for too long (SI).
+    pub const IDLE: Self = Self(1 << 14);
 
     /// In Envoy's order (`ResponseFlagUtils`).
-    const WORDS: [(Self, &'static str); 14] = [
+    const WORDS: [(Self, &'static str); 15] = [
         (Self::NO_HEALTHY_UPSTREAM, "UH"),
         (Self::UPSTREAM_TIMEOUT, "UT"),
         (Self::UPSTREAM_RESET, "UR"),
@@ -50,6 +52,7 @@ impl Flags {
         (Self::DENIED, "DENY"),
         (Self::CLIENT_GONE, "DC"),
         (Self::RETRIES_USED_UP, "URX"),
+        (Self::IDLE, "SI"),
         (Self::NO_CLUSTER, "NC"),
         (Self::PROTOCOL_ERROR, "DPE"),
     ];

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONNECTION;
 use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use underpass_config::http::{Cluster, Discovery, Forward, Held, RetryPolicy, UpstreamProtocol};
 
 use super::attempt::{Failure, attempt};
 use super::connection::Connection;
-use super::download::{Deadline, Download};
+use super::download::{Deadline, Download, End};
 use super::flags::Flags;
 use super::hygiene;
 use super::intake::Intake;
@@ -62,7 +63,7 @@ pub struct Answered {
     /// What it holds.
     pub holds: Holds,
     /// When it has to have come to its end.
-    pub deadline: Option<Deadline>,
+    pub end: End,
 }
 
 /// Why there is no response to pass on.
@@ -94,27 +95,57 @@ impl Failed {
     }
 }
 
+impl Failed {
+    /// As Envoy's: who has asked for all of it is not told that it was slow.
+    fn idle(is_asked_whole: bool) -> Self {
+        let status = match is_asked_whole {
+            true => StatusCode::GATEWAY_TIMEOUT,
+            false => StatusCode::REQUEST_TIMEOUT,
+        };
+        Self::new(status, Flags::IDLE, "stream_idle_timeout", "stream timeout")
+    }
+}
+
 impl Job<'_> {
     /// Sends it, until it is answered or can't be.
     ///
     /// # Errors
     /// The proxy's own answer.
     pub async fn send(&self, record: &mut Record) -> Result<Answered, Response<Download>> {
-        let result = match self.deadline() {
-            None => self.try_all(record).await,
-            Some(mut deadline) => tokio::select! {
-                biased;
-                result = self.try_all(record) => result.map(|answered| Answered {
-                    deadline: Some(deadline),
-                    ..answered
-                }),
-                () = &mut deadline => Err(Failed::timed_out()),
-            },
+        let (mut deadline, activity) = (self.deadline(), self.upload.activity());
+        let late = async {
+            match &mut deadline {
+                Some(deadline) => deadline.await,
+                None => std::future::pending().await,
+            }
         };
+        let result = tokio::select! {
+            biased;
+            result = self.try_all(record) => result,
+            () = late => Err(Failed::timed_out()),
+            () = activity.ceased(self.forward.idle_timeout) => Err(Failed::idle(self.upload.is_complete())),
+        };
+        let result = result.map(|answered| {
+            activity.note();
+            let (activity, limit) = (activity.clone(), self.forward.idle_timeout);
+            Answered {
+                end: End {
+                    deadline,
+                    activity,
+                    limit,
+                },
+                ..answered
+            }
+        });
         result.map_err(|failed| {
             record.flags.add(failed.flags);
             record.details = failed.details.into();
             let mut response = reply(self.audience, failed.status, Bytes::from(failed.text));
+            if failed.status == StatusCode::REQUEST_TIMEOUT && self.intake.version < http::Version::HTTP_2 {
+                // The rest of its body would be taken for a request.
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
             if failed.flags == Flags::OVERFLOW {
                 let overloaded = HeaderValue::from_static("true");
                 response.headers_mut().insert("x-envoy-overloaded", overloaded);
@@ -182,7 +213,7 @@ impl Job<'_> {
                         response,
                         lease,
                         holds,
-                        deadline: None,
+                        end: End::none(),
                     })
                 }
                 Err(failure) => Err(failed(&failure, record.attempts > 1)),
@@ -327,9 +358,9 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
             failed.details = format!("{}: {why}", failed.details);
             failed
         }
+        // Why, is for the operator: the client is told no more than if the endpoint were not there.
         Failure::Untrusted(why) => {
-            let reason = format!("remote connection failure, transport failure reason: TLS_error: {why}");
-            let mut failed = reset(Flags::CONNECT_FAILED, &reason);
+            let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
             failed.details =
                 format!("upstream_reset_before_response_started{{remote_connection_failure|TLS_error: {why}}}");
             failed
@@ -380,7 +411,7 @@ impl Answered {
             parts.headers.insert("x-envoy-upstream-service-time", millis);
         }
         record.details = "via_upstream".into();
-        let mut response = Response::new(Download::streamed(body, self.lease, self.deadline, self.holds));
+        let mut response = Response::new(Download::streamed(body, self.lease, self.end, self.holds));
         *response.status_mut() = parts.status;
         *response.headers_mut() = parts.headers;
         response

@@ -123,8 +123,6 @@ pub struct Lease {
     cluster: Arc<Cluster>,
     /// None once it is given back.
     connection: Option<Held>,
-    /// What the endpoint had sent on it before.
-    answered_before: u64,
     sent: Sent,
     /// Whether others have used it before.
     pub is_reused: bool,
@@ -153,18 +151,15 @@ pub struct Wanted<'a> {
 
 impl Wanted<'_> {
     fn lease(&self, connection: Held, is_reused: bool) -> Lease {
-        let mut lease = Lease {
+        Lease {
             node: self.node.clone(),
             core: self.core,
             key: self.key.clone(),
             cluster: self.cluster.clone(),
             connection: Some(connection),
-            answered_before: 0,
             sent: Sent::default(),
             is_reused,
-        };
-        lease.answered_before = lease.answered();
-        lease
+        }
     }
 
     fn dial(&self) -> Dial {
@@ -201,7 +196,7 @@ impl Wanted<'_> {
                 return Ok(self.http1_lease(idle.carrier, true));
             }
         }
-        match self.dial().open().await? {
+        match self.dial().open(http2::ALLOWED).await? {
             Opened::Http1(carrier) => Ok(self.http1_lease(carrier, false)),
             Opened::Http2(shared) => {
                 let place = self.group().adopt(shared);
@@ -252,17 +247,13 @@ impl Lease {
         })
     }
 
-    fn answered(&self) -> u64 {
+    /// Whether others have used it before, and its endpoint has not got a byte of this request: it had closed it by then. (Where the endpoint has got some,
+    /// and closes without an answer, it may have done what was asked.)
+    pub fn was_stale(&self) -> bool {
         match &self.connection {
-            Some(Held::Http1(carrier)) => carrier.answered.bytes(),
-            Some(Held::Http2(_)) | None => 0,
+            Some(Held::Http1(carrier)) => self.is_reused && carrier.was_not_received(),
+            Some(Held::Http2(_)) | None => false,
         }
-    }
-
-    /// Whether its endpoint, which speaks HTTP/1, has had it from others and has not said a word since.
-    pub fn was_left_unanswered(&self) -> bool {
-        let is_http1 = matches!(self.connection, Some(Held::Http1(_)));
-        is_http1 && self.is_reused && self.answered() == self.answered_before
     }
 
     /// Lets others use it: its request is answered whole. One that is answered before it was sent whole takes its connection with it.

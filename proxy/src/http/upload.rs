@@ -15,6 +15,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::Notify;
 
 use super::Broken;
+use super::idle::Activity;
 
 /// A request's body, and what of it was sent.
 #[derive(Clone, Debug)]
@@ -25,6 +26,7 @@ pub struct Upload {
 #[derive(Debug)]
 struct Source {
     state: Mutex<State>,
+    activity: Activity,
     /// Told when the client has sent all of it.
     completed: Notify,
 }
@@ -55,8 +57,13 @@ impl Upload {
             attempt: 0,
         };
         let (state, completed) = (Mutex::new(state), Notify::new());
+        let activity = Activity::begin();
         Self {
-            source: Arc::new(Source { state, completed }),
+            source: Arc::new(Source {
+                state,
+                activity,
+                completed,
+            }),
         }
     }
 
@@ -90,6 +97,11 @@ impl Upload {
     /// There will be no other try: nothing more is kept than what the one that goes on has yet to send.
     pub fn settle(&self) {
         self.state().kept.settle();
+    }
+
+    /// When its request has last moved.
+    pub fn activity(&self) -> &Activity {
+        &self.source.activity
     }
 
     /// Bytes that the client has sent.
@@ -184,6 +196,7 @@ impl Body for Attempt {
             return Poll::Ready(None);
         }
         let frame = std::task::ready!(Pin::new(&mut state.incoming).poll_frame(cx));
+        source.activity.note();
         let frame = match frame {
             None => None,
             Some(Ok(frame)) => Some(frame),

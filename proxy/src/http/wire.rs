@@ -2,13 +2,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::socket;
 
 /// What one socket has moved.
 #[derive(Debug, Default)]
@@ -29,6 +31,39 @@ impl Moved {
     }
 }
 
+/// What can be told of a socket that a codec has, or has had: it keeps nothing open.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    socket: Weak<TcpStream>,
+    moved: Arc<Moved>,
+}
+
+/// A socket that is to be asked about later, whatever its codec does with it meanwhile.
+#[derive(Debug)]
+pub struct Kept {
+    socket: Arc<TcpStream>,
+    written: u64,
+}
+
+impl Pulse {
+    /// Keeps the socket from now on, if it is still there.
+    pub fn keep(&self) -> Option<Kept> {
+        Some(Kept {
+            socket: self.socket.upgrade()?,
+            written: self.moved.written.load(Ordering::Relaxed),
+        })
+    }
+}
+
+impl Kept {
+    /// Whether the peer's kernel has acknowledged nothing that was written since it was kept: then its application has seen nothing of it.
+    pub fn was_not_received(&self) -> bool {
+        // The SYN counts as one; a kernel that does not answer says zero.
+        let taken = socket::delivery(&*self.socket).taken;
+        taken > 0 && taken <= self.written + 1
+    }
+}
+
 /// One task's hold on a socket.
 #[derive(Debug)]
 pub struct Wire {
@@ -42,6 +77,14 @@ impl Wire {
     pub fn new(socket: Arc<TcpStream>, early: Bytes, moved: Arc<Moved>) -> Self {
         moved.read.fetch_add(early.len() as u64, Ordering::Relaxed);
         Self { socket, early, moved }
+    }
+
+    /// What tells of the socket.
+    pub fn pulse(&self) -> Pulse {
+        Pulse {
+            socket: Arc::downgrade(&self.socket),
+            moved: self.moved.clone(),
+        }
     }
 
     fn poll_write_by(

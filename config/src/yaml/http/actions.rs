@@ -26,6 +26,7 @@ pub(super) struct ForwardShape<'a> {
     regex_rewrite: Option<RegexRewriteShape<'a>>,
     host_rewrite: Option<Scalar<'a>>,
     timeout: Option<Scalar<'a>>,
+    idle_timeout: Option<Scalar<'a>>,
     retry: Option<RetryShape<'a>>,
     upgrades: Vec<Scalar<'a>>,
     fault: Option<FaultShape<'a>>,
@@ -148,6 +149,9 @@ impl ForwardShape<'_> {
         let mut forward = forward?;
         forward.path = rewrite;
         forward.host = host;
+        let idle = path.field("idle_timeout");
+        let idle = reading.duration_or_zero(idle, self.idle_timeout.as_ref(), Forward::DEFAULT_IDLE_TIMEOUT);
+        forward.idle_timeout = (!idle.is_zero()).then_some(idle);
         forward.timeout = (!timeout.is_zero()).then_some(timeout);
         forward.retry = retry;
         forward.upgrades = self.upgrades.iter().map(|name| name.to_ascii_lowercase()).collect();

@@ -69,11 +69,11 @@ pub enum Opened {
 }
 
 impl Dial {
-    /// Connects.
+    /// Connects. An endpoint that speaks HTTP/2 is taken to allow `allowed` streams until it says how many.
     ///
     /// # Errors
     /// When the endpoint does not, or is not who it has to be.
-    pub async fn open(&self) -> Result<Opened, NotConnected> {
+    pub async fn open(&self, allowed: u32) -> Result<Opened, NotConnected> {
         let limit = self.cluster.settings.connect_timeout;
         let stream = tokio::time::timeout(limit, self.connect());
         let stream = stream.await.map_err(|_| NotConnected::TimedOut)??;
@@ -85,7 +85,7 @@ impl Dial {
         match is_http2 {
             false => Ok(Opened::Http1(open_http1(stream).await?)),
             true => {
-                let opened = http2::open(stream, &self.cluster.settings.connections).await;
+                let opened = http2::open(stream, &self.cluster.settings.connections, allowed).await;
                 Ok(Opened::Http2(opened.map_err(failed)?))
             }
         }
@@ -99,7 +99,7 @@ impl Dial {
         let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default());
         let origination = self.node.http.originations.of(&self.key.transport)?;
         let Some(origination) = origination else {
-            return Ok(Stream::plain(wire));
+            return Ok(Stream::Plain(wire));
         };
         let name = self.key.server_name.as_deref().unwrap_or_default();
         let alpn: &[&[u8]] = match self.speaks {
@@ -109,7 +109,7 @@ impl Dial {
         };
         let alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         let tls = origination.connect(wire, name, self.key.address.ip(), alpn).await?;
-        Ok(Stream::tls(tls))
+        Ok(Stream::Tls(Box::new(tls)))
     }
 
     async fn tcp(&self) -> io::Result<TcpStream> {
@@ -140,7 +140,7 @@ fn header(version: ProxyProtocol, client: SocketAddr, asked: SocketAddr) -> Vec<
 }
 
 async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
-    let answered = stream.answered();
+    let pulse = stream.pulse();
     let mut builder = http1::Builder::new();
     builder.max_headers(MAX_HEADERS);
     let opened = builder.handshake::<_, Attempt>(TokioIo::new(stream)).await;
@@ -150,7 +150,7 @@ async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
             tracing::debug!(%error, "an HTTP/1 connection to an endpoint ended");
         }
     });
-    Ok(Carrier::new(sender, answered))
+    Ok(Carrier::new(sender, pulse))
 }
 
 fn failed(error: hyper::Error) -> NotConnected {

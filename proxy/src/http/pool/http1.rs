@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http1;
 use underpass_config::http::ClusterSettings;
 
-use super::stream::Answered;
 use crate::http::upload::Attempt;
+use crate::http::wire::{Kept, Pulse};
 
 /// What the task of a connection that waits may take to see that its last exchange is over.
 const READY_PATIENCE: Duration = Duration::from_millis(10);
@@ -19,18 +19,20 @@ pub type Sender = http1::SendRequest<Attempt>;
 pub struct Carrier {
     /// The way to send a request by it.
     pub sender: Sender,
-    /// What its endpoint has sent.
-    pub answered: Answered,
+    pulse: Pulse,
+    /// Its socket, while it has a request.
+    kept: Option<Kept>,
     born: Instant,
     served: u32,
 }
 
 impl Carrier {
     /// One that has carried nothing.
-    pub fn new(sender: Sender, answered: Answered) -> Self {
+    pub fn new(sender: Sender, pulse: Pulse) -> Self {
         Self {
             sender,
-            answered,
+            pulse,
+            kept: None,
             born: Instant::now(),
             served: 0,
         }
@@ -39,6 +41,13 @@ impl Carrier {
     /// Notes that it is given a request.
     pub fn begin(&mut self) {
         self.served = self.served.saturating_add(1);
+        // TLS writes of its own only in handshakes: what is acknowledged from now on is the request's.
+        self.kept = self.pulse.keep();
+    }
+
+    /// Whether nothing of its request has come to the endpoint, as when that has closed it before.
+    pub fn was_not_received(&self) -> bool {
+        self.kept.as_ref().is_some_and(Kept::was_not_received)
     }
 
     /// Whether it may carry another, as far as its cluster is concerned.
@@ -62,7 +71,8 @@ pub struct Idle {
 
 impl Idle {
     /// It waits from now on.
-    pub fn new(carrier: Carrier, cluster: &ClusterSettings) -> Self {
+    pub fn new(mut carrier: Carrier, cluster: &ClusterSettings) -> Self {
+        carrier.kept = None;
         let lifetime = cluster.connections.lifetime;
         Self {
             ends_at: lifetime.and_then(|lifetime| carrier.born.checked_add(lifetime)),

@@ -8,10 +8,11 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use atomic_waker::AtomicWaker;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::oneshot;
@@ -45,6 +46,9 @@ struct SharedState {
     served: AtomicU32,
     /// Streams that the endpoint lets it have.
     room: AtomicU32,
+    /// Wakes its driver, which only looks at that when a request is sent, once the endpoint must have said it.
+    driver: AtomicWaker,
+    has_answered: AtomicBool,
     /// Since when it has had none.
     idle_since: Mutex<Instant>,
     /// Where it is told of what its endpoint allows, and of its end.
@@ -54,14 +58,18 @@ struct SharedState {
 /// The largest frame that an endpoint may send: what is read at once.
 const FRAME: u32 = 64 << 10;
 
-/// Makes a connection of a stream.
+/// Streams that an endpoint is taken to allow until it says how many: the least that RFC 9113, section 6.5.2, recommends.
+pub const ALLOWED: u32 = 100;
+
+/// Makes a connection of a stream, whose endpoint is taken to allow `allowed` streams until it says how many.
 ///
 /// # Errors
 /// When the stream breaks.
-pub async fn open(stream: Stream, settings: &ConnectionSettings) -> hyper::Result<Shared> {
+pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -> hyper::Result<Shared> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
+        .initial_max_send_streams(allowed as usize)
         .initial_stream_window_size(STREAM_WINDOW)
         .max_frame_size(FRAME)
         // Responses that nobody reads can't fill it.
@@ -77,7 +85,9 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings) -> hyper::Resul
         born: Instant::now(),
         streams: AtomicU32::new(0),
         served: AtomicU32::new(0),
-        room: AtomicU32::new(u32::MAX),
+        room: AtomicU32::new(allowed),
+        driver: AtomicWaker::new(),
+        has_answered: AtomicBool::new(false),
         idle_since: Mutex::new(Instant::now()),
         group: Mutex::default(),
     });
@@ -85,6 +95,7 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings) -> hyper::Resul
     tokio::spawn(async move {
         let mut connection = std::pin::pin!(connection);
         let running = std::future::poll_fn(|cx| {
+            told.driver.register(cx.waker());
             let polled = connection.as_mut().poll(cx);
             told.allow(u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX));
             polled
@@ -179,6 +190,9 @@ impl Drop for Place {
                 .unwrap_or_else(PoisonError::into_inner);
             *since = Instant::now();
         }
+        if !self.shared.state.has_answered.swap(true, Ordering::Relaxed) {
+            self.shared.state.driver.wake();
+        }
         self.group.hand_on();
     }
 }
@@ -204,7 +218,7 @@ impl Default for State {
             connections: Vec::new(),
             waiting: VecDeque::new(),
             dialing: 0,
-            allowed: u32::MAX,
+            allowed: ALLOWED,
             has_chosen_http1: false,
         }
     }
@@ -301,7 +315,9 @@ impl Group {
     }
 
     async fn dial(self: Arc<Self>, dial: Arc<Dial>, dialing: Dialing) {
-        match dial.open().await {
+        // As its last connection was told: the new one is not overfilled while it waits to be.
+        let allowed = self.state().allowed;
+        match dial.open(allowed).await {
             Ok(Opened::Http2(shared)) => self.add(&mut self.state(), &shared),
             Ok(Opened::Http1(carrier)) => self.go_alone(carrier),
             Err(error) => self.fail(&error, &dial),

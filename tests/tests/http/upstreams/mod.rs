@@ -1,6 +1,8 @@
 //! Connections to endpoints: what endpoints see of them, and clients of what goes wrong with them.
 
 mod connections;
+mod dns;
+mod idle;
 mod place;
 mod proxy_protocol;
 mod teller;

@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream};
 use tokio::net::{TcpListener, TcpStream};
@@ -79,7 +81,9 @@ impl Teller {
     }
 
     async fn serve(&self, mut stream: TcpStream, number: u32) -> io::Result<()> {
-        let mut told = vec![("x-connection", number.to_string())];
+        let server = stream.local_addr()?.ip();
+        let socket = stream.as_fd().try_clone_to_owned()?;
+        let mut told = vec![("x-connection", number.to_string()), ("x-server", server.to_string())];
         if self.is_mute {
             tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
             return Ok(());
@@ -90,7 +94,7 @@ impl Teller {
         let Some(tls) = &self.tls else {
             return match self.is_http2 {
                 true => self.http2(stream, told).await,
-                false => http1(stream, told).await,
+                false => http1(stream, told, &socket).await,
             };
         };
         let stream = TlsAcceptor::from(tls.clone()).accept(stream).await?;
@@ -111,7 +115,7 @@ impl Teller {
         }
         match is_http2 {
             true => self.http2(stream, told).await,
-            false => http1(stream, told).await,
+            false => http1(stream, told, &socket).await,
         }
     }
 
@@ -157,8 +161,8 @@ fn pause<B>(request: &Request<B>) -> Duration {
 }
 
 /// Requests have no bodies. `x-do: quit` has the connection closed behind the answer, `x-do: quit-next` has it closed when the next request
-/// has come, which is left unanswered.
-async fn http1<IO>(io: IO, told: Vec<(&'static str, String)>) -> io::Result<()>
+/// has come, which is left unanswered; `x-do: vanish` has the socket go without a word to the peer, which takes root.
+async fn http1<IO>(io: IO, told: Vec<(&'static str, String)>, socket: &OwnedFd) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -192,6 +196,10 @@ where
         stream.flush().await?;
         let does = field("x-do");
         if does == "quit" {
+            return Ok(());
+        }
+        if does == "vanish" {
+            setsockopt(socket, sockopt::TcpRepair, &1)?;
             return Ok(());
         }
         quits_next = does == "quit-next";

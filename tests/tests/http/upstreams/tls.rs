@@ -89,10 +89,9 @@ fn envoys(at: SocketAddr, sni: Option<&str>, validation: Value, certificates: Va
         "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": context}})
 }
 
-/// What a failed handshake is answered with, but for the words of the TLS library.
+/// What a failed handshake is answered with.
 fn is_tls_failure(seen: &Seen) -> bool {
-    let beginning = "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure, transport failure reason: TLS_error";
-    seen.status == 503 && seen.body.starts_with(beginning)
+    seen.status == 503 && seen.body.ends_with("reset reason: remote connection failure")
 }
 
 /// The verdict of both on the same endpoints, with the same configurations.

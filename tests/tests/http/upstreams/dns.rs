@@ -1,0 +1,211 @@
+//! Endpoints that are known by name.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+
+use serde_json::json;
+use underpass_tests::{Host, Need, available, wait};
+
+use super::place::{ClusterPair, Place};
+use super::teller::{Running, Teller};
+
+/// What a server says of every name.
+#[derive(Clone, Debug, Default)]
+struct Says {
+    addresses: Vec<IpAddr>,
+    ttl: u32,
+    /// RFC 1035's RCODE: 2 SERVFAIL, 3 NXDOMAIN.
+    code: u8,
+    is_mute: bool,
+    asked: u32,
+}
+
+/// A DNS server of a test.
+struct Names {
+    at: SocketAddr,
+    says: Arc<Mutex<Says>>,
+}
+
+impl Names {
+    fn start(host: &Host) -> Self {
+        let at = host.at(5353);
+        let socket = UdpSocket::bind(at).expect("a socket");
+        let says = Arc::new(Mutex::new(Says::default()));
+        let told = says.clone();
+        thread::spawn(move || {
+            let mut query = [0; 1500];
+            while let Ok((length, from)) = socket.recv_from(&mut query) {
+                let mut says = told.lock().expect("no test panics with it");
+                says.asked += 1;
+                if let Some(answer) = answer(&query[..length], &says).filter(|_| !says.is_mute) {
+                    let _ = socket.send_to(&answer, from);
+                }
+            }
+        });
+        Self { at, says }
+    }
+
+    fn says(&self) -> MutexGuard<'_, Says> {
+        self.says.lock().expect("no test panics with it")
+    }
+
+    fn say(&self, endpoints: &[&Running]) {
+        let mut says = self.says();
+        says.addresses = endpoints.iter().map(|endpoint| endpoint.address.ip()).collect();
+        says.ttl = 1;
+        says.code = 0;
+    }
+
+    fn asked(&self) -> u32 {
+        self.says().asked
+    }
+}
+
+/// RFC 1035, section 4: the question again, and an address for each (or, of another type than A, none).
+fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
+    let labels = query.get(12..)?.iter().position(|byte| *byte == 0)?;
+    let question = query.get(12..12 + labels + 5)?;
+    let is_a = question[labels + 1..labels + 3] == [0, 1];
+    let addresses: Vec<_> = says.addresses.iter().filter(|_| is_a && says.code == 0).collect();
+    let mut answer = query[..2].to_vec();
+    answer.extend([0x81, 0x80 | says.code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
+    answer.extend(question);
+    for address in addresses {
+        let IpAddr::V4(v4) = address else { continue };
+        answer.extend([0xc0, 12, 0, 1, 0, 1]);
+        answer.extend(says.ttl.to_be_bytes());
+        answer.extend([0, 4]);
+        answer.extend(v4.octets());
+    }
+    Some(answer)
+}
+
+fn clusters(names: &Names) -> Vec<ClusterPair> {
+    let ours = |kind: &str| {
+        format!(
+            "balancing: round-robin, endpoints: ['web.test.example:9001'], dns: {{kind: {kind}, refresh: 1s, servers: ['{}']}}",
+            names.at
+        )
+    };
+    let envoys = |kind: &str| {
+        let resolver = json!({"socket_address": {"address": names.at.ip().to_string(), "port_value": names.at.port()}});
+        let endpoint =
+            json!({"endpoint": {"address": {"socket_address": {"address": "web.test.example", "port_value": 9001}}}});
+        json!({"type": kind, "dns_lookup_family": "V4_ONLY", "respect_dns_ttl": true, "dns_refresh_rate": "1s",
+            "load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": [endpoint]}]},
+            "typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                "resolvers": [resolver], "dns_resolver_options": {"no_default_search_domain": true}}}})
+    };
+    vec![
+        ClusterPair {
+            name: "strict",
+            ours: ours("strict"),
+            envoys: envoys("STRICT_DNS"),
+        },
+        ClusterPair {
+            name: "logical",
+            ours: ours("logical"),
+            envoys: envoys("LOGICAL_DNS"),
+        },
+    ]
+}
+
+/// Who answers, in as many requests as find each of a few.
+fn answerers(place: &Place, at: SocketAddr, name: &str) -> BTreeSet<String> {
+    let ask = || crate::client::ask(&place.client, at, &crate::client::get(&format!("/{name}/x"), ""));
+    let answers = (0..6).map(|_| ask());
+    answers
+        .map(|seen| match seen.header("x-server") {
+            Some(server) => server.to_owned(),
+            None => format!("{} {}", seen.status, seen.body),
+        })
+        .collect()
+}
+
+#[test]
+fn endpoints_follow_what_dns_says_as_with_envoy() {
+    if !available(&[Need::Envoy]) {
+        return;
+    }
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let [a, b, c] = [(), (), ()].map(|()| Teller::default().start(&place.world.host(), 9001));
+    names.say(&[&a, &b]);
+    let _both = place.start_both(&clusters(&names));
+    let ip = |endpoint: &Running| endpoint.address.ip().to_string();
+    let expect = |what: &str, name: &str, expected: &[String]| {
+        let expected: BTreeSet<String> = expected.iter().cloned().collect();
+        for (who, at) in [("we", place.ours()), ("Envoy", place.envoys())] {
+            wait::eventually(wait::SOON, &format!("{what}: {who}, {name}"), || {
+                answerers(&place, at, name) == expected
+            });
+        }
+    };
+    expect("two addresses", "strict", &[ip(&a), ip(&b)]);
+    expect("two addresses", "logical", &[ip(&a)]);
+    names.say(&[&c, &b]);
+    expect("other addresses", "strict", &[ip(&b), ip(&c)]);
+    expect("other addresses", "logical", &[ip(&c)]);
+    // A failure is no answer.
+    names.says().code = 2;
+    let asked = names.asked();
+    wait::eventually(wait::SOON, "they are asked again", || names.asked() > asked + 8);
+    expect("SERVFAIL", "strict", &[ip(&b), ip(&c)]);
+    names.say(&[&a]);
+    expect("one address", "strict", &[ip(&a)]);
+    names.says().code = 3;
+    expect("NXDOMAIN", "strict", &["503 no healthy upstream".to_owned()]);
+    names.say(&[&a]);
+    expect("an address again", "strict", &[ip(&a)]);
+    names.says().is_mute = true;
+    expect("no answer", "strict", &[ip(&a)]);
+}
+
+/// Whoever answers for a name may not lead clients to where they could not go by themselves.
+#[test]
+fn a_name_does_not_lead_into_the_proxy() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    names.says().addresses = vec![place.us.ip()];
+    let fields = format!(
+        "endpoints: ['own.test.example:15000'], dns: {{refresh: 1s, servers: ['{}']}}",
+        names.at
+    );
+    let _proxy = place.start(&place.yaml(&[("own", fields)], ""));
+    wait::eventually(wait::SOON, "it is known", || place.ask("/own/ready", "").status != 503);
+    let seen = place.ask("/own/ready", "");
+    assert_eq!((seen.status, &*seen.body), (403, "RBAC: access denied"));
+}
+
+/// What a change of the file leaves as it is keeps its endpoints: no request finds none.
+#[test]
+fn an_update_keeps_the_addresses_that_are_known() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let a = Teller::default().start(&place.world.host(), 9001);
+    names.say(&[&a]);
+    names.says().ttl = 3000;
+    let fields = |timeout: &str| {
+        format!(
+            "connect_timeout: {timeout}, endpoints: ['web.test.example:9001'], dns: {{servers: ['{}']}}",
+            names.at
+        )
+    };
+    let proxy = place.start(&place.yaml(&[("web", fields("1s"))], ""));
+    wait::eventually(wait::SOON, "it is known", || place.ask("/web/x", "").status == 200);
+    let asked = names.asked();
+    names.says().is_mute = true;
+    for n in 2..5 {
+        proxy.replace_file(&place.yaml(&[("web", fields(&format!("{n}s")))], ""));
+        wait::eventually(wait::SOON, "the update is in force", || {
+            proxy.config_updates("applied") == n - 1
+        });
+        for _ in 0..5 {
+            assert_eq!(place.ask("/web/x", "").status, 200);
+        }
+    }
+    assert_eq!(names.asked(), asked, "an answer holds as long as it says");
+}
