@@ -82,13 +82,13 @@ mod tests {
 
     #[test]
     fn a_line_says_the_same() {
-        let line = |client: &str, to: &str| super::line(client.parse().unwrap(), to.parse().unwrap());
+        let text = |client: &str, to: &str| line(client.parse().unwrap(), to.parse().unwrap());
         assert_eq!(
-            line("10.0.0.1:4711", "10.96.0.1:80"),
+            text("10.0.0.1:4711", "10.96.0.1:80"),
             "PROXY TCP4 10.0.0.1 10.96.0.1 4711 80\r\n"
         );
         assert_eq!(
-            line("10.0.0.1:1", "[fd00::1]:2"),
+            text("10.0.0.1:1", "[fd00::1]:2"),
             "PROXY TCP6 ::ffff:10.0.0.1 fd00::1 1 2\r\n"
         );
     }
