@@ -40,8 +40,8 @@ pub enum Failure {
 const STALE: usize = 2;
 
 /// Sends a request and waits for the head of its response. A connection that its endpoint has closed while it waited for work is no try: another is
-/// taken, if nothing was sent by it, or if what was sent has not come to the endpoint (which its kernel would have acknowledged) and is there to be sent
-/// again. Which requests may be sent twice (RFC 9110, section 9.2.2) is no question then.
+/// taken, if nothing was sent by it, or if what was sent seems not to have come to the endpoint, whose kernel has acknowledged none of it, and is there to
+/// be sent again. An acknowledgement may be late or lost, so that is for requests only that may be served twice (RFC 9110, section 9.2.2).
 ///
 /// # Errors
 /// When none comes.
@@ -75,7 +75,12 @@ pub async fn attempt(
         let failure = classify(&error, upload);
         let was_no_try = match is_unsent {
             true => lease.is_reused,
-            false => matches!(failure, Failure::Closed) && lease.was_stale() && upload.can_replay(),
+            false => {
+                matches!(failure, Failure::Closed)
+                    && intake.method.is_idempotent()
+                    && lease.was_stale()
+                    && upload.can_replay()
+            }
         };
         if !was_no_try || stale == STALE {
             return Err(failure);

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::{Resolver, TokioResolver};
@@ -63,15 +63,20 @@ fn wanted(http: &Http) -> HashMap<Text, DnsDiscovery> {
     named.collect()
 }
 
+/// Each family is asked for by itself: what cannot be told of one says nothing of the other.
+const FAMILIES: [LookupIpStrategy; 2] = [LookupIpStrategy::Ipv6Only, LookupIpStrategy::Ipv4Only];
+
 /// What is known of one name.
 struct Known {
-    addresses: Vec<IpAddr>,
+    /// In the order of [`FAMILIES`].
+    addresses: [Vec<IpAddr>; 2],
     ask_at: Instant,
 }
 
 async fn ask(node: Weak<Node>, cluster: Text, settings: DnsDiscovery) {
-    let resolver = match resolver(&settings) {
-        Ok(resolver) => resolver,
+    let resolvers = FAMILIES.map(|family| resolver(&settings, family));
+    let resolvers = match resolvers.into_iter().collect::<Result<Vec<_>, _>>() {
+        Ok(resolvers) => resolvers,
         Err(error) => {
             tracing::error!(%cluster, %error, "DNS can't be asked for a cluster's endpoints: check /etc/resolv.conf, or set `dns.servers`");
             return;
@@ -79,21 +84,21 @@ async fn ask(node: Weak<Node>, cluster: Text, settings: DnsDiscovery) {
     };
     let now = Instant::now();
     let unknown = settings.names.iter().map(|_| Known {
-        addresses: Vec::new(),
+        addresses: Default::default(),
         ask_at: now,
     });
     let mut known: Vec<Known> = unknown.collect();
     loop {
-        ask_for_what_is_due(&resolver, &cluster, &settings, &mut known).await;
+        ask_for_what_is_due(&resolvers, &cluster, &settings, &mut known).await;
         let Some(node) = node.upgrade() else { return };
         publish(&node, &cluster, &settings, &known);
         drop(node);
         let next = known.iter().map(|known| known.ask_at).min();
-        tokio::time::sleep_until(next.unwrap_or(now + LONGEST)).await;
+        tokio::time::sleep_until(next.unwrap_or(Instant::now() + LONGEST)).await;
     }
 }
 
-fn resolver(settings: &DnsDiscovery) -> Result<TokioResolver, NetError> {
+fn resolver(settings: &DnsDiscovery, family: LookupIpStrategy) -> Result<TokioResolver, NetError> {
     let mut builder = match settings.servers.is_empty() {
         true => TokioResolver::builder_tokio()?,
         false => {
@@ -108,24 +113,38 @@ fn resolver(settings: &DnsDiscovery) -> Result<TokioResolver, NetError> {
     };
     // Answers are kept here, for as long as they hold.
     builder.options_mut().cache_size = 0;
+    builder.options_mut().ip_strategy = family;
     builder.build()
 }
 
-async fn ask_for_what_is_due(resolver: &TokioResolver, cluster: &Text, settings: &DnsDiscovery, known: &mut [Known]) {
+async fn ask_for_what_is_due(
+    resolvers: &[TokioResolver],
+    cluster: &Text,
+    settings: &DnsDiscovery,
+    known: &mut [Known],
+) {
     let now = Instant::now();
     let mut asking = JoinSet::new();
-    for (index, (name, known)) in settings.names.iter().zip(known.iter()).enumerate() {
-        if known.ask_at <= now {
+    for (index, (name, known)) in settings.names.iter().zip(known.iter_mut()).enumerate() {
+        if known.ask_at > now {
+            continue;
+        }
+        // No answer holds for longer, and what is not answered at all is asked again then.
+        known.ask_at = now + LONGEST;
+        for (family, resolver) in resolvers.iter().enumerate() {
             let (resolver, host) = (resolver.clone(), name.host.clone());
-            asking.spawn(async move { (index, resolver.lookup_ip(&*host).await) });
+            asking.spawn(async move { (index, family, resolver.lookup_ip(&*host).await) });
         }
     }
     while let Some(answered) = asking.join_next().await {
-        let Ok((index, answer)) = answered else { continue };
+        let Ok((index, family, answer)) = answered else {
+            continue;
+        };
         let (name, known) = (&settings.names[index], &mut known[index]);
+        let addresses = &mut known.addresses[family];
         let holds = match answer {
             Ok(answer) => {
-                known.addresses = answer.iter().filter(is_of_a_host).collect();
+                *addresses = answer.iter().filter(is_of_a_host).collect();
                 let ttl = answer
                     .valid_until()
                     .saturating_duration_since(std::time::Instant::now());
@@ -136,8 +155,8 @@ async fn ask_for_what_is_due(resolver: &TokioResolver, cluster: &Text, settings:
                 }
             }
             Err(NetError::Dns(DnsError::NoRecordsFound(_))) => {
-                tracing::debug!(%cluster, host = &*name.host, "DNS has no address");
-                known.addresses.clear();
+                tracing::debug!(%cluster, host = &*name.host, family = ?FAMILIES[family], "DNS has no address");
+                addresses.clear();
                 settings.refresh
             }
             Err(error) => {
@@ -145,7 +164,7 @@ async fn ask_for_what_is_due(resolver: &TokioResolver, cluster: &Text, settings:
                 settings.refresh
             }
         };
-        known.ask_at = Instant::now() + holds;
+        known.ask_at = known.ask_at.min(Instant::now() + holds);
     }
 }
 
@@ -184,10 +203,10 @@ fn endpoints(settings: &DnsDiscovery, known: &[Known]) -> Vec<EndpointSettings> 
     let mut endpoints: Vec<EndpointSettings> = Vec::new();
     for (name, known) in settings.names.iter().zip(known) {
         let used = match settings.kind {
-            DnsKind::Strict => known.addresses.len(),
+            DnsKind::Strict => usize::MAX,
             DnsKind::Logical => 1,
         };
-        for ip in known.addresses.iter().take(used) {
+        for ip in known.addresses.iter().flatten().take(used) {
             let address = SocketAddr::new(ip.to_canonical(), name.port);
             // Two names may lead to one host.
             if !endpoints.iter().any(|endpoint| endpoint.address == address) {
@@ -226,7 +245,10 @@ mod tests {
         let known: Vec<Known> = answers
             .iter()
             .map(|addresses| Known {
-                addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+                addresses: [
+                    addresses.iter().map(|address| address.parse().unwrap()).collect(),
+                    Vec::new(),
+                ],
                 ask_at: Instant::now(),
             })
             .collect();

@@ -56,7 +56,8 @@ impl Pulse {
 }
 
 impl Kept {
-    /// Whether the peer's kernel has acknowledged nothing that was written since it was kept: then its application has seen nothing of it.
+    /// Whether the peer's kernel has acknowledged nothing that was written since it was kept. Then its application has probably seen nothing of it:
+    /// acknowledgements are delayed, and that of a reset is not counted (`tcp_reset` comes before `tcp_ack`).
     pub fn was_not_received(&self) -> bool {
         // The SYN counts as one; a kernel that does not answer says zero.
         let taken = socket::delivery(&*self.socket).taken;

@@ -103,9 +103,11 @@ fn what_only_the_destinations_node_denies_is_refused_with_its_reason() {
     });
     assert_eq!(refused.field("response_flags"), "DENY");
     assert!(refused.field("detail").contains("401"), "{}", refused.text);
-    let far = place.far.proxy.access_lines();
-    let count = |reason| far.iter().filter(|line| line.field("reason") == reason).count();
-    assert_eq!((count("policy_revoked"), count("policy_denied")), (1, 1));
+    wait::eventually(wait::SOON, "the other node logs both", || {
+        let far = place.far.proxy.access_lines();
+        let count = |reason| far.iter().filter(|line| line.field("reason") == reason).count();
+        (count("policy_revoked"), count("policy_denied")) == (1, 1)
+    });
     ask(&place.other, address(VIP)).expect("another is not concerned");
     assert_eq!(listening.arrivals().len(), 2);
 }

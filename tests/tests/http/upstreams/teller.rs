@@ -161,13 +161,13 @@ fn pause<B>(request: &Request<B>) -> Duration {
 }
 
 /// Requests have no bodies. `x-do: quit` has the connection closed behind the answer, `x-do: quit-next` has it closed when the next request
-/// has come, which is left unanswered; `x-do: vanish` has the socket go without a word to the peer, which takes root.
+/// has come, which is left unanswered, `x-do: reset-next` the same with a reset; `x-do: vanish` has the socket go without a word to the peer, which takes root.
 async fn http1<IO>(io: IO, told: Vec<(&'static str, String)>, socket: &OwnedFd) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let mut stream = BufStream::new(io);
-    let mut quits_next = false;
+    let (mut quits_next, mut resets_next) = (false, false);
     loop {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
@@ -175,7 +175,14 @@ where
                 return Ok(());
             }
         }
-        if quits_next {
+        if resets_next {
+            let at_once = libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            };
+            setsockopt(socket, sockopt::Linger, &at_once)?;
+        }
+        if quits_next || resets_next {
             return Ok(());
         }
         let field = |name: &str| {
@@ -202,7 +209,7 @@ where
             setsockopt(socket, sockopt::TcpRepair, &1)?;
             return Ok(());
         }
-        quits_next = does == "quit-next";
+        (quits_next, resets_next) = (does == "quit-next", does == "reset-next");
     }
 }
 
