@@ -12,7 +12,7 @@ help:
 	@echo "make test-istio  only what runs against a real istiod (its first build takes minutes)"
 	@echo "make lint    rustfmt, clippy and shellcheck, warnings denied"
 	@echo "make bench   side by side with no proxy, HAProxy and Envoy; writes bench/out/results.json"
-	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect,l4-programs  SYSTEMS=direct,underpass-kernel,haproxy,envoy  ROUNDS=5"
+	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect,l4-programs (or hbone-rtt,hbone-stream,hbone-connect; or http1,h2,grpc)  SYSTEMS=direct,underpass-kernel,haproxy,envoy  ROUNDS=5"
 	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
 	@echo "make scale   10 000 services x 10 endpoints: load time, memory, updates under load"
 	@echo "make mesh-scale  a node that takes 10 000 services and 100 000 workloads from a control plane: time, memory, CPU of a change"

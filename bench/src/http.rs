@@ -3,43 +3,23 @@
 //! The last route of the table is the one that is taken; before it there may be many others, each with a cluster of its own.
 
 use std::fmt::Write;
-use std::fs;
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
-
-use crate::process::Process;
-use crate::system::{ENVOY_ARGUMENTS, Kind, Programs, THREADS, Task, launch};
+use crate::system::{Task, node_configuration};
+use crate::tunnelled::address;
 
 /// Routes and clusters besides the one that counts, where there are many.
 pub(crate) const MANY: usize = 999;
 
-/// Starts the proxy of this kind with `others` routes that are not taken.
-pub(crate) fn start(kind: Kind, others: usize, programs: &Programs, task: &Task<'_>) -> Result<Process> {
-    let envoy = kind == Kind::EnvoyHttp;
-    let path = task.directory.join(format!("{}.yaml", task.name));
-    let text = if envoy {
-        envoys(task, others)
-    } else {
-        ours(task, others)
-    };
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    let arguments: &[&str] = if envoy { &ENVOY_ARGUMENTS } else { &["run", "--config"] };
-    let program: PathBuf = programs.find(kind)?;
-    launch(&program, arguments, Some(&path), task)
-}
-
-fn ours(task: &Task<'_>, others: usize) -> String {
+/// Our configuration, with `others` routes that are not taken.
+pub(crate) fn ours(task: &Task<'_>, others: usize) -> String {
     let Task {
-        listen,
-        destination,
-        admin_port,
-        ..
+        listen, destination, ..
     } = task;
     let mut text = format!(
-        "node:\n  name: bench\n  workers: {THREADS}\n  admin: \"127.0.0.1:{admin_port}\"\n  log: warn\n  \
-         access_log: {{format: \"off\"}}\n  listeners:\n  - {{name: http, address: \"{listen}\", protocol: http, routes: all}}\n\
-         http:\n  routes:\n  - name: all\n    virtual_hosts:\n    - name: all\n      domains: [\"*\"]\n      routes:\n"
+        "{}  - {{name: http, address: \"{listen}\", protocol: http, routes: all}}\n\
+         http:\n  routes:\n  - name: all\n    virtual_hosts:\n    - name: all\n      domains: [\"*\"]\n      routes:\n",
+        node_configuration(task.admin_port)
     );
     for other in 0..others {
         let _ = writeln!(
@@ -62,14 +42,8 @@ fn ours(task: &Task<'_>, others: usize) -> String {
     text
 }
 
-fn envoys(task: &Task<'_>, others: usize) -> String {
-    let Task {
-        listen,
-        destination,
-        admin_port,
-        ..
-    } = task;
-    let address = |ip: String, port: u16| format!("{{socket_address: {{address: \"{ip}\", port_value: {port}}}}}");
+/// Envoy's, with as many.
+pub(crate) fn envoys(task: &Task<'_>, others: usize) -> String {
     let mut text = format!(
         "admin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - name: http\n    address: {}\n    filter_chains:\n    - filters:\n      \
          - name: envoy.filters.network.http_connection_manager\n        typed_config:\n          \"@type\": \
@@ -77,8 +51,8 @@ fn envoys(task: &Task<'_>, others: usize) -> String {
          http_filters: [{{name: envoy.filters.http.router, typed_config: {{\"@type\": \
          type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]\n          route_config:\n            virtual_hosts:\n            \
          - name: all\n              domains: [\"*\"]\n              routes:\n",
-        address("127.0.0.1".into(), *admin_port),
-        address(listen.ip().to_string(), listen.port()),
+        address((Ipv4Addr::LOCALHOST, task.admin_port).into()),
+        address(task.listen),
     );
     for other in 0..others {
         let _ = writeln!(
@@ -90,7 +64,7 @@ fn envoys(task: &Task<'_>, others: usize) -> String {
         "              - {match: {prefix: /}, route: {cluster: web, timeout: 15s, retry_policy: {retry_on: \
          \"connect-failure,refused-stream,reset,gateway-error,unavailable\", num_retries: 2}}}\n  clusters:\n",
     );
-    let endpoint = address(destination.ip().to_string(), destination.port());
+    let endpoint = address(task.destination);
     let mut cluster = |name: &str, more: &str| {
         let _ = writeln!(
             text,

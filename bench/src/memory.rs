@@ -147,7 +147,7 @@ impl Memory {
             directory,
             name: name.to_owned(),
         };
-        let process = system::start(system.kind, &self.programs, &task)?.context("a proxy to measure")?;
+        let process = system::start(system, &self.programs, &task)?.context("a proxy to measure")?;
         Ok((process, listen))
     }
 }

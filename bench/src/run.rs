@@ -23,7 +23,7 @@ use crate::scenarios::{self, Family, PLAIN, Placement, TUNNEL, placements};
 use crate::system::{AGAIN, Kind, Programs, System, THREADS, Task, start};
 use crate::topology::Topology;
 use crate::tunnelled::{self, Tunnelled};
-use crate::{http, machine, report};
+use crate::{machine, report};
 
 /// Share of the machine's CPU time that went to none of the three parties of a sample: how disturbed it was.
 pub(crate) const OTHERS: &str = "others_pct";
@@ -279,8 +279,7 @@ impl<'a> Stage<'a> {
                     let addresses = (listen, topology.node_at(gateway), task.destination);
                     Proxies::Two(tunnelled::envoys(programs, &node, addresses, directory, &task.name)?)
                 }
-                Kind::Http | Kind::EnvoyHttp => Proxies::One(http::start(system.kind, system.others, programs, &task)?),
-                _ => start(system.kind, programs, &task)?.map_or(Proxies::None, Proxies::One),
+                _ => start(system, programs, &task)?.map_or(Proxies::None, Proxies::One),
             };
             running.push(Running {
                 label: system.label.clone(),

@@ -190,17 +190,20 @@ pub(crate) struct Task<'a> {
     pub(crate) name: String,
 }
 
-/// Starts a proxy of this kind and waits until it listens. `None` for those that are not one proxy at one address.
-pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
+/// Starts a proxy and waits until it listens. `None` for those that are not one proxy at one address.
+pub(crate) fn start(system: &System, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
+    let kind = system.kind;
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
         Kind::Direct | Kind::Captured | Kind::Kernel => return Ok(None),
-        Kind::Hbone | Kind::EnvoyHbone | Kind::Http | Kind::EnvoyHttp => return Ok(None),
+        Kind::Hbone | Kind::EnvoyHbone => return Ok(None),
         Kind::BareRelay => {
             let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];
             return launch(&programs.find(kind)?, &arguments, None, task).map(Some);
         }
         Kind::Underpass => (underpass_configuration(task), "yaml", &["run", "--config"]),
+        Kind::Http => (http::ours(task, system.others), "yaml", &["run", "--config"]),
+        Kind::EnvoyHttp => (http::envoys(task, system.others), "yaml", &ENVOY_ARGUMENTS),
         Kind::Haproxy => (haproxy_configuration(task), "cfg", &["-db", "-f"]),
         Kind::Envoy => (envoy_configuration(task), "yaml", &ENVOY_ARGUMENTS),
     };
@@ -209,12 +212,7 @@ pub(crate) fn start(kind: Kind, programs: &Programs, task: &Task<'_>) -> Result<
     launch(&programs.find(kind)?, arguments, Some(&path), task).map(Some)
 }
 
-pub(crate) fn launch(
-    program: &Path,
-    arguments: &[&str],
-    configuration: Option<&Path>,
-    task: &Task<'_>,
-) -> Result<Process> {
+fn launch(program: &Path, arguments: &[&str], configuration: Option<&Path>, task: &Task<'_>) -> Result<Process> {
     let mut command = task.place.command(program)?;
     command.args(arguments).args(configuration);
     let log = task.directory.join(format!("{}.log", task.name));
@@ -223,15 +221,19 @@ pub(crate) fn launch(
 
 fn underpass_configuration(task: &Task<'_>) -> String {
     let Task {
-        listen,
-        destination,
-        admin_port,
-        ..
+        listen, destination, ..
     } = task;
     format!(
+        "{}  - {{name: relay, address: \"{listen}\", protocol: fixed, destination: \"{destination}\"}}\n",
+        node_configuration(task.admin_port)
+    )
+}
+
+/// How each configuration of a node with listeners begins, up to those.
+pub(crate) fn node_configuration(admin_port: u16) -> String {
+    format!(
         "node:\n  name: bench\n  workers: {THREADS}\n  admin: \"127.0.0.1:{admin_port}\"\n  log: warn\n  \
-           access_log: {{format: \"off\"}}\n  listeners:\n  \
-           - {{name: relay, address: \"{listen}\", protocol: fixed, destination: \"{destination}\"}}\n"
+         access_log: {{format: \"off\"}}\n  listeners:\n"
     )
 }
 

@@ -133,7 +133,8 @@ pub(crate) fn envoys(
     Ok(running)
 }
 
-fn address(address: SocketAddr) -> String {
+/// An address in Envoy's words.
+pub(crate) fn address(address: SocketAddr) -> String {
     format!(
         "{{socket_address: {{address: \"{}\", port_value: {}}}}}",
         address.ip(),

@@ -12,6 +12,7 @@ use underpass_config::Identity;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::certificate::WorkloadCertificate;
+use crate::pem;
 use crate::source::{CertificateSource, Pending, SourceError};
 use crate::trust::Trust;
 
@@ -109,13 +110,7 @@ impl TrustFiles {
 }
 
 async fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError> {
-    let pem = read(path).await?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.map_err(|error| unusable(path, error.to_string()))?;
-    if certificates.is_empty() {
-        return Err(unusable(path, "no certificate in it".into()));
-    }
-    Ok(certificates)
+    pem::certificates(&read(path).await?).map_err(|why| unusable(path, why))
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, SourceError> {

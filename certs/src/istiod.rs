@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -22,7 +21,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use zeroize::Zeroizing;
 
-use crate::provider;
+use crate::{pem, provider};
 
 /// Where istiod is, and what is shown to each other.
 #[derive(Clone, Debug)]
@@ -216,14 +215,7 @@ async fn tls_connector(roots: &Path) -> Result<TlsConnector, IstiodError> {
     let pem = tokio::fs::read(roots)
         .await
         .map_err(|error| unusable(error.to_string()))?;
-    let mut store = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-        store.add(certificate).map_err(|error| unusable(error.to_string()))?;
-    }
-    if store.is_empty() {
-        return Err(unusable("no certificate in it".into()));
-    }
+    let store = pem::roots(&pem).map_err(unusable)?;
     let mut config = ClientConfig::builder_with_provider(provider::shared())
         .with_protocol_versions(provider::VERSIONS)
         .map_err(|error| unusable(error.to_string()))?

@@ -65,6 +65,7 @@ mod files;
 mod istio_ca;
 mod istiod;
 mod origination;
+mod pem;
 pub mod proto;
 mod provider;
 mod request;

@@ -29,7 +29,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::provider;
+use crate::{pem, provider};
 
 /// Files are looked at again no sooner than this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -188,10 +188,7 @@ fn roots(roots: &Roots) -> Result<Option<Arc<RootCertStore>>, OriginationError> 
         Roots::Anybody => Ok(None),
         Roots::System => system_roots().map(Some),
         Roots::File(file) => {
-            let mut store = RootCertStore::empty();
-            for root in certificates(file)? {
-                store.add(root).map_err(|error| unusable(file, error.to_string()))?;
-            }
+            let store = pem::roots(&read(file)?).map_err(|why| unusable(file, why))?;
             Ok(Some(Arc::new(store)))
         }
     }
@@ -216,20 +213,10 @@ fn system_roots() -> Result<Arc<RootCertStore>, OriginationError> {
 }
 
 fn key_pair(files: &KeyPairFiles) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), OriginationError> {
-    let chain = certificates(&files.chain)?;
+    let chain = pem::certificates(&read(&files.chain)?).map_err(|why| unusable(&files.chain, why))?;
     let pem = Zeroizing::new(read(&files.key)?);
     let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|error| unusable(&files.key, error.to_string()))?;
     Ok((chain, key))
-}
-
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, OriginationError> {
-    let pem = read(file)?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let certificates = certificates.map_err(|error| unusable(file, error.to_string()))?;
-    match certificates.is_empty() {
-        true => Err(unusable(file, "no certificate in it".into())),
-        false => Ok(certificates),
-    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, OriginationError> {

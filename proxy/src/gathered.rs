@@ -44,9 +44,8 @@ impl<IO: AsyncWrite + Unpin> Gathered<IO> {
             }
             self.written += written;
         }
-        self.kept.clear();
         // A connection that is idle keeps nothing.
-        self.kept.shrink_to(0);
+        self.kept = Vec::new();
         (self.written, self.is_due) = (0, false);
         Poll::Ready(Ok(()))
     }

@@ -85,8 +85,8 @@ impl Requests {
         let url = format!("http://{target}/{}", self.bytes);
         let before = cpu_seconds(UsageWho::RUSAGE_CHILDREN)?;
         let mut measured = match self.rate {
-            0 => self.by_h2load(&mut tools.h2load(place)?, &url, directory, (warmup, seconds))?,
-            _ => self.by_oha(&mut tools.oha(place)?, &url, directory, warmup + seconds)?,
+            0 => self.by_h2load(tools.h2load(place)?, &url, directory, (warmup, seconds))?,
+            _ => self.by_oha(tools.oha(place)?, &url, directory, warmup + seconds)?,
         };
         measured.client_cpu_s = cpu_seconds(UsageWho::RUSAGE_CHILDREN)? - before;
         Ok(measured)
@@ -94,7 +94,7 @@ impl Requests {
 
     fn by_h2load(
         self,
-        command: &mut Command,
+        mut command: Command,
         url: &str,
         directory: &Path,
         (warmup, seconds): (f64, f64),
@@ -121,12 +121,12 @@ impl Requests {
             }
         };
         command.arg(url);
-        let said = run(command, &directory.join("client.log"))?;
+        let said = Process::start(command, &directory.join("client.log"))?.finish()?;
         let log = BufReader::new(File::open(&log).context("h2load's log of requests")?);
         read_h2load(log, warmup).with_context(|| format!("h2load:\n{said}"))
     }
 
-    fn by_oha(self, command: &mut Command, url: &str, directory: &Path, seconds: f64) -> Result<Measured> {
+    fn by_oha(self, mut command: Command, url: &str, directory: &Path, seconds: f64) -> Result<Measured> {
         ensure!(self.protocol != Protocol::Grpc, "oha asks without gRPC's frames");
         command
             .args(["-c", &self.connections.to_string(), "-q", &self.rate.to_string()])
@@ -135,14 +135,10 @@ impl Requests {
         if self.protocol == Protocol::H2 {
             command.args(["--http-version", "2", "-p", &self.streams.to_string()]);
         }
-        let report = run(command.arg(url), &directory.join("client.log"))?;
+        command.arg(url);
+        let report = Process::start(command, &directory.join("client.log"))?.finish()?;
         read_oha(&report).with_context(|| format!("oha:\n{report}"))
     }
-}
-
-fn run(command: &mut Command, log: &Path) -> Result<String> {
-    let command = std::mem::replace(command, Command::new("true"));
-    Process::start(command, log)?.finish()
 }
 
 /// Where the programs that ask are.

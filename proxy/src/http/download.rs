@@ -45,31 +45,18 @@ pub struct End {
 }
 
 impl End {
-    /// Nothing.
-    pub fn none() -> Self {
-        Self {
-            deadline: None,
-            activity: Activity::begin(),
-            limit: None,
-        }
-    }
-
-    /// Resolves when the response is to be ended, and says why.
-    async fn came(self) -> Broken {
-        let Self {
-            deadline,
-            activity,
-            limit,
-        } = self;
+    /// Resolves when the request, or its response, is to be ended, and says why.
+    pub async fn came(&mut self) -> Broken {
         let late = async {
-            match deadline {
+            match &mut self.deadline {
                 Some(deadline) => deadline.await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
+            biased;
             () = late => Broken::TimedOut,
-            () = activity.ceased(limit) => Broken::Idle,
+            () = self.activity.ceased(self.limit) => Broken::Idle,
         }
     }
 }
@@ -188,7 +175,7 @@ impl Drop for Download {
 }
 
 impl Timed {
-    fn new(streamed: Streamed, end: End) -> Self {
+    fn new(streamed: Streamed, mut end: End) -> Self {
         let is_timed = !streamed.has_ended && (end.deadline.is_some() || end.limit.is_some());
         let activity = end.activity.clone();
         let slot = Arc::new(Mutex::new(Slot {

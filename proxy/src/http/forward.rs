@@ -17,12 +17,12 @@ use super::attempt::{Failure, attempt};
 use super::connection::Connection;
 use super::download::{Deadline, Download, End};
 use super::flags::Flags;
-use super::hygiene;
 use super::intake::Intake;
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, reply};
 use super::upload::{self, Upload};
+use super::{Broken, hygiene};
 use crate::destination::{Resolved, is_of_the_proxy};
 
 /// Of a response that is not passed on, so much is read to keep its connection.
@@ -112,32 +112,29 @@ impl Job<'_> {
     /// # Errors
     /// The proxy's own answer.
     pub async fn send(&self, record: &mut Record) -> Result<Answered, Response<Download>> {
-        let (mut deadline, activity) = (self.deadline(), self.upload.activity());
-        let late = async {
-            match &mut deadline {
-                Some(deadline) => deadline.await,
-                None => std::future::pending().await,
-            }
+        let mut end = End {
+            deadline: self.deadline(),
+            activity: self.upload.activity().clone(),
+            limit: self.forward.idle_timeout,
         };
         let result = tokio::select! {
             biased;
             result = self.try_all(record) => result,
-            () = late => Err(Failed::timed_out()),
-            () = activity.ceased(self.forward.idle_timeout) => Err(Failed::idle(self.upload.is_complete())),
+            why = end.came() => Err(match why {
+                Broken::Idle => Failed::idle(self.upload.is_complete()),
+                _ => Failed::timed_out(),
+            }),
         };
-        let result = result.map(|answered| {
-            activity.note();
-            let (activity, limit) = (activity.clone(), self.forward.idle_timeout);
+        let answered = result.map(|(response, lease, holds)| {
+            end.activity.note();
             Answered {
-                end: End {
-                    deadline,
-                    activity,
-                    limit,
-                },
-                ..answered
+                response,
+                lease,
+                holds,
+                end,
             }
         });
-        result.map_err(|failed| {
+        answered.map_err(|failed| {
             record.flags.add(failed.flags);
             record.details = failed.details.into();
             let mut response = reply(self.audience, failed.status, Bytes::from(failed.text));
@@ -164,7 +161,7 @@ impl Job<'_> {
         }))
     }
 
-    async fn try_all(&self, record: &mut Record) -> Result<Answered, Failed> {
+    async fn try_all(&self, record: &mut Record) -> Result<(Response<Incoming>, Lease, Holds), Failed> {
         let mut holds = Holds {
             _cluster: Some(self.cluster.admit().ok_or_else(overflow)?),
             ..Holds::default()
@@ -209,12 +206,7 @@ impl Job<'_> {
                 Ok((response, lease)) => {
                     self.upload.settle();
                     holds.retry = None;
-                    Ok(Answered {
-                        response,
-                        lease,
-                        holds,
-                        end: End::none(),
-                    })
+                    Ok((response, lease, holds))
                 }
                 Err(failure) => Err(failed(&failure, record.attempts > 1)),
             };

@@ -152,21 +152,9 @@ impl ClusterShape<'_> {
     fn names(&self, path: Path<'_>, reading: &mut Reading) -> Vec<NamedEndpoint> {
         let shapes = self.endpoints.iter().enumerate();
         let names = shapes.filter_map(|(index, shape)| {
-            let path = path.item(index);
-            let (name, weight) = match shape {
-                ScalarOr::Scalar(name) => (reading.named_endpoint(path, name), None),
-                ScalarOr::Mapping(shape) => (
-                    reading.named_endpoint(path.field("address"), &shape.address),
-                    shape.weight.as_ref(),
-                ),
-            };
-            let weight = weight.and_then(|weight| reading.count(path.field("weight"), weight, WEIGHTS));
+            let (name, weight) = weighted(shape, path.item(index), reading, Reading::named_endpoint);
             let (host, port) = name?;
-            Some(NamedEndpoint {
-                host,
-                port,
-                weight: weight.unwrap_or(1),
-            })
+            Some(NamedEndpoint { host, port, weight })
         });
         names.collect()
     }
@@ -175,17 +163,7 @@ impl ClusterShape<'_> {
         let mut endpoints: Vec<EndpointSettings> = Vec::with_capacity(self.endpoints.len());
         for (index, shape) in self.endpoints.iter().enumerate() {
             let path = path.item(index);
-            let (address, weight) = match shape {
-                ScalarOr::Scalar(address) => (reading.endpoint(path, address), 1),
-                ScalarOr::Mapping(shape) => {
-                    let weight = shape.weight.as_ref();
-                    let weight = weight.and_then(|weight| reading.count(path.field("weight"), weight, WEIGHTS));
-                    (
-                        reading.endpoint(path.field("address"), &shape.address),
-                        weight.unwrap_or(1),
-                    )
-                }
-            };
+            let (address, weight) = weighted(shape, path, reading, Reading::endpoint);
             let Some(address) = address else { continue };
             if let Some(first) = endpoints.iter().position(|endpoint| endpoint.address == address) {
                 let problem = format!("endpoints[{first}] is there already");
@@ -195,6 +173,24 @@ impl ClusterShape<'_> {
             endpoints.push(EndpointSettings { address, weight });
         }
         endpoints
+    }
+}
+
+/// What `read` makes of an endpoint's address, and its weight.
+fn weighted<T>(
+    shape: &ScalarOr<'_, EndpointShape<'_>>,
+    path: Path<'_>,
+    reading: &mut Reading,
+    read: impl Fn(&mut Reading, Path<'_>, &str) -> Option<T>,
+) -> (Option<T>, u32) {
+    match shape {
+        ScalarOr::Scalar(address) => (read(reading, path, address), 1),
+        ScalarOr::Mapping(shape) => {
+            let weight = shape.weight.as_ref();
+            let weight = weight.and_then(|weight| reading.count(path.field("weight"), weight, WEIGHTS));
+            let address = read(reading, path.field("address"), &shape.address);
+            (address, weight.unwrap_or(1))
+        }
     }
 }
 
