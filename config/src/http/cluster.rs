@@ -41,6 +41,8 @@ pub struct ClusterSettings {
 pub struct EndpointSettings {
     /// Where it is.
     pub address: SocketAddr,
+    /// The name that DNS has this address for, where it was asked.
+    pub host: Option<Text>,
     /// Its share, from 1 on.
     pub weight: u32,
 }
@@ -114,9 +116,21 @@ pub struct ClusterEndpoint {
     /// What the configuration says of it.
     pub settings: EndpointSettings,
     active: Arc<AtomicU32>,
+    idle: Arc<AtomicU32>,
 }
 
 impl ClusterEndpoint {
+    /// Connections to it that wait for work, of all cores.
+    pub fn idle(&self) -> u32 {
+        self.idle.load(Ordering::Relaxed)
+    }
+
+    /// One more connection to it waits for work.
+    pub fn rest(&self) -> Held {
+        self.idle.fetch_add(1, Ordering::Relaxed);
+        Held(self.idle.clone())
+    }
+
     /// Requests that it has.
     pub fn active(&self) -> u32 {
         self.active.load(Ordering::Relaxed)
@@ -148,6 +162,7 @@ impl Cluster {
             Arc::new(ClusterEndpoint {
                 settings: settings.clone(),
                 active: Arc::default(),
+                idle: Arc::default(),
             })
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
@@ -168,8 +183,8 @@ impl Cluster {
     /// `new` with the state of `old`: the same object if the settings are the same.
     pub(super) fn continuing(new: &Arc<Self>, old: &Arc<Self>) -> Arc<Self> {
         let mut settings = new.settings.clone();
-        if settings.discovery != Discovery::Static && settings.discovery == old.settings.discovery {
-            settings.endpoints = old.settings.endpoints.clone();
+        if let (Discovery::Dns(asked), Discovery::Dns(_)) = (&settings.discovery, &old.settings.discovery) {
+            settings.endpoints = asked.still_named(&old.settings.endpoints);
         }
         Self::changed(settings, old)
     }
@@ -196,6 +211,7 @@ impl Cluster {
             Arc::new(ClusterEndpoint {
                 settings: settings.clone(),
                 active: known.map_or_else(Arc::default, |endpoint| endpoint.active.clone()),
+                idle: known.map_or_else(Arc::default, |endpoint| endpoint.idle.clone()),
             })
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();

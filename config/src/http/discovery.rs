@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::EndpointSettings;
 use crate::Text;
 
 /// Where a cluster's endpoints come from.
@@ -33,6 +34,21 @@ pub struct DnsDiscovery {
 impl DnsDiscovery {
     /// Default of [`DnsDiscovery::refresh`].
     pub const REFRESH: Duration = Duration::from_secs(5);
+
+    /// Those of `known` that DNS was asked for by names that are still asked for: what was answered holds until it is answered anew.
+    pub(super) fn still_named(&self, known: &[EndpointSettings]) -> Vec<EndpointSettings> {
+        let still = known.iter().filter_map(|endpoint| {
+            let of = |name: &&NamedEndpoint| {
+                Some(&name.host) == endpoint.host.as_ref() && name.port == endpoint.address.port()
+            };
+            let name = self.names.iter().find(of)?;
+            Some(EndpointSettings {
+                weight: name.weight,
+                ..endpoint.clone()
+            })
+        });
+        still.collect()
+    }
 }
 
 /// What becomes of the addresses of a name.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
-use underpass_config::http::{Cluster, Discovery, Forward, Held, RetryPolicy, UpstreamProtocol};
+use underpass_config::http::{Cluster, ClusterEndpoint, Discovery, Forward, Held, RetryPolicy, UpstreamProtocol};
 
 use super::attempt::{Failure, attempt};
 use super::connection::Connection;
@@ -182,7 +182,7 @@ impl Job<'_> {
                     text,
                 ));
             };
-            let address = endpoint.settings.address;
+            let (endpoint, address) = (endpoint.clone(), endpoint.settings.address);
             if let Err(denied) = self.connection.permits.ask(&self.connection.session, address) {
                 let details = format!("policy: {}", denied.why);
                 let text = "RBAC: access denied";
@@ -193,7 +193,7 @@ impl Job<'_> {
             record.endpoint = Some(address);
             record.attempts += 1;
             tried.push(address);
-            let outcome = self.try_once(self.wanted(address)).await;
+            let outcome = self.try_once(self.wanted(&endpoint)).await;
             record.service_time = Some(record.age());
             if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
                 if let Ok((response, lease)) = outcome {
@@ -230,7 +230,7 @@ impl Job<'_> {
         }
     }
 
-    fn wanted(&self, address: SocketAddr) -> Wanted<'_> {
+    fn wanted<'w>(&'w self, endpoint: &'w Arc<ClusterEndpoint>) -> Wanted<'w> {
         let (connection, settings) = (self.connection, &self.cluster.settings);
         let transport = &settings.transport;
         let server_name = (transport.tls.as_ref()).map(|tls| match &tls.server_name {
@@ -242,10 +242,12 @@ impl Job<'_> {
             node: &connection.session.node,
             core: connection.session.core,
             cluster: self.cluster,
+            endpoint,
             key: Key {
                 cluster: settings.name.clone(),
-                address,
+                address: endpoint.settings.address,
                 transport: transport.clone(),
+                edition: 0,
                 server_name,
                 client,
             },

@@ -156,7 +156,17 @@ impl ClusterShape<'_> {
             let (host, port) = name?;
             Some(NamedEndpoint { host, port, weight })
         });
-        names.collect()
+        let names = names.collect();
+        if self.endpoints.is_empty() {
+            let remedy = "add one to `endpoints`, for example api.example.com:443, or remove `dns`";
+            reading.report(
+                path,
+                "",
+                "DNS is to be asked, and there is no name to ask it for",
+                remedy,
+            );
+        }
+        names
     }
 
     fn endpoints(&self, path: Path<'_>, reading: &mut Reading) -> Vec<EndpointSettings> {
@@ -170,7 +180,11 @@ impl ClusterShape<'_> {
                 let remedy = "remove one, or give one more `weight`";
                 reading.report(path, &address.to_string(), problem, remedy);
             }
-            endpoints.push(EndpointSettings { address, weight });
+            endpoints.push(EndpointSettings {
+                address,
+                host: None,
+                weight,
+            });
         }
         endpoints
     }

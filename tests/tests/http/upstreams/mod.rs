@@ -2,6 +2,7 @@
 
 mod connections;
 mod dns;
+mod going;
 mod idle;
 mod place;
 mod proxy_protocol;
