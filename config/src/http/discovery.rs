@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::EndpointSettings;
+use super::{EndpointSettings, Labels};
 use crate::Text;
 
 /// Where a cluster's endpoints come from.
@@ -42,10 +42,7 @@ impl DnsDiscovery {
                 Some(&name.host) == endpoint.host.as_ref() && name.port == endpoint.address.port()
             };
             let name = self.names.iter().find(of)?;
-            Some(EndpointSettings {
-                weight: name.weight,
-                ..endpoint.clone()
-            })
+            Some(name.endpoint(endpoint.address))
         });
         still.collect()
     }
@@ -61,13 +58,33 @@ pub enum DnsKind {
     Logical,
 }
 
-/// A name whose addresses are endpoints.
+/// A name whose addresses are endpoints. What is said of it is said of each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedEndpoint {
-    /// The name, or an address.
+    /// The name, or an address, which stands for itself.
     pub host: Text,
-    /// The port.
+    /// Their port.
     pub port: u16,
-    /// Each address's share, from 1 on.
+    /// The weight of each.
     pub weight: u32,
+    /// The priority of each.
+    pub priority: u32,
+    /// The locality of each; may be empty.
+    pub locality: Text,
+    /// The labels of each.
+    pub labels: Labels,
+}
+
+impl NamedEndpoint {
+    /// The endpoint at one of its addresses.
+    pub fn endpoint(&self, address: SocketAddr) -> EndpointSettings {
+        EndpointSettings {
+            address,
+            host: Some(self.host.clone()),
+            weight: self.weight,
+            priority: self.priority,
+            locality: self.locality.clone(),
+            labels: self.labels.clone(),
+        }
+    }
 }

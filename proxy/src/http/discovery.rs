@@ -229,11 +229,7 @@ fn endpoints(settings: &DnsDiscovery, known: &[Known]) -> Vec<EndpointSettings> 
             let address = SocketAddr::new(ip.to_canonical(), name.port);
             // Two names may lead to one host.
             if !endpoints.iter().any(|endpoint| endpoint.address == address) {
-                endpoints.push(EndpointSettings {
-                    address,
-                    host: Some(name.host.clone()),
-                    weight: name.weight,
-                });
+                endpoints.push(name.endpoint(address));
             }
         }
     }
@@ -254,6 +250,9 @@ mod tests {
             host: "a".into(),
             port: 80,
             weight: 1,
+            priority: 0,
+            locality: "".into(),
+            labels: Default::default(),
         });
         let settings = DnsDiscovery {
             kind,

@@ -19,23 +19,22 @@ pub mod stream;
 mod tests;
 mod waiting;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
 use underpass_config::Text;
-use underpass_config::http::{Cluster, ClusterEndpoint, ClusterSettings, Transport};
+use underpass_config::http::{Cluster, ClusterEndpoint, ClusterSettings, Outcome, Transport};
 
 pub use dial::NotConnected;
 use dial::{Dial, Opened};
 use http1::{Carrier, Idle};
 use http2::{Given, Group, Place};
 use originations::Originations;
-use waiting::Waiting;
+use waiting::{Groups, Waiting};
 
+use super::outliers;
 use super::upload::Sent;
 use crate::node::Node;
 
@@ -57,7 +56,7 @@ pub struct Pools {
 #[derive(Debug, Default)]
 struct Pool {
     http1: Waiting,
-    http2: HashMap<Key, Arc<Group>, RandomState>,
+    http2: Groups,
     is_swept: bool,
 }
 
@@ -280,9 +279,8 @@ impl Wanted<'_> {
             return group.clone();
         }
         let group = Arc::<Group>::default();
-        pool.http2.insert(self.key.clone(), group.clone());
         let limits = self.node.http.limits_of(&self.cluster.settings);
-        waiting::bound_groups(&mut pool.http2, &self.key, limits);
+        pool.http2.insert(self.key.clone(), group.clone(), limits);
         drop(pool);
         // Also if no connection is ever made for it.
         self.sweep_later();
@@ -315,6 +313,11 @@ impl Lease {
             Some(Held::Http1(carrier)) => self.is_reused && carrier.was_not_received(),
             Some(Held::Http2(_)) | None => false,
         }
+    }
+
+    /// It broke while the response came.
+    pub fn broke(self) {
+        outliers::note(&self.cluster, &self.endpoint, Outcome::Broke, Duration::ZERO);
     }
 
     /// Lets others use it: its request is answered whole. One that is answered before it was sent whole takes its connection with it.
@@ -392,12 +395,10 @@ impl Pool {
             is_endpoint.then_some(&cluster.settings)
         };
         let ended = self.http1.sweep(|key| cluster_of(key).is_some());
-        self.http2
-            .retain(|key, group| group.sweep(cluster_of(key)) || Arc::strong_count(group) > 1);
-        let crowded = waiting::crowded(&self.http2);
-        for key in crowded {
+        self.http2.sweep(|key, group| group.sweep(cluster_of(key)));
+        for key in self.http2.crowded() {
             if let Some(cluster) = snapshot.config.http.cluster(&key.cluster) {
-                waiting::bound_groups(&mut self.http2, &key, node.http.limits_of(&cluster.settings));
+                self.http2.bound(&key, node.http.limits_of(&cluster.settings));
             }
         }
         drop(ended);

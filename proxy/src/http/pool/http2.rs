@@ -419,9 +419,7 @@ impl State {
                 return self.waiting.remove(index).map(|waiter| (waiter, shared));
             }
             // What nobody in particular can have, nobody can.
-            if born_since.is_none() {
-                return None;
-            }
+            born_since?;
         }
         None
     }

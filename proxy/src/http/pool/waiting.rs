@@ -85,40 +85,72 @@ impl Waiting {
     }
 }
 
-type Groups = HashMap<Key, Arc<Group>, RandomState>;
+/// A core's groups of HTTP/2 connections.
+#[derive(Debug, Default)]
+pub struct Groups {
+    by_key: HashMap<Key, Arc<Group>, RandomState>,
+}
 
-/// One key of each endpoint that there are several groups of.
-pub fn crowded(groups: &Groups) -> Vec<Key> {
-    let mut seen: HashMap<(&Text, SocketAddr), (usize, &Key), RandomState> = HashMap::default();
-    for key in groups.keys() {
-        seen.entry((&key.cluster, key.address)).or_insert((0, key)).0 += 1;
+impl Groups {
+    /// That of a key.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Group>> {
+        self.by_key.get(key)
     }
-    let several = seen.into_values().filter(|(count, _)| *count > 1);
-    several.map(|(_, key)| key.clone()).collect()
-}
 
-/// Ends groups of HTTP/2 connections without a request, if there are more of the endpoint of `key`, or of all, than may be.
-pub fn bound_groups(groups: &mut Groups, key: &Key, limits: Limits) {
-    let is_same = |other: &Key| (&other.cluster, other.address) == (&key.cluster, key.address);
-    end_groups(groups, limits.endpoints_share.max(1), is_same);
-    end_groups(groups, limits.share.max(1), |_| true);
-}
+    /// Adds one of a key that has none. Others go for it, if there are more of its endpoint, or of all, than may be.
+    pub fn insert(&mut self, key: Key, group: Arc<Group>, limits: Limits) {
+        self.by_key.insert(key.clone(), group);
+        self.bound(&key, limits);
+    }
 
-fn end_groups(groups: &mut Groups, limit: usize, is_one: impl Fn(&Key) -> bool) {
-    let count = match groups.len() > limit {
-        true => groups.keys().filter(|key| is_one(key)).count(),
-        false => return,
-    };
-    let Some(excess) = count.checked_sub(limit).filter(|excess| *excess > 0) else {
-        return;
-    };
-    let keys = groups.iter().filter(|(key, _)| is_one(key));
-    let mut idle: Vec<(Instant, Key)> = keys
-        .filter(|(_, group)| Arc::strong_count(group) == 1)
-        .filter_map(|(key, group)| Some((group.idle_since()?, key.clone())))
-        .collect();
-    idle.sort_unstable_by_key(|(since, _)| *since);
-    for (_, key) in idle.into_iter().take(excess) {
-        groups.remove(&key);
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Takes out those that `keep` does not want and nobody uses.
+    pub fn sweep(&mut self, mut keep: impl FnMut(&Key, &Group) -> bool) {
+        self.by_key
+            .retain(|key, group| keep(key, group) || Arc::strong_count(group) > 1);
+    }
+
+    /// One key of each endpoint that there are several groups of.
+    pub fn crowded(&self) -> Vec<Key> {
+        let mut seen: HashMap<(&Text, SocketAddr), (usize, &Key), RandomState> = HashMap::default();
+        for key in self.by_key.keys() {
+            seen.entry((&key.cluster, key.address)).or_insert((0, key)).0 += 1;
+        }
+        let several = seen.into_values().filter(|(count, _)| *count > 1);
+        several.map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Ends groups without a request, if there are more of the endpoint of `key`, or of all, than may be.
+    pub fn bound(&mut self, key: &Key, limits: Limits) {
+        let is_same = |other: &Key| (&other.cluster, other.address) == (&key.cluster, key.address);
+        self.end_longest(limits.endpoints_share.max(1), is_same);
+        self.end_longest(limits.share.max(1), |_| true);
+    }
+
+    fn end_longest(&mut self, limit: usize, is_one: impl Fn(&Key) -> bool) {
+        let count = match self.by_key.len() > limit {
+            true => self.by_key.keys().filter(|key| is_one(key)).count(),
+            false => return,
+        };
+        let Some(excess) = count.checked_sub(limit).filter(|excess| *excess > 0) else {
+            return;
+        };
+        let keys = self.by_key.iter().filter(|(key, _)| is_one(key));
+        let mut idle: Vec<(Instant, Key)> = keys
+            .filter(|(_, group)| Arc::strong_count(group) == 1)
+            .filter_map(|(key, group)| Some((group.idle_since()?, key.clone())))
+            .collect();
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        for (_, key) in idle.into_iter().take(excess) {
+            self.by_key.remove(&key);
+        }
     }
 }

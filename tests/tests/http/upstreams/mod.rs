@@ -1,5 +1,6 @@
 //! Connections to endpoints: what endpoints see of them, and clients of what goes wrong with them.
 
+mod balancing;
 mod connections;
 mod dns;
 mod going;
