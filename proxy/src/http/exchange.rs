@@ -174,6 +174,7 @@ impl Exchange<'_> {
             connection: self.connection,
             forward,
             cluster,
+            labels: &chosen.labels,
             intake,
             upload: &upload,
             audience: self.audience,
