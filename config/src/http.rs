@@ -49,7 +49,7 @@ pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
 };
-pub use retry::{RetryConditions, RetryPolicy};
+pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,

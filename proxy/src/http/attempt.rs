@@ -30,6 +30,8 @@ pub enum Failure {
     Malformed,
     /// It had its time.
     TimedOut,
+    /// Nothing of it moved for too long.
+    Idle,
     /// The client broke its request off.
     ClientGone,
     /// The request can't be written: a rewrite has made it so.
