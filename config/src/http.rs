@@ -35,7 +35,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, SlowStart, Subsets};
-pub use breakers::{Breakers, Held};
+pub use breakers::{Breakers, Held, Retries};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
 pub use discovery::{Discovery, DnsDiscovery, DnsKind, NamedEndpoint};

@@ -411,6 +411,7 @@ fn a_limit_holds_and_is_given_back() {
     let cluster = config.http.cluster("a").unwrap();
     let first = cluster.admit().unwrap();
     assert!(cluster.admit().is_none() && cluster.admit_retry().is_none());
+    assert!(cluster.admit_connection().is_some() && cluster.admit_pending().is_some());
     drop(first);
     assert!(cluster.admit().is_some());
 }

@@ -36,7 +36,6 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
 /// What a request holds of its cluster's limits.
 #[derive(Debug, Default)]
 pub struct Holds {
-    _cluster: Option<Held>,
     retry: Option<Held>,
     endpoint: Option<Held>,
 }
@@ -191,10 +190,7 @@ impl Job<'_> {
         hash: Option<u64>,
         current: &Current,
     ) -> Result<(Response<Incoming>, Lease, Holds), Failed> {
-        let mut holds = Holds {
-            _cluster: Some(self.cluster.admit().ok_or_else(overflow)?),
-            ..Holds::default()
-        };
+        let mut holds = Holds::default();
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
             let avoided: &[SocketAddr] = match self.forward.retry.as_ref().is_some_and(|retry| retry.other_endpoints) {
@@ -280,7 +276,7 @@ impl Job<'_> {
             }
             Err(Failure::Refused | Failure::Reset | Failure::Closed | Failure::Malformed) => Some(Outcome::Broke),
             Err(Failure::TimedOut | Failure::Idle) => Some(Outcome::TimedOut),
-            Err(Failure::ClientGone | Failure::Unwritable) => None,
+            Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => None,
         }
     }
 
@@ -427,13 +423,14 @@ fn is_retriable(retry: &RetryPolicy, outcome: &Result<(Response<Incoming>, Lease
         Err(Failure::Refused) => retry.on.of_refused_stream(),
         Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
         Err(Failure::TimedOut | Failure::Idle) => retry.on.of_timeout(),
-        Err(Failure::ClientGone | Failure::Unwritable) => false,
+        Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
     }
 }
 
 fn overflow() -> Failed {
     let text = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
-    Failed::new(StatusCode::SERVICE_UNAVAILABLE, Flags::OVERFLOW, "overflow", text)
+    let details = "upstream_reset_before_response_started{overflow}";
+    Failed::new(StatusCode::SERVICE_UNAVAILABLE, Flags::OVERFLOW, details, text)
 }
 
 /// The proxy's own answer to a request whose last try failed, in Envoy's words.
@@ -449,6 +446,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failed::new(StatusCode::SERVICE_UNAVAILABLE, flags, &details, text)
     };
     match failure {
+        Failure::Overflow => overflow(),
         Failure::NotConnected(why) => {
             let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
             failed.details = format!("{}: {why}", failed.details);
