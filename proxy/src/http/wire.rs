@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::pool::slots::{Queue, Slot};
 use crate::socket;
 use crate::stream::Stream;
 
@@ -36,6 +37,7 @@ impl Moved {
 pub struct Pulse {
     socket: Weak<Stream>,
     moved: Arc<Moved>,
+    queue: Option<Arc<Queue>>,
 }
 
 /// A socket that is to be asked about later, whatever its codec does with it meanwhile.
@@ -46,6 +48,11 @@ pub struct Kept {
 }
 
 impl Pulse {
+    /// Whether somebody waits for a connection of its cluster to go.
+    pub fn is_wanted(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.is_waited_in())
+    }
+
     /// Keeps the socket from now on, if it is still there.
     pub fn keep(&self) -> Option<Kept> {
         Some(Kept {
@@ -71,13 +78,26 @@ pub struct Wire {
     socket: Arc<Stream>,
     early: Bytes,
     moved: Arc<Moved>,
+    /// What it takes of its cluster's limit on connections, until it is closed.
+    slot: Option<Slot>,
 }
 
 impl Wire {
     /// `socket`, from which `early` was read.
     pub fn new(socket: Arc<Stream>, early: Bytes, moved: Arc<Moved>) -> Self {
         moved.read.fetch_add(early.len() as u64, Ordering::Relaxed);
-        Self { socket, early, moved }
+        Self {
+            socket,
+            early,
+            moved,
+            slot: None,
+        }
+    }
+
+    /// The same, with what it takes of a limit.
+    pub fn holding(mut self, slot: Slot) -> Self {
+        self.slot = Some(slot);
+        self
     }
 
     /// What tells of the socket.
@@ -85,6 +105,7 @@ impl Wire {
         Pulse {
             socket: Arc::downgrade(&self.socket),
             moved: self.moved.clone(),
+            queue: self.slot.as_ref().map(Slot::queue),
         }
     }
 

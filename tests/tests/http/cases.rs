@@ -160,6 +160,10 @@ fn well_formed(id: &str) -> Vec<Case> {
         "409 first 1",
         "418 first 2",
         "404 first 1",
+        "again first 1",
+        "limited first 1",
+        "grpc first 1",
+        "wait first 1",
     ];
     for deed in deeds {
         let line = format!("x-do: {deed}\r\n");
@@ -169,6 +173,8 @@ fn well_formed(id: &str) -> Vec<Case> {
             "/retry/gateway",
             "/retry/reset",
             "/retry/status",
+            "/retry/words",
+            "/retry/wait",
             "/edit",
         ] {
             add("GET", path, "web.test", &line, "");
@@ -187,6 +193,8 @@ fn well_formed(id: &str) -> Vec<Case> {
     }
     add("GET", "/timeout", "web.test", "x-do: slow\r\n", "");
     add("GET", "/try-timeout", "web.test", "x-do: slow\r\n", "");
+    add("GET", "/retry/idle", "web.test", "x-do: slow\r\n", "");
+    add("GET", "/retry/idle", "web.test", "x-do: slow first 1\r\n", "");
     add("GET", "/try-timeout", "web.test", "x-do: slow first 1\r\n", "");
     add(
         "GET",
@@ -307,6 +315,7 @@ fn one(random: &mut fastrand::Rng, id: &str) -> Case {
             "/retry/gateway",
             "/retry/reset",
             "/retry/status",
+            "/retry/words",
             "/abort",
             "/ws",
             "/closed",

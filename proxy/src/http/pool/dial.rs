@@ -12,6 +12,7 @@ use underpass_config::http::{Cluster, ProxyProtocol};
 
 use super::http1::Carrier;
 use super::http2::{self, Shared};
+use super::slots::Slot;
 use super::stream::Stream;
 use super::{Key, Speaks};
 use crate::hbone::proxy_protocol;
@@ -31,6 +32,8 @@ pub enum NotConnected {
     Untrusted(Arc<str>),
     /// The endpoint did not answer in time.
     TimedOut,
+    /// As many requests wait as may, or have a connection.
+    Overflow,
 }
 
 impl From<io::Error> for NotConnected {
@@ -68,13 +71,13 @@ pub enum Opened {
 }
 
 impl Dial {
-    /// Connects. An endpoint that speaks HTTP/2 is taken to allow `allowed` streams until it says how many.
+    /// Connects. An endpoint that speaks HTTP/2 is taken to allow `allowed` streams until it says how many. It is the connection of `slot`.
     ///
     /// # Errors
     /// When the endpoint does not, or is not who it has to be.
-    pub async fn open(&self, allowed: u32) -> Result<Opened, NotConnected> {
+    pub async fn open(&self, allowed: u32, slot: Slot) -> Result<Opened, NotConnected> {
         let limit = self.cluster.settings.connect_timeout;
-        let stream = tokio::time::timeout(limit, self.connect());
+        let stream = tokio::time::timeout(limit, self.connect(slot));
         let stream = stream.await.map_err(|_| NotConnected::TimedOut)??;
         let is_http2 = match self.speaks {
             Speaks::Http1 => false,
@@ -90,12 +93,12 @@ impl Dial {
         }
     }
 
-    async fn connect(&self) -> Result<Stream, NotConnected> {
+    async fn connect(&self, slot: Slot) -> Result<Stream, NotConnected> {
         let socket = self.tcp().await?;
         if let (Some(version), Some((client, asked))) = (self.key.transport.proxy_protocol, self.key.client) {
             socket.send_all(&header(version, client, asked)).await?;
         }
-        let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default());
+        let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default()).holding(slot);
         let origination = self.node.http.originations.of(&self.key.transport)?;
         let Some(origination) = origination else {
             return Ok(Stream::Plain(wire));
