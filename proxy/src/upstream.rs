@@ -144,7 +144,9 @@ impl Request<'_> {
     /// Why not; it is counted, but not logged yet.
     pub async fn connect(&self, requested: &Destination) -> Result<Connected, Refused> {
         let outcome = self.try_all(requested).await;
-        if let Err(refused) = &outcome {
+        if let Err(refused) = &outcome
+            && !was_reached(refused.ending)
+        {
             let ends = || self.refused_ends(refused);
             self.node.flows.count_refused(self.core, ends, refused.ending);
         }
@@ -310,10 +312,15 @@ impl Request<'_> {
         };
         let Unanswered { ending, detail } = unanswered;
         let denial = guard.flow().denial().cloned();
-        guard.abandon();
+        if was_reached(ending) {
+            guard.flow().establish();
+            guard.finish(ending);
+        } else {
+            guard.abandon();
+        }
         let detail = denial.as_ref().map(|denial| denial.why.to_string()).or(detail);
         let refused = refused(ending, denial.and_then(|denial| denial.policy), detail);
-        // A destination that reset has accepted first: it was reached, and is not to be replaced by another.
+        // One that was reached is not to be replaced by another.
         match ending {
             Ending::ConnectFailed | Ending::ConnectTimeout => Attempt::Failed(refused),
             _ => Attempt::Refused(refused),
@@ -541,6 +548,11 @@ async fn connect_within(socket: OwnedFd, address: SocketAddr, patience: Duration
             detail: None,
         }),
     }
+}
+
+/// Whether the destination has accepted, and reset before we looked. It counts as the connection that it was, to both of its ends.
+fn was_reached(ending: Ending) -> bool {
+    ending == Ending::UpstreamReset
 }
 
 fn unanswered(error: &io::Error) -> Unanswered {
