@@ -7,8 +7,6 @@ use std::sync::Arc;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use underpass_certs::OriginationError;
 use underpass_config::http::{Cluster, ProxyProtocol};
 
@@ -23,6 +21,7 @@ use crate::http::upload::Attempt;
 use crate::http::wire::{Moved, Wire};
 use crate::node::Node;
 use crate::socket::{self, Connecting};
+use crate::stream;
 
 /// Why there is no connection.
 #[derive(Clone, Debug)]
@@ -95,9 +94,9 @@ impl Dial {
     }
 
     async fn connect(&self, slot: Slot) -> Result<Stream, NotConnected> {
-        let mut socket = self.tcp().await?;
+        let socket = self.tcp().await?;
         if let (Some(version), Some((client, asked))) = (self.key.transport.proxy_protocol, self.key.client) {
-            socket.write_all(&header(version, client, asked)).await?;
+            socket.send_all(&header(version, client, asked)).await?;
         }
         let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default()).holding(slot);
         let origination = self.node.http.originations.of(&self.key.transport)?;
@@ -115,7 +114,7 @@ impl Dial {
         Ok(Stream::Tls(Box::new(tls)))
     }
 
-    async fn tcp(&self) -> io::Result<TcpStream> {
+    async fn tcp(&self) -> io::Result<stream::Stream> {
         let address = self.key.address;
         let socket = socket::tcp_socket(address)?;
         if let Some(pod) = self.node.pods.at(address.ip()) {
@@ -130,7 +129,7 @@ impl Dial {
         if let Err(error) = socket::set_keepalive(&stream, &keepalive) {
             tracing::debug!(%error, "keepalive could not be set");
         }
-        TcpStream::from_std(stream.into_socket().into())
+        Ok(stream)
     }
 }
 
