@@ -1,7 +1,8 @@
 //! A client's connection of HTTP: accepted and judged as any other, and ended as any other.
 //!
 //! It is in the flow table under the address that it came to, and under each endpoint that its client was let to (`permit`). What ends one of
-//! these ends it. A drain lets the requests that it has finish: `Connection: close`, GOAWAY.
+//! these ends it. A drain lets the requests that it has finish, and those that were sent before their client could know: `Connection: close` and a little
+//! patience, GOAWAY.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -42,6 +43,9 @@ const STREAM_WINDOW: u32 = 1 << 18;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams that a client may reset before they were looked at (CVE-2023-44487).
 const RESET_UNSEEN: usize = 20;
+/// A client that has asked for nothing when the node drains is waited for so long: a request that is on its way would be lost with the connection, and a client that is
+/// answered is told not to come again.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// Of the time that a connection may be idle, so often it is looked at.
 const LOOKS: u32 = 8;
 
@@ -251,7 +255,7 @@ impl Serving<'_> {
             ending = self.ended() => return Err(ending),
             // A request that has come is served, drained or not.
             sniffed = sniffing => sniffed,
-            () = self.connection.session.node.drain_started() => return Ok(()),
+            () = self.drained_in_silence() => return Ok(()),
         };
         let Some((protocol, early)) = sniffed else {
             return Ok(());
@@ -304,7 +308,14 @@ impl Serving<'_> {
     /// Lets a codec work until it is done, or is to be reset.
     async fn drive(&self, codec: impl Codec, has_slow_heads: bool) -> Result<(), Ending> {
         let mut codec = pin!(codec);
-        let drained = self.connection.session.node.drain_started();
+        let drained = async {
+            match has_slow_heads {
+                // Each answer says from now on that it is the last.
+                true => self.drained_in_silence().await,
+                // GOAWAY first says only that nothing new is to be begun (RFC 9113, section 6.8).
+                false => self.connection.session.node.drain_started().await,
+            }
+        };
         let mut drained = pin!(drained);
         let mut watch = Watch::new(self, has_slow_heads);
         let mut is_finishing = false;
@@ -331,6 +342,21 @@ impl Serving<'_> {
                     Silence::SlowHead => return Err(Ending::HandshakeFailed),
                 },
             }
+        }
+    }
+
+    /// Resolves when the node drains and the client has asked for nothing for a while.
+    async fn drained_in_silence(&self) {
+        let (connection, patience) = (self.connection, LAST_WORD.min(self.settings.timeouts.drain / 2));
+        connection.session.node.drain_started().await;
+        let mut before = connection.ended.load(Ordering::Relaxed);
+        loop {
+            tokio::time::sleep(patience).await;
+            let ended = connection.ended.load(Ordering::Relaxed);
+            if connection.open.load(Ordering::Relaxed) == 0 && ended == before {
+                return;
+            }
+            before = ended;
         }
     }
 

@@ -70,13 +70,14 @@ pub async fn serve(
     response.headers_mut().insert(SERVER, SERVER_NAME);
     // Whoever is answered before its body was looked at may go on sending it: nothing that follows it would be read.
     let is_unread = has_body && record.upload.as_ref().is_none_or(|upload| !upload.was_asked_for());
-    if is_http1 && is_unread {
+    let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let is_last = connection.session.node.is_draining() && !is_tunnel;
+    if is_http1 && (is_unread || is_last) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     record.status = response.status().as_u16();
-    let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     Ok(match is_tunnel {
         true => {
             connection.note_tunnel_record(record);

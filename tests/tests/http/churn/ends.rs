@@ -1,4 +1,6 @@
-//! What goes away under load: an endpoint that dies, and one that is taken out.
+//! What goes away under load: an endpoint that dies, one that is taken out, and the proxy itself.
+
+use std::time::Duration;
 
 use underpass_tests::wait;
 
@@ -160,5 +162,31 @@ impl Judge for OnlyFrom {
             true => Ok(()),
             false => Err("from an endpoint that was taken out".into()),
         }
+    }
+}
+
+/// Every request that a client sends is answered, until it is told to send no more on this connection, and can open no other.
+#[test]
+fn a_proxy_that_drains_under_load_loses_nothing() {
+    for pause in ["0", "20"] {
+        let place = Place::new(&[false; 2]);
+        let mut proxy = place.start(&place.yaml(&http(&place.addresses(), "")));
+        let field = Some(("x-pause-ms", pause));
+        let load = Load::start(&place.client, place.at(), &["/x/"], Statuses(&[200]), field, true);
+        let enough = wanted("UNDERPASS_REQUESTS", 100_000) / 50;
+        wait::eventually(Duration::from_secs(60), "requests are answered", || {
+            load.answered() > enough
+        });
+        let status = proxy.terminate(wait::soon());
+        assert!(status.success(), "{status}");
+        let outcome = load.stop();
+        assert!(
+            outcome.wrong.is_empty(),
+            "{} wrong: {:#?}",
+            outcome.wrong.len(),
+            outcome.wrong
+        );
+        let lines = place.logged();
+        assert_eq!(lines.len() as u64, outcome.answered, "each is logged once");
     }
 }
