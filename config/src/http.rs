@@ -38,7 +38,7 @@ pub use matching::{Field, HeaderMatch, PathMatch, QueryMatch, RequestView, Route
 pub use retry::{RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
-    DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+    ConnectMode, DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use transport::{KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamTls};
 

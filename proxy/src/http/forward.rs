@@ -10,10 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONNECTION;
 use http::{HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use underpass_config::http::{Cluster, Discovery, Forward, Held, RetryPolicy, UpstreamProtocol};
 
-use super::attempt::{Failure, attempt};
+use super::arriving::Arriving;
+use super::attempt::{Answer, Failure, attempt};
 use super::connection::Connection;
 use super::download::{Deadline, Download, End};
 use super::flags::Flags;
@@ -21,6 +21,8 @@ use super::intake::Intake;
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, reply};
+use super::switching;
+use super::tunnel;
 use super::upload::{self, Upload};
 use super::{Broken, hygiene};
 use crate::destination::{Resolved, is_of_the_proxy};
@@ -57,9 +59,11 @@ pub struct Job<'a> {
 /// What came of a request.
 pub struct Answered {
     /// The head of the response.
-    pub response: Response<Incoming>,
+    pub response: Response<Arriving>,
     /// The connection that it comes by.
     pub lease: Lease,
+    /// The endpoint's end of a tunnel, if it has agreed to one.
+    pub switched: Option<tunnel::End>,
     /// What it holds.
     pub holds: Holds,
     /// When it has to have come to its end.
@@ -125,11 +129,12 @@ impl Job<'_> {
                 _ => Failed::timed_out(),
             }),
         };
-        let answered = result.map(|(response, lease, holds)| {
+        let answered = result.map(|(answer, holds)| {
             end.activity.note();
             Answered {
-                response,
-                lease,
+                response: answer.response,
+                lease: answer.lease,
+                switched: answer.switched,
                 holds,
                 end,
             }
@@ -161,7 +166,7 @@ impl Job<'_> {
         }))
     }
 
-    async fn try_all(&self, record: &mut Record) -> Result<(Response<Incoming>, Lease, Holds), Failed> {
+    async fn try_all(&self, record: &mut Record) -> Result<(Answer, Holds), Failed> {
         let mut holds = Holds {
             _cluster: Some(self.cluster.admit().ok_or_else(overflow)?),
             ..Holds::default()
@@ -196,17 +201,17 @@ impl Job<'_> {
             let outcome = self.try_once(self.wanted(address)).await;
             record.service_time = Some(record.age());
             if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
-                if let Ok((response, lease)) = outcome {
-                    discard_later(response, lease);
+                if let Ok(answer) = outcome {
+                    discard_later(answer.response, answer.lease);
                 }
                 holds.endpoint = None;
                 continue;
             }
             return match outcome {
-                Ok((response, lease)) => {
+                Ok(answer) => {
                     self.upload.settle();
                     holds.retry = None;
-                    Ok((response, lease, holds))
+                    Ok((answer, holds))
                 }
                 Err(failure) => Err(failed(&failure, record.attempts > 1)),
             };
@@ -263,8 +268,16 @@ impl Job<'_> {
         }
     }
 
-    async fn try_once(&self, wanted: Wanted<'_>) -> Result<(Response<Incoming>, Lease), Failure> {
-        let attempt = attempt(wanted, self.intake, self.upload);
+    async fn try_once(&self, wanted: Wanted<'_>) -> Result<Answer, Failure> {
+        let attempt = async {
+            match &self.intake.switch {
+                None => attempt(wanted, self.intake, self.upload).await,
+                Some(switch) => {
+                    let trying = switching::attempt(wanted, self.intake, self.upload, switch, self.forward.connect);
+                    Box::pin(trying).await
+                }
+            }
+        };
         match self.forward.retry.as_ref().and_then(|retry| retry.per_try_timeout) {
             None => attempt.await,
             Some(limit) => {
@@ -289,13 +302,13 @@ impl Job<'_> {
     /// Whether there is another try after `attempts`, for which room is then taken and a pause made.
     async fn goes_on(
         &self,
-        outcome: &Result<(Response<Incoming>, Lease), Failure>,
+        outcome: &Result<Answer, Failure>,
         attempts: u32,
         holds: &mut Holds,
         record: &mut Record,
     ) -> bool {
         let Some(retry) = &self.forward.retry else { return false };
-        if !is_retriable(retry, outcome) || !self.upload.can_replay() || self.intake.upgrade.is_some() {
+        if !is_retriable(retry, outcome) || !self.upload.can_replay() || self.intake.switch.is_some() {
             return false;
         }
         if attempts > retry.retries {
@@ -314,9 +327,9 @@ impl Job<'_> {
     }
 }
 
-fn is_retriable(retry: &RetryPolicy, outcome: &Result<(Response<Incoming>, Lease), Failure>) -> bool {
+fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool {
     match outcome {
-        Ok((response, _)) => retry.on.of_answer(response.status(), response.headers()),
+        Ok(answer) => retry.on.of_answer(answer.response.status(), answer.response.headers()),
         Err(Failure::NotConnected(_) | Failure::Untrusted(_) | Failure::ConnectTimedOut) => {
             retry.on.of_connect_failure()
         }
@@ -384,7 +397,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
 }
 
 /// Reads a response to its end that another try takes the place of, if it is short, so that its connection can be used again.
-fn discard_later(response: Response<Incoming>, lease: Lease) {
+fn discard_later(response: Response<Arriving>, lease: Lease) {
     tokio::spawn(async move {
         let discarded = upload::discard(response.into_body(), DISCARDED);
         if tokio::time::timeout(DISCARD_PATIENCE, discarded).await == Ok(true) {

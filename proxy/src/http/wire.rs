@@ -80,6 +80,11 @@ impl Wire {
         Self { socket, early, moved }
     }
 
+    /// The socket.
+    pub fn socket(&self) -> &Arc<TcpStream> {
+        &self.socket
+    }
+
     /// What tells of the socket.
     pub fn pulse(&self) -> Pulse {
         Pulse {

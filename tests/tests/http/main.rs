@@ -8,5 +8,8 @@ mod differential;
 mod endpoint;
 mod envoy;
 mod grpc;
+mod h2spec;
 mod scene;
+mod streams;
+mod tunnels;
 mod upstreams;
