@@ -127,6 +127,7 @@ for kernel in "${kernels[@]}"; do
     rm -rf "$share"
     mkdir -p "$share"
     echo "$runs" >"$share/suites"
+    echo "${TEST_SECONDS:-300}" >"$share/test-seconds"
     install -m 755 scripts/kernels/inside.sh "$share/command"
     ln -s "$target/release/underpass" "$share/underpass"
     say "booting Linux $(cat "$cache/$kernel/release")"

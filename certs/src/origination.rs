@@ -9,7 +9,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -63,13 +64,16 @@ pub enum OriginationError {
 pub struct Origination {
     settings: UpstreamTls,
     made: ArcSwap<Made>,
-    /// When files were looked at last.
-    looked: Mutex<Instant>,
+    born: Instant,
+    /// When files were looked at last, in nanoseconds since then.
+    looked: AtomicU64,
 }
 
 struct Made {
     connector: TlsConnector,
     stamps: Vec<Stamp>,
+    /// How often files were replaced before.
+    edition: u64,
 }
 
 /// Enough of a file's metadata to tell that it is another, or another content.
@@ -90,9 +94,10 @@ impl Origination {
     /// When one of them can't be used.
     pub fn open(settings: &UpstreamTls) -> Result<Self, OriginationError> {
         Ok(Self {
-            made: ArcSwap::from_pointee(make(settings)?),
+            made: ArcSwap::from_pointee(make(settings, 0)?),
             settings: settings.clone(),
-            looked: Mutex::new(Instant::now()),
+            born: Instant::now(),
+            looked: AtomicU64::new(0),
         })
     }
 
@@ -126,14 +131,28 @@ impl Origination {
             .map_err(|error| OriginationError::Handshake(in_words(&error)))
     }
 
+    /// Which edition of its files counts, after a look at them. A connection that was made by an earlier one may lead to somebody who is believed no more.
+    pub async fn edition(self: &Arc<Self>) -> u64 {
+        self.look_again().await;
+        self.edition_in_force()
+    }
+
+    /// As [`Origination::edition`], as of the last look.
+    pub fn edition_in_force(&self) -> u64 {
+        self.made.load().edition
+    }
+
     /// Reads the files again if they have changed.
     async fn look_again(self: &Arc<Self>) {
-        {
-            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked.elapsed() < LOOK_EVERY {
-                return;
-            }
-            *looked = Instant::now();
+        let now = u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let looked = self.looked.load(Ordering::Relaxed);
+        let is_due = Duration::from_nanos(now.saturating_sub(looked)) >= LOOK_EVERY;
+        let is_ours = || {
+            self.looked
+                .compare_exchange(looked, now, Ordering::Relaxed, Ordering::Relaxed)
+        };
+        if !is_due || is_ours().is_err() {
+            return;
         }
         let this = self.clone();
         // If it panics, what there is stays.
@@ -141,10 +160,11 @@ impl Origination {
     }
 
     fn read_again(&self) {
-        if stamps(&self.settings) == self.made.load().stamps {
+        let before = self.made.load();
+        if stamps(&self.settings) == before.stamps {
             return;
         }
-        match make(&self.settings) {
+        match make(&self.settings, before.edition + 1) {
             Ok(made) => self.made.store(Arc::new(made)),
             Err(error) => {
                 tracing::warn!(%error, "files of a cluster's TLS have changed and can't be used: what was there before stays")
@@ -153,7 +173,7 @@ impl Origination {
     }
 }
 
-fn make(settings: &UpstreamTls) -> Result<Made, OriginationError> {
+fn make(settings: &UpstreamTls, edition: u64) -> Result<Made, OriginationError> {
     // Before they are read: what changes meanwhile is read again.
     let stamps = stamps(settings);
     let provider = provider::shared();
@@ -179,6 +199,7 @@ fn make(settings: &UpstreamTls) -> Result<Made, OriginationError> {
     Ok(Made {
         connector: TlsConnector::from(Arc::new(config)),
         stamps,
+        edition,
     })
 }
 

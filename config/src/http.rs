@@ -7,16 +7,24 @@
 //! The words and their semantics are those of Envoy's `config.route.v3` and `config.cluster.v3`, so that what istiod sends a waypoint
 //! can be held by the same types. A cluster's state (who is busy, whose turn it is) outlives updates that leave it as it is.
 
+mod balancing;
+mod breakers;
 mod cluster;
 mod connections;
 mod discovery;
 mod domains;
+mod endpoint;
+mod hash_policy;
 mod headers;
+mod loads;
 mod matching;
+mod outliers;
 mod path_index;
 mod retry;
 mod rewrite;
+mod ring;
 mod route;
+mod table;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -26,20 +34,27 @@ use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
-pub use cluster::{
-    Breakers, Cluster, ClusterEndpoint, ClusterSettings, EndpointSettings, Held, HttpBalancing, UpstreamProtocol,
-};
+pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, SlowStart, Subsets};
+pub use breakers::{Breakers, Held};
+pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
 pub use discovery::{Discovery, DnsDiscovery, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
+pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels};
+pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub(crate) use headers::is_editable;
 pub use headers::{HeaderEdit, HeaderEdits};
 pub use matching::{Field, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
+pub use outliers::{
+    Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
+    Outcome, OutlierSettings, SuccessRate,
+};
 pub use retry::{RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     ConnectMode, DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
+pub use table::{LocalityWeights, Wish};
 pub use transport::{KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamTls};
 
 use crate::Text;

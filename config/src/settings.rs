@@ -274,6 +274,8 @@ pub struct Limits {
     pub connections_per_workload: u32,
     /// Endpoints that are tried before a connection is given up. Default 3.
     pub connect_attempts: u32,
+    /// Connections to endpoints of HTTP that the whole node keeps for later while they have no request. Each core has its share. Default 16 384.
+    pub idle_http_connections: u32,
 }
 
 impl Limits {
@@ -281,6 +283,8 @@ impl Limits {
     pub const DEFAULT_CONNECTIONS: u32 = 1_000_000;
     /// Default of [`Limits::connect_attempts`].
     pub const DEFAULT_CONNECT_ATTEMPTS: u32 = 3;
+    /// Default of [`Limits::idle_http_connections`].
+    pub const DEFAULT_IDLE_HTTP: u32 = 16_384;
 }
 
 impl Default for Limits {
@@ -290,6 +294,7 @@ impl Default for Limits {
             connections_per_namespace: Self::DEFAULT_CONNECTIONS,
             connections_per_workload: Self::DEFAULT_CONNECTIONS,
             connect_attempts: Self::DEFAULT_CONNECT_ATTEMPTS,
+            idle_http_connections: Self::DEFAULT_IDLE_HTTP,
         }
     }
 }

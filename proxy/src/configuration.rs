@@ -255,6 +255,7 @@ impl Configuration {
             .node
             .publish(|in_force| (keep_what_others_told(config, in_force), touched));
         self.node.http.originations.keep(&self.node.snapshot().config.http);
+        self.node.http.keep_at_most(new.limits.idle_http_connections);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);
         }

@@ -44,6 +44,15 @@ pub const PORT: u16 = 15008;
 /// 16 KiB (`hbone-stream`).
 pub const FRAME: u32 = 256 * 1024;
 
+/// The most that a stream reads from its socket at once. With the frame's head (RFC 9113, section 4.1) it fills whole records of TLS (RFC 8446, section 5.1): nine bytes more
+/// would be a record, a write and a segment of their own.
+pub const READ: usize = FRAME as usize - FRAME_HEAD;
+
+const FRAME_HEAD: usize = 9;
+
+/// What a connection's TLS may have sealed and the kernel not taken: a whole frame in one write. rustls' own limit of 64 KiB makes it four.
+pub const SEALED: usize = FRAME as usize + (4 << 10);
+
 /// What a stream's sender may have given to the connection and the connection not to the kernel: the bandwidth-delay product waits in the
 /// kernel's own buffer, this only has to keep the connection busy between two of its turns.
 pub const SEND_BUFFER: usize = 512 * 1024;

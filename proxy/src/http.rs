@@ -24,6 +24,7 @@ mod forward;
 mod hygiene;
 mod idle;
 mod intake;
+pub mod outliers;
 mod permit;
 pub mod pool;
 mod record;

@@ -120,6 +120,7 @@ mod tests {
             connections_per_namespace: namespace,
             connections_per_workload: 1,
             connect_attempts: 1,
+            ..Limits::default()
         }
     }
 

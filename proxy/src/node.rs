@@ -77,11 +77,12 @@ impl Node {
         offload: Arc<Offload>,
         telemetry: Telemetry,
     ) -> Arc<Self> {
+        let http = HttpPools::new(flows.cores(), config.node.limits.idle_http_connections);
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(Snapshot { config, generation: 1 }),
             generation: AtomicU64::new(1),
             changing: Mutex::new(()),
-            http: HttpPools::new(flows.cores()),
+            http,
             flows,
             pods: Pods::default(),
             identities,

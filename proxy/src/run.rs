@@ -20,7 +20,7 @@ use crate::cores::Cores;
 use crate::ending::Ending;
 use crate::flow_table::FlowTable;
 use crate::footprint;
-use crate::http::discovery;
+use crate::http::{discovery, outliers};
 use crate::identities::Identities;
 use crate::istiod::Feed;
 use crate::logging::{LogFilter, LogFilterError};
@@ -191,6 +191,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
             upkeep.start().await?;
         }
         tokio::spawn(discovery::follow(node.clone()));
+        tokio::spawn(outliers::follow(node.clone()));
         let configuration =
             Configuration::start(path.into(), &text, given.role, node.clone(), cores.clone(), log.clone())?;
         drop(text);

@@ -9,6 +9,7 @@ mod labels;
 mod line_writer;
 mod metrics;
 mod offload;
+mod outliers;
 mod requests;
 
 use std::collections::VecDeque;
@@ -42,6 +43,8 @@ pub struct Telemetry {
     accept_errors: Counter,
     /// HTTP requests, by route and cluster.
     pub requests: Arc<RequestMetrics>,
+    /// The HTTP clusters in force.
+    pub clusters: outliers::Clusters,
 }
 
 impl Telemetry {
@@ -77,6 +80,8 @@ impl Telemetry {
         )));
         let requests = Arc::<RequestMetrics>::default();
         registry.register_collector(Box::new(requests::RequestCollector(requests.clone())));
+        let clusters = outliers::Clusters::default();
+        registry.register_collector(Box::new(outliers::OutlierCollector(clusters.clone())));
         let refusals = Mutex::new(VecDeque::with_capacity(REFUSALS_KEPT));
         Self {
             registry,
@@ -86,6 +91,7 @@ impl Telemetry {
             config_updates,
             accept_errors,
             requests,
+            clusters,
         }
     }
 

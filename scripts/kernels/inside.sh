@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the suites of /mnt/suites in an emulated machine, each test by itself, so that one that hangs or dies is one
+# Runs the suites of /mnt/suites in an emulated machine, each test by itself, so that one that hangs (for the seconds in /mnt/test-seconds) or dies is one
 # failure. A line of /mnt/suites: suite, links ("clean", or what netem is to do to every packet), binary, a pattern of
 # names of its tests, variables.
 #
@@ -8,7 +8,7 @@
 # at the end /mnt/done.
 set -uo pipefail
 
-test_seconds=${TEST_SECONDS:-300}
+test_seconds=$(cat /mnt/test-seconds)
 mkdir -p /mnt/failures
 : >/mnt/results
 # Without udev nobody makes the device that would load it.

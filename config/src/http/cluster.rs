@@ -1,14 +1,22 @@
 //! Clusters: endpoints that are as good as each other, and which of them is chosen (`config.cluster.v3.Cluster`).
 //!
-//! A cluster's settings are compared to tell whether an update changed it. Its state is atomics that all cores share: requests that are
-//! open, for the limits, which hold for the whole node, and for the choice of an endpoint.
+//! A cluster's settings are compared to tell whether an update changed it. Its state is shared by all that it becomes by updates, and by all cores: requests that are
+//! open, for the limits, which hold for the whole node; whose turn it is; which endpoints are ejected. What is chosen from ([`Table`]) is made of both, when one of them
+//! changes.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, Instant};
 
-use super::{ConnectionSettings, Discovery, Transport};
+use arc_swap::{ArcSwap, Guard};
+
+use super::breakers::Held;
+use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
+use super::table::{LocalityWeights, Table, Wish};
+use super::{
+    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, SlowStart, Subsets,
+    Transport,
+};
 use crate::Text;
 
 /// What a configuration says of a cluster.
@@ -22,6 +30,16 @@ pub struct ClusterSettings {
     pub discovery: Discovery,
     /// How one of them is chosen.
     pub balancing: HttpBalancing,
+    /// How new ones come to their share; none: at once.
+    pub slow_start: Option<SlowStart>,
+    /// What localities weigh (`locality_weighted_lb_config`); empty: it doesn't matter where an endpoint is. One that is not named gets nothing.
+    pub localities: LocalityWeights,
+    /// Below which share of endpoints that are well, in percent, ejections are disregarded (`healthy_panic_threshold`). Default 50, Envoy's; 0: never.
+    pub panic_threshold: u32,
+    /// Which endpoints are for which requests; none: all for all.
+    pub subsets: Option<Subsets>,
+    /// When an endpoint is given nothing for a while; none: never.
+    pub outliers: Option<OutlierSettings>,
     /// What they speak.
     pub protocol: UpstreamProtocol,
     /// How long one connection may take to be made. Default 5 s, Envoy's.
@@ -34,27 +52,6 @@ pub struct ClusterSettings {
     pub connections: ConnectionSettings,
     /// What is below HTTP. One object as long as it says the same: connections belong to it.
     pub transport: Arc<Transport>,
-}
-
-/// What a configuration says of an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointSettings {
-    /// Where it is.
-    pub address: SocketAddr,
-    /// Its share, from 1 on.
-    pub weight: u32,
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum HttpBalancing {
-    /// One after the other, by weight (`ROUND_ROBIN`).
-    RoundRobin,
-    /// Of two at random, the one with fewer open requests for its weight (`LEAST_REQUEST`). Istio's default.
-    #[default]
-    LeastRequest,
-    /// Any (`RANDOM`).
-    Random,
 }
 
 /// What endpoints speak.
@@ -71,105 +68,51 @@ pub enum UpstreamProtocol {
     Negotiated,
 }
 
-/// Limits of a cluster for the whole node (`CircuitBreakers.Thresholds`). Envoy's defaults: 1024 requests, 3 retries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Breakers {
-    /// Open requests.
-    pub requests: u32,
-    /// Open requests that are retries.
-    pub retries: u32,
-}
-
-impl Default for Breakers {
-    fn default() -> Self {
-        Self {
-            requests: 1024,
-            retries: 3,
-        }
-    }
-}
-
-/// A place under a limit, or in an endpoint's load; dropping it gives it back.
-#[derive(Debug)]
-pub struct Held(Arc<AtomicU32>);
-
-impl Held {
-    fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Self> {
-        let admitted = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |open| {
-            (open < limit).then_some(open + 1)
-        });
-        admitted.ok().map(|_| Self(counter.clone()))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An endpoint with its load.
-#[derive(Debug)]
-pub struct ClusterEndpoint {
-    /// What the configuration says of it.
-    pub settings: EndpointSettings,
-    active: Arc<AtomicU32>,
-}
-
-impl ClusterEndpoint {
-    /// Requests that it has.
-    pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
-    }
-
-    /// Gives it one more.
-    pub fn hold(&self) -> Held {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        Held(self.active.clone())
-    }
-}
-
 /// A cluster with its state.
 #[derive(Debug)]
 pub struct Cluster {
     /// What the configuration says of it.
     pub settings: ClusterSettings,
     endpoints: Vec<Arc<ClusterEndpoint>>,
-    total_weight: u64,
+    state: Arc<State>,
+    table: ArcSwap<Table>,
+    making: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     turn: Arc<AtomicU32>,
     requests: Arc<AtomicU32>,
     retries: Arc<AtomicU32>,
+    /// How often an endpoint was ejected or taken back.
+    generation: AtomicU64,
+    detector: Detector,
 }
 
 impl Cluster {
     /// A cluster that nothing has been sent to.
     pub fn new(settings: ClusterSettings) -> Self {
-        let endpoint = |settings: &EndpointSettings| {
-            Arc::new(ClusterEndpoint {
-                settings: settings.clone(),
-                active: Arc::default(),
-            })
-        };
+        let watches = settings.outliers.is_some();
+        let endpoint = |settings: &EndpointSettings| Arc::new(ClusterEndpoint::new(settings.clone(), watches));
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
-        Self::with_endpoints(settings, endpoints)
+        Self::with(settings, endpoints, Arc::default())
     }
 
-    fn with_endpoints(settings: ClusterSettings, endpoints: Vec<Arc<ClusterEndpoint>>) -> Self {
+    fn with(settings: ClusterSettings, endpoints: Vec<Arc<ClusterEndpoint>>, state: Arc<State>) -> Self {
         Self {
-            total_weight: endpoints.iter().map(|e| u64::from(e.settings.weight)).sum(),
             settings,
             endpoints,
-            turn: Arc::default(),
-            requests: Arc::default(),
-            retries: Arc::default(),
+            state,
+            table: ArcSwap::from_pointee(Table::empty()),
+            making: Mutex::default(),
         }
     }
 
     /// `new` with the state of `old`: the same object if the settings are the same.
     pub(super) fn continuing(new: &Arc<Self>, old: &Arc<Self>) -> Arc<Self> {
         let mut settings = new.settings.clone();
-        if settings.discovery != Discovery::Static && settings.discovery == old.settings.discovery {
-            settings.endpoints = old.settings.endpoints.clone();
+        if let (Discovery::Dns(asked), Discovery::Dns(_)) = (&settings.discovery, &old.settings.discovery) {
+            settings.endpoints = asked.still_named(&old.settings.endpoints);
         }
         Self::changed(settings, old)
     }
@@ -191,20 +134,21 @@ impl Cluster {
         if settings.transport == old.settings.transport {
             settings.transport = old.settings.transport.clone();
         }
+        let watches = settings.outliers.is_some();
+        let known: std::collections::HashMap<_, _> = (old.endpoints.iter())
+            .map(|endpoint| (endpoint.settings.address, endpoint))
+            .collect();
         let endpoint = |settings: &EndpointSettings| {
-            let known = (old.endpoints.iter()).find(|endpoint| endpoint.settings.address == settings.address);
-            Arc::new(ClusterEndpoint {
-                settings: settings.clone(),
-                active: known.map_or_else(Arc::default, |endpoint| endpoint.active.clone()),
+            Arc::new(match known.get(&settings.address) {
+                Some(known) => known.changed(settings.clone(), watches),
+                None => ClusterEndpoint::new(settings.clone(), watches),
             })
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
-        Arc::new(Self {
-            turn: old.turn.clone(),
-            requests: old.requests.clone(),
-            retries: old.retries.clone(),
-            ..Self::with_endpoints(settings, endpoints)
-        })
+        let changed = Arc::new(Self::with(settings, endpoints, old.state.clone()));
+        // Not left to the first request.
+        changed.make_table();
+        changed
     }
 
     /// Its endpoints.
@@ -214,59 +158,100 @@ impl Cluster {
 
     /// Room for one more request; none at the limit.
     pub fn admit(&self) -> Option<Held> {
-        Held::take(&self.requests, self.settings.breakers.requests)
+        Held::take(&self.state.requests, self.settings.breakers.requests)
     }
 
     /// Room for one more retry; none at the limit.
     pub fn admit_retry(&self) -> Option<Held> {
-        Held::take(&self.retries, self.settings.breakers.retries)
+        Held::take(&self.state.retries, self.settings.breakers.retries)
     }
 
-    /// The endpoint for the next request, not among `tried` while there is another. `random` gives any numbers.
-    pub fn choose(&self, tried: &[SocketAddr], random: impl FnMut() -> u32) -> Option<&Arc<ClusterEndpoint>> {
-        let is_new = |endpoint: &Arc<ClusterEndpoint>| !tried.contains(&endpoint.settings.address);
-        let any_is_new = !tried.is_empty() && self.endpoints.iter().any(is_new);
-        let chosen = self.choose_any(random)?;
-        if !any_is_new || is_new(chosen) {
-            return Some(chosen);
-        }
-        // The next in the list, from the chosen one on: a retry is rare, and its load is spread as the choices are.
-        let start = self
-            .endpoints
-            .iter()
-            .position(|endpoint| Arc::ptr_eq(endpoint, chosen))?;
-        let around = self.endpoints[start..].iter().chain(&self.endpoints[..start]);
-        around.into_iter().find(|endpoint| is_new(endpoint))
+    /// The endpoint for the next request; none if there is none that is well. `random` gives any numbers.
+    pub fn choose(&self, wish: &Wish<'_>, random: impl FnMut() -> u32) -> Option<Arc<ClusterEndpoint>> {
+        self.table().choose(&self.settings, wish, random).cloned()
     }
 
-    fn choose_any(&self, mut random: impl FnMut() -> u32) -> Option<&Arc<ClusterEndpoint>> {
-        if self.endpoints.len() < 2 {
-            return self.endpoints.first();
+    fn table(&self) -> Guard<Arc<Table>> {
+        let table = self.table.load();
+        if table.generation == self.state.generation.load(Ordering::Acquire) {
+            return table;
         }
-        match self.settings.balancing {
-            HttpBalancing::RoundRobin => {
-                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-                self.at_weight(u64::from(turn))
-            }
-            HttpBalancing::Random => self.at_weight(u64::from(random())),
-            HttpBalancing::LeastRequest => {
-                let (one, other) = (
-                    self.at_weight(u64::from(random()))?,
-                    self.at_weight(u64::from(random()))?,
-                );
-                Some(if other.active() < one.active() { other } else { one })
-            }
+        self.make_table();
+        self.table.load()
+    }
+
+    /// Makes what is chosen from anew, unless another core is about to: one that is a moment old will do, but none at all will not.
+    fn make_table(&self) {
+        let _making = match self.making.try_lock() {
+            Ok(making) => making,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) if self.table.load().generation != u64::MAX => return,
+            Err(TryLockError::WouldBlock) => self.making.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+        };
+        // Before endpoints are looked at: what changes meanwhile makes another table.
+        let generation = self.state.generation.load(Ordering::Acquire);
+        if self.table.load().generation != generation {
+            let table = Table::new(&self.settings, &self.endpoints, &self.state.turn, generation);
+            self.table.store(Arc::new(table));
         }
     }
 
-    /// The endpoint at a place on the line of all weights.
-    fn at_weight(&self, place: u64) -> Option<&Arc<ClusterEndpoint>> {
-        let mut place = place % self.total_weight.max(1);
-        self.endpoints.iter().find(|endpoint| {
-            let weight = u64::from(endpoint.settings.weight);
-            let is_here = place < weight;
-            place = place.saturating_sub(weight);
-            is_here
+    /// What is done about its outliers.
+    pub fn detector(&self) -> &Detector {
+        &self.state.detector
+    }
+
+    /// Notes what came of a try at one of its endpoints, and how long that took. What is to be told of it is given back.
+    pub fn note(
+        &self,
+        endpoint: &Arc<ClusterEndpoint>,
+        outcome: Outcome,
+        took: Duration,
+        random: impl FnMut() -> u32,
+    ) -> Vec<Event> {
+        if let HttpBalancing::PeakEwma(peak) = self.settings.balancing {
+            // Whoever fails at once is not the quicker one for it.
+            let took = match outcome {
+                Outcome::Answered(status) if status < 500 => took,
+                _ => took.max(PENALTY),
+            };
+            endpoint.note_latency(took, peak.decay);
+        }
+        let Some(watched) = self.watched() else {
+            return Vec::new();
+        };
+        let events = self
+            .state
+            .detector
+            .note(watched, endpoint, outcome, Instant::now(), random);
+        self.take_in(&events);
+        events
+    }
+
+    /// The end of an interval of outlier detection, at `now`. What is to be told of it is given back.
+    pub fn compare(&self, now: Instant, random: impl FnMut() -> u32) -> Vec<Event> {
+        let Some(watched) = self.watched() else {
+            return Vec::new();
+        };
+        let events = self.state.detector.compare(watched, now, random);
+        self.take_in(&events);
+        events
+    }
+
+    fn watched(&self) -> Option<Watched<'_>> {
+        Some(Watched {
+            settings: self.settings.outliers.as_ref()?,
+            endpoints: &self.endpoints,
         })
     }
+
+    fn take_in(&self, events: &[Event]) {
+        if !events.is_empty() {
+            self.state.generation.fetch_add(1, Ordering::AcqRel);
+            self.make_table();
+        }
+    }
 }
+
+/// What a failure counts as a latency of, at least.
+const PENALTY: Duration = Duration::from_secs(1);

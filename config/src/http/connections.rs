@@ -12,6 +12,9 @@ pub struct ConnectionSettings {
     /// Requests that an HTTP/2 connection carries at once before another is opened, while the endpoint allows as many
     /// (`max_concurrent_streams`). Default 64, so that no connection is all that a core has to an endpoint.
     pub streams: u32,
+    /// Connections to one endpoint that the node keeps for later while they have no request. Beyond it those that have waited longest are closed: where
+    /// each client, or each name that is asked for, has connections of its own, there is no other bound. Default 1024.
+    pub idle: u32,
     /// Whether an HTTP/2 connection is asked now and then whether it is still there (`connection_keepalive`). Default: no.
     pub ping: Option<Ping>,
 }
@@ -36,6 +39,7 @@ impl Default for ConnectionSettings {
             requests: u32::MAX,
             lifetime: None,
             streams: 64,
+            idle: 1024,
             ping: None,
         }
     }

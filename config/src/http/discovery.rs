@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::{EndpointSettings, Labels};
 use crate::Text;
 
 /// Where a cluster's endpoints come from.
@@ -33,6 +34,18 @@ pub struct DnsDiscovery {
 impl DnsDiscovery {
     /// Default of [`DnsDiscovery::refresh`].
     pub const REFRESH: Duration = Duration::from_secs(5);
+
+    /// Those of `known` that DNS was asked for by names that are still asked for: what was answered holds until it is answered anew.
+    pub(super) fn still_named(&self, known: &[EndpointSettings]) -> Vec<EndpointSettings> {
+        let still = known.iter().filter_map(|endpoint| {
+            let of = |name: &&NamedEndpoint| {
+                Some(&name.host) == endpoint.host.as_ref() && name.port == endpoint.address.port()
+            };
+            let name = self.names.iter().find(of)?;
+            Some(name.endpoint(endpoint.address))
+        });
+        still.collect()
+    }
 }
 
 /// What becomes of the addresses of a name.
@@ -45,13 +58,33 @@ pub enum DnsKind {
     Logical,
 }
 
-/// A name whose addresses are endpoints.
+/// A name whose addresses are endpoints. What is said of it is said of each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedEndpoint {
-    /// The name, or an address.
+    /// The name, or an address, which stands for itself.
     pub host: Text,
-    /// The port.
+    /// Their port.
     pub port: u16,
-    /// Each address's share, from 1 on.
+    /// The weight of each.
     pub weight: u32,
+    /// The priority of each.
+    pub priority: u32,
+    /// The locality of each; may be empty.
+    pub locality: Text,
+    /// The labels of each.
+    pub labels: Labels,
+}
+
+impl NamedEndpoint {
+    /// The endpoint at one of its addresses.
+    pub fn endpoint(&self, address: SocketAddr) -> EndpointSettings {
+        EndpointSettings {
+            address,
+            host: Some(self.host.clone()),
+            weight: self.weight,
+            priority: self.priority,
+            locality: self.locality.clone(),
+            labels: self.labels.clone(),
+        }
+    }
 }

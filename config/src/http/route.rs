@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::domains::DomainIndex;
 use super::path_index::PathIndex;
-use super::{Cluster, Domain, HeaderEdits, PathRewrite, RequestView, RetryPolicy, RouteMatch};
+use super::{Cluster, Domain, HashPolicy, HeaderEdits, Labels, PathRewrite, RequestView, RetryPolicy, RouteMatch};
 use crate::Text;
 
 /// The routes of one listener.
@@ -67,6 +67,8 @@ pub struct WeightedCluster {
     pub cluster: Text,
     /// Its share, of the sum of all.
     pub weight: u32,
+    /// The subset of its endpoints that they go to; empty: as the cluster says.
+    pub labels: Labels,
     /// Edits of the requests that go to it, before the route's.
     pub request_headers: HeaderEdits,
     /// Edits of its responses, before the route's.
@@ -95,6 +97,8 @@ pub struct Forward {
     pub connect: Option<ConnectMode>,
     /// What goes wrong on purpose.
     pub fault: Option<Fault>,
+    /// What decides which endpoint it goes to, where the cluster goes by that.
+    pub hash: Vec<HashPolicy>,
 }
 
 /// What becomes of CONNECT.
@@ -141,6 +145,7 @@ impl Forward {
             upgrades: Vec::new(),
             connect: None,
             fault: None,
+            hash: Vec::new(),
         })
     }
 

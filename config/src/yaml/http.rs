@@ -1,9 +1,12 @@
 //! The `http:` section: route tables and clusters.
 
 mod actions;
+mod balancing;
 mod clusters;
+mod hash;
 mod headers;
 mod matches;
+mod outliers;
 mod routes;
 mod transport;
 

@@ -79,6 +79,7 @@ struct LimitsShape<'a> {
     connections_per_namespace: Option<Scalar<'a>>,
     connections_per_workload: Option<Scalar<'a>>,
     connect_attempts: Option<Scalar<'a>>,
+    idle_http_connections: Option<Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -410,6 +411,11 @@ impl LimitsShape<'_> {
                 "connect_attempts",
                 self.connect_attempts.as_ref(),
                 Limits::DEFAULT_CONNECT_ATTEMPTS,
+            ),
+            idle_http_connections: limit(
+                "idle_http_connections",
+                self.idle_http_connections.as_ref(),
+                Limits::DEFAULT_IDLE_HTTP,
             ),
         }
     }

@@ -87,6 +87,7 @@ fn every_node_setting_is_read() {
             connections_per_namespace: 1000,
             connections_per_workload: 100,
             connect_attempts: 2,
+            idle_http_connections: 500,
         },
         keepalive: Keepalive {
             time: Duration::from_secs(60),
@@ -396,6 +397,7 @@ fn a_limit_on_connections_is_the_default_of_those_below_it() {
         connections_per_namespace: 7,
         connections_per_workload: 7,
         connect_attempts: 3,
+        idle_http_connections: 16_384,
     };
     assert_eq!(node.limits, expected);
 }

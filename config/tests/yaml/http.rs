@@ -273,6 +273,25 @@ fn mistakes_in_how_clusters_are_connected_to() {
             "regex",
         ),
         (
+            cluster("tls: {names: [{prefix: ''}]}"),
+            "tls.names[0].prefix",
+            "verifies nothing",
+            "any_name",
+        ),
+        (
+            cluster("tls: {names: [{contains: ''}]}"),
+            "tls.names[0].contains",
+            "verifies nothing",
+            "any_name",
+        ),
+        (
+            cluster("tls: {names: [{suffix: ''}]}"),
+            "tls.names[0].suffix",
+            "verifies nothing",
+            "any_name",
+        ),
+        (cluster("dns: {}"), "endpoints", "no name to ask it for", "add one"),
+        (
             cluster("tls: {names: [{type: spiffe, exact: a}]}"),
             "tls.names[0].type",
             "not a known value",
@@ -327,7 +346,7 @@ fn mistakes_in_how_clusters_are_connected_to() {
             "api.example.com:443",
         ),
         (
-            cluster("dns: {kind: loose}"),
+            cluster("endpoints: ['a.example:80'], dns: {kind: loose}"),
             "dns.kind",
             "not a known value",
             "logical",

@@ -31,7 +31,7 @@ use super::paced::Paced;
 use super::streams::Streams;
 use super::tunnel::Ends;
 use super::windows::{Budget, Valve, Window};
-use super::{FRAME, FRAMES_KEPT, HEADERS, SEND_BUFFER, pings, windows};
+use super::{FRAME, FRAMES_KEPT, HEADERS, SEALED, SEND_BUFFER, pings, windows};
 use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::entrance::Entrance;
@@ -170,10 +170,11 @@ async fn shake_hands(
         let slot = certificate.slot().clone();
         let tls = ServerTls::new(slot.clone(), trust.clone()).map_err(|error| failed(format!("tls: {error}")))?;
         let stream = TcpStream::from_std(socket.into()).map_err(|error| failed(format!("handshake_io: {error}")))?;
-        let (stream, verified) = tls
+        let (mut stream, verified) = tls
             .accept(stream)
             .await
             .map_err(|error| failed(format!("{}: {error}", error.reason())))?;
+        stream.get_mut().1.set_buffer_limit(Some(SEALED));
         // Of a peer that is known: nobody else gets anything of the budget.
         let window = Window::new(budget, hbone, verified.identity())
             .map_err(|spent| (Ending::ConnectionLimit, spent.to_string()))?;

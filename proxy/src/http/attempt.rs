@@ -9,7 +9,7 @@ use hyper::body::Body;
 
 use super::arriving::Arriving;
 use super::intake::{Intake, check_framing};
-use super::pool::{Lease, NotConnected, Sender, Wanted};
+use super::pool::{Age, Lease, NotConnected, Sender, Speaks, Wanted};
 use super::switch::Switch;
 use super::tunnel::End;
 use super::upload::{Attempt, Upload};
@@ -60,8 +60,8 @@ impl Answer {
     }
 }
 
-/// Connections that one try may find closed under its hands.
-const STALE: usize = 2;
+/// Connections that one try may find closed under its hands; then it is sent by one that is made for it.
+const STALE: usize = 3;
 
 /// Sends a request and waits for the head of its response. A connection that its endpoint has closed while it waited for work is no try: another is
 /// taken, if nothing was sent by it, or if what was sent seems not to have come to the endpoint, whose kernel has acknowledged none of it, and is there to
@@ -69,11 +69,16 @@ const STALE: usize = 2;
 ///
 /// # Errors
 /// When none comes.
-pub async fn attempt(wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -> Result<Answer, Failure> {
+pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -> Result<Answer, Failure> {
     let mut stale = 0;
     loop {
-        // One that was closed is a sign for those that waited beside it.
-        let mut lease = wanted.connection(stale > 0).await?;
+        // One that was closed is a sign for those that waited beside it; where many requests share one, those are few.
+        let age = match stale {
+            0 => Age::Any,
+            _ if stale < STALE && wanted.speaks == Speaks::Http2 => Age::Any,
+            _ => Age::New,
+        };
+        let mut lease = wanted.connection(age).await?;
         let body = upload.attempt();
         lease.sends(body.sent());
         let sent = match lease.sender() {
@@ -95,6 +100,8 @@ pub async fn attempt(wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -> Re
         let failure = classify(&error, upload);
         let was_no_try = match is_unsent {
             true => lease.is_reused,
+            // An endpoint that goes says which streams it has not looked at (RFC 9113, section 6.8): those may be sent again, whatever they ask for.
+            false if is_unseen(&error) => upload.can_replay(),
             false => {
                 matches!(failure, Failure::Closed)
                     && intake.method.is_idempotent()
@@ -146,16 +153,31 @@ fn unsent<T>(mut error: hyper::client::conn::TrySendError<T>) -> (bool, hyper::E
     (is_unsent, error.into_error())
 }
 
+fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<h2::Error>() {
+            return Some(error);
+        }
+        source = cause.source();
+    }
+    None
+}
+
+/// Whether the endpoint has said GOAWAY, and that it has not looked at this stream.
+fn is_unseen(error: &hyper::Error) -> bool {
+    of_http2(error).is_some_and(|error| error.is_go_away() && error.is_remote())
+}
+
 fn classify(error: &hyper::Error, upload: &Upload) -> Failure {
     if upload.has_broken() {
         return Failure::ClientGone;
     }
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<h2::Error>() {
-            return of_stream(error);
-        }
-        source = cause.source();
+    if is_unseen(error) {
+        return Failure::Refused;
+    }
+    if let Some(error) = of_http2(error) {
+        return of_stream(error);
     }
     match error.is_parse() {
         true => Failure::Malformed,

@@ -82,12 +82,12 @@ async fn ask(node: Weak<Node>, cluster: Text, settings: DnsDiscovery) {
             return;
         }
     };
-    let now = Instant::now();
-    let unknown = settings.names.iter().map(|_| Known {
-        addresses: Default::default(),
-        ask_at: now,
-    });
-    let mut known: Vec<Known> = unknown.collect();
+    let Some(mut known) = node
+        .upgrade()
+        .map(|node| known_before(&node.snapshot().config.http, &cluster, &settings))
+    else {
+        return;
+    };
     loop {
         ask_for_what_is_due(&resolvers, &cluster, &settings, &mut known).await;
         let Some(node) = node.upgrade() else { return };
@@ -96,6 +96,25 @@ async fn ask(node: Weak<Node>, cluster: Text, settings: DnsDiscovery) {
         let next = known.iter().map(|known| known.ask_at).min();
         tokio::time::sleep_until(next.unwrap_or(Instant::now() + LONGEST)).await;
     }
+}
+
+/// What is in force of earlier answers: it stays until there are others, whatever else of the question has changed.
+fn known_before(http: &Http, cluster: &Text, settings: &DnsDiscovery) -> Vec<Known> {
+    let endpoints = http
+        .cluster(cluster)
+        .map_or(&[][..], |cluster| &cluster.settings.endpoints);
+    let names = settings.names.iter().map(|name| {
+        let is_of_it = |endpoint: &&EndpointSettings| {
+            endpoint.host.as_ref() == Some(&name.host) && endpoint.address.port() == name.port
+        };
+        let addresses = endpoints.iter().filter(is_of_it).map(|endpoint| endpoint.address.ip());
+        let (v6, v4) = addresses.partition(IpAddr::is_ipv6);
+        Known {
+            addresses: [v6, v4],
+            ask_at: Instant::now(),
+        }
+    });
+    names.collect()
 }
 
 fn resolver(settings: &DnsDiscovery, family: LookupIpStrategy) -> Result<TokioResolver, NetError> {
@@ -210,10 +229,7 @@ fn endpoints(settings: &DnsDiscovery, known: &[Known]) -> Vec<EndpointSettings> 
             let address = SocketAddr::new(ip.to_canonical(), name.port);
             // Two names may lead to one host.
             if !endpoints.iter().any(|endpoint| endpoint.address == address) {
-                endpoints.push(EndpointSettings {
-                    address,
-                    weight: name.weight,
-                });
+                endpoints.push(name.endpoint(address));
             }
         }
     }
@@ -234,6 +250,9 @@ mod tests {
             host: "a".into(),
             port: 80,
             weight: 1,
+            priority: 0,
+            locality: "".into(),
+            labels: Default::default(),
         });
         let settings = DnsDiscovery {
             kind,

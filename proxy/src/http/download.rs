@@ -278,7 +278,9 @@ impl Streamed {
                 Some(Ok(frame))
             }
             Some(Err(_)) => {
-                self.lease = None;
+                if let Some(lease) = self.lease.take() {
+                    lease.broke();
+                }
                 Some(Err(Broken::Upstream))
             }
         })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, UPGRADE};
+use http::header::{CONNECTION, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, SET_COOKIE, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
 use underpass_config::http::{Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
@@ -196,6 +196,7 @@ impl Exchange<'_> {
             connection: self.connection,
             forward,
             cluster,
+            labels: &chosen.labels,
             intake,
             upload: &upload,
             audience: self.audience,
@@ -224,6 +225,7 @@ impl Exchange<'_> {
             holds,
             lease,
             switched,
+            cookies,
             ..
         } = answered;
         let (Some(switch), Some(endpoint)) = (&intake.switch, switched) else {
@@ -237,6 +239,9 @@ impl Exchange<'_> {
         hygiene::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = protocol {
             parts.headers.insert(UPGRADE, protocol);
+        }
+        for cookie in cookies {
+            parts.headers.append(SET_COOKIE, cookie);
         }
         let key = intake.headers.get(SEC_WEBSOCKET_KEY);
         let status = switch.agree(&mut parts.headers, intake.version, key);

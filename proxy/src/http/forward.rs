@@ -4,13 +4,16 @@
 //! until the response has ended (`Holds`).
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::CONNECTION;
-use http::{HeaderValue, Response, StatusCode};
-use underpass_config::http::{Cluster, Discovery, Forward, Held, RetryPolicy, UpstreamProtocol};
+use http::header::{CONNECTION, SET_COOKIE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use underpass_config::http::{
+    Cluster, ClusterEndpoint, Discovery, Forward, Hashed, Held, Labels, Outcome, RetryPolicy, UpstreamProtocol, Wish,
+    hash_request,
+};
 
 use super::arriving::Arriving;
 use super::attempt::{Answer, Failure, attempt};
@@ -24,7 +27,7 @@ use super::reply::{Audience, reply};
 use super::switching;
 use super::tunnel;
 use super::upload::{self, Upload};
-use super::{Broken, hygiene};
+use super::{Broken, hygiene, outliers};
 use crate::destination::{Resolved, is_of_the_proxy};
 
 /// Of a response that is not passed on, so much is read to keep its connection.
@@ -48,6 +51,8 @@ pub struct Job<'a> {
     pub forward: &'a Forward,
     /// Where to.
     pub cluster: &'a Arc<Cluster>,
+    /// And to which of its endpoints.
+    pub labels: &'a Labels,
     /// The request, as it goes on.
     pub intake: &'a Intake,
     /// Its body.
@@ -68,6 +73,8 @@ pub struct Answered {
     pub holds: Holds,
     /// When it has to have come to its end.
     pub end: End,
+    /// What the client is to come to the same endpoint by.
+    pub cookies: Vec<HeaderValue>,
 }
 
 /// Why there is no response to pass on.
@@ -121,12 +128,17 @@ impl Job<'_> {
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
         };
+        let hashed = self.hashed();
+        let current = Current::default();
         let result = tokio::select! {
             biased;
-            result = self.try_all(record) => result,
+            result = self.try_all(record, hashed.hash, &current) => result,
             why = end.came() => Err(match why {
                 Broken::Idle => Failed::idle(self.upload.is_complete()),
-                _ => Failed::timed_out(),
+                _ => {
+                    current.ended(self.cluster, Outcome::TimedOut);
+                    Failed::timed_out()
+                }
             }),
         };
         let answered = result.map(|(answer, holds)| {
@@ -137,6 +149,7 @@ impl Job<'_> {
                 switched: answer.switched,
                 holds,
                 end,
+                cookies: hashed.cookies,
             }
         });
         answered.map_err(|failed| {
@@ -166,7 +179,21 @@ impl Job<'_> {
         }))
     }
 
-    async fn try_all(&self, record: &mut Record) -> Result<(Answer, Holds), Failed> {
+    fn hashed(&self) -> Hashed {
+        let policies = &self.forward.hash;
+        if policies.is_empty() {
+            return Hashed::default();
+        }
+        let source = self.connection.session.source.address();
+        hash_request(policies, &self.intake.view(), source, self.connection.local)
+    }
+
+    async fn try_all(
+        &self,
+        record: &mut Record,
+        hash: Option<u64>,
+        current: &Current,
+    ) -> Result<(Answer, Holds), Failed> {
         let mut holds = Holds {
             _cluster: Some(self.cluster.admit().ok_or_else(overflow)?),
             ..Holds::default()
@@ -177,7 +204,12 @@ impl Job<'_> {
                 true => &tried,
                 false => &[],
             };
-            let Some(endpoint) = self.cluster.choose(avoided, || fastrand::u32(..)) else {
+            let wish = Wish {
+                tried: avoided,
+                hash,
+                labels: Some(self.labels).filter(|labels| !labels.is_empty()),
+            };
+            let Some(endpoint) = self.cluster.choose(&wish, || fastrand::u32(..)) else {
                 let text = "no healthy upstream";
                 let flags = Flags::NO_HEALTHY_UPSTREAM;
                 return Err(Failed::new(
@@ -198,7 +230,11 @@ impl Job<'_> {
             record.endpoint = Some(address);
             record.attempts += 1;
             tried.push(address);
-            let outcome = self.try_once(self.wanted(address)).await;
+            current.began(&endpoint);
+            let outcome = self.try_once(self.wanted(&endpoint)).await;
+            if let Some(outcome) = self.told(&outcome) {
+                current.ended(self.cluster, outcome);
+            }
             record.service_time = Some(record.age());
             if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
                 if let Ok(answer) = outcome {
@@ -235,7 +271,24 @@ impl Job<'_> {
         }
     }
 
-    fn wanted(&self, address: SocketAddr) -> Wanted<'_> {
+    /// What its cluster is told of a try; nothing of one whose end says nothing of the endpoint.
+    fn told(&self, outcome: &Result<Answer, Failure>) -> Option<Outcome> {
+        match outcome {
+            Ok(answer) => {
+                let response = &answer.response;
+                let of_grpc = self.audience.is_grpc.then(|| grpc_status(response.headers())).flatten();
+                Some(Outcome::Answered(of_grpc.unwrap_or(response.status().as_u16())))
+            }
+            Err(Failure::NotConnected(_) | Failure::Untrusted(_) | Failure::ConnectTimedOut) => {
+                Some(Outcome::NotConnected)
+            }
+            Err(Failure::Refused | Failure::Reset | Failure::Closed | Failure::Malformed) => Some(Outcome::Broke),
+            Err(Failure::TimedOut) => Some(Outcome::TimedOut),
+            Err(Failure::ClientGone | Failure::Unwritable) => None,
+        }
+    }
+
+    fn wanted<'w>(&'w self, endpoint: &'w Arc<ClusterEndpoint>) -> Wanted<'w> {
         let (connection, settings) = (self.connection, &self.cluster.settings);
         let transport = &settings.transport;
         let server_name = (transport.tls.as_ref()).map(|tls| match &tls.server_name {
@@ -247,10 +300,12 @@ impl Job<'_> {
             node: &connection.session.node,
             core: connection.session.core,
             cluster: self.cluster,
+            endpoint,
             key: Key {
                 cluster: settings.name.clone(),
-                address,
+                address: endpoint.settings.address,
                 transport: transport.clone(),
+                edition: 0,
                 server_name,
                 client,
             },
@@ -325,6 +380,43 @@ impl Job<'_> {
         tokio::time::sleep(retry.longest_pause(attempts).mul_f64(fastrand::f64())).await;
         true
     }
+}
+
+/// The try that a request is at: its endpoint, and since when.
+#[derive(Debug, Default)]
+struct Current(Mutex<Option<(Arc<ClusterEndpoint>, Instant)>>);
+
+impl Current {
+    fn began(&self, endpoint: &Arc<ClusterEndpoint>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((endpoint.clone(), Instant::now()));
+    }
+
+    /// Tells the cluster what came of it, once.
+    fn ended(&self, cluster: &Cluster, outcome: Outcome) {
+        let ended = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((endpoint, began)) = ended {
+            outliers::note(cluster, &endpoint, outcome, began.elapsed());
+        }
+    }
+}
+
+/// The status of HTTP that one of gRPC, in the head of a response, stands for (Envoy's `grpcToHttpStatus`).
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    let code: u32 = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    })
 }
 
 fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool {
@@ -414,6 +506,9 @@ impl Answered {
         if let Some(time) = record.service_time {
             let millis = HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
             parts.headers.insert("x-envoy-upstream-service-time", millis);
+        }
+        for cookie in self.cookies {
+            parts.headers.append(SET_COOKIE, cookie);
         }
         record.details = "via_upstream".into();
         let mut response = Response::new(Download::streamed(body, self.lease, self.end, self.holds));

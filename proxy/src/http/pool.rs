@@ -3,6 +3,7 @@
 //! * [`dial`]: how one is made: TCP, the PROXY protocol's header, TLS, the codec.
 //! * [`http1`]: one that has done its work waits on top of a stack; the one used last is used next, so that those which a quieter time doesn't
 //!   need grow old at the bottom.
+//! * [`waiting`]: those that wait, of all kinds: how many there may be, and which is closed beyond it.
 //! * [`http2`]: a request goes to the connection with the fewest of them, and when all have as many as they may, to a new one: no endpoint is
 //!   reached over one hot connection.
 //! * [`alone`]: a tunnel by HTTP/2 has a connection of its own.
@@ -16,22 +17,26 @@ pub mod http1;
 pub mod http2;
 pub mod originations;
 pub mod stream;
+#[cfg(test)]
+mod tests;
+mod waiting;
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use foldhash::quality::RandomState;
 use underpass_config::Text;
-use underpass_config::http::{Cluster, ClusterSettings, Transport};
+use underpass_config::http::{Cluster, ClusterEndpoint, ClusterSettings, Outcome, Transport};
 
 pub use dial::NotConnected;
 use dial::{Dial, Opened};
 use http1::{Carrier, Idle};
 use http2::{Given, Group, Place};
 use originations::Originations;
+use waiting::{Groups, Waiting};
 
+use super::outliers;
 use super::upload::Sent;
 use crate::node::Node;
 
@@ -44,14 +49,16 @@ const SWEEP_SOONEST: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Pools {
     cores: Box<[Mutex<Pool>]>,
+    /// Connections without a request that the node keeps.
+    idle: AtomicU32,
     /// The TLS of clusters.
     pub originations: Originations,
 }
 
 #[derive(Debug, Default)]
 struct Pool {
-    http1: HashMap<Key, Vec<Idle>, RandomState>,
-    http2: HashMap<Key, Arc<Group>, RandomState>,
+    http1: Waiting,
+    http2: Groups,
     is_swept: bool,
 }
 
@@ -64,6 +71,8 @@ pub struct Key {
     pub address: SocketAddr,
     /// What is below HTTP. The same object: a cluster that is told another has other connections.
     pub transport: Arc<Transport>,
+    /// Which edition of TLS's files it was made by: who was believed then may be believed no more.
+    pub edition: u64,
     /// Whom it is asked for by TLS.
     pub server_name: Option<Text>,
     /// Whose it is, and where they had connected to, where the endpoint is told that.
@@ -74,6 +83,7 @@ impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         self.address == other.address
             && Arc::ptr_eq(&self.transport, &other.transport)
+            && self.edition == other.edition
             && self.cluster == other.cluster
             && self.server_name == other.server_name
             && self.client == other.client
@@ -86,6 +96,7 @@ impl std::hash::Hash for Key {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.cluster.hash(state);
         self.address.hash(state);
+        self.edition.hash(state);
         self.server_name.hash(state);
         self.client.hash(state);
     }
@@ -102,13 +113,48 @@ pub enum Speaks {
     Negotiated,
 }
 
+/// Which connections will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    /// Any.
+    Any,
+    /// One that is made from now on: those that are there have turned out to be gone.
+    New,
+}
+
+/// How many connections without a request are kept.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// To one endpoint, by the node.
+    endpoint: u32,
+    /// To one endpoint, by one core.
+    endpoints_share: usize,
+    /// To all endpoints, by one core.
+    share: usize,
+}
+
 impl Pools {
-    /// For `cores` cores.
-    pub fn new(cores: usize) -> Self {
+    /// For `cores` cores, with no more than `idle` connections that have no request.
+    pub fn new(cores: usize, idle: u32) -> Self {
         Self {
             cores: (0..cores).map(|_| Mutex::default()).collect(),
+            idle: AtomicU32::new(idle),
             originations: Originations::default(),
         }
+    }
+
+    fn limits_of(&self, cluster: &ClusterSettings) -> Limits {
+        let cores = self.cores.len();
+        Limits {
+            endpoint: cluster.connections.idle,
+            endpoints_share: (cluster.connections.idle as usize).div_ceil(cores),
+            share: (self.idle.load(Ordering::Relaxed) as usize).div_ceil(cores),
+        }
+    }
+
+    /// Has the node keep no more than `idle` connections that have no request.
+    pub fn keep_at_most(&self, idle: u32) {
+        self.idle.store(idle, Ordering::Relaxed);
     }
 
     fn pool(&self, core: usize) -> MutexGuard<'_, Pool> {
@@ -123,6 +169,7 @@ pub struct Lease {
     core: usize,
     key: Key,
     cluster: Arc<Cluster>,
+    endpoint: Arc<ClusterEndpoint>,
     /// None once it is given back.
     connection: Option<Held>,
     sent: Sent,
@@ -146,6 +193,8 @@ pub struct Wanted<'a> {
     pub core: usize,
     /// The cluster.
     pub cluster: &'a Arc<Cluster>,
+    /// Its endpoint.
+    pub endpoint: &'a Arc<ClusterEndpoint>,
     /// As what it is wanted.
     pub key: Key,
     /// What is to be spoken.
@@ -159,6 +208,7 @@ impl Wanted<'_> {
             core: self.core,
             key: self.key.clone(),
             cluster: self.cluster.clone(),
+            endpoint: self.endpoint.clone(),
             connection: Some(connection),
             sent: Sent::default(),
             is_reused,
@@ -185,27 +235,30 @@ impl Wanted<'_> {
         self.http1_lease(carrier, false)
     }
 
-    /// A connection: one that waits, unless it is to be `fresh`, or a new one.
+    /// A connection: one that is there, or a new one.
     ///
     /// # Errors
     /// When the endpoint can't be connected to.
-    pub async fn connection(&self, fresh: bool) -> Result<Lease, NotConnected> {
+    pub async fn connection(&mut self, age: Age) -> Result<Lease, NotConnected> {
+        if let Some(origination) = self.node.http.originations.of(&self.key.transport)? {
+            self.key.edition = origination.edition().await;
+        }
         if self.speaks == Speaks::Http1 {
-            return self.http1(fresh).await;
+            return self.http1(age).await;
         }
         let group = self.group();
         if self.speaks == Speaks::Negotiated && group.has_chosen_http1() {
-            return self.http1(fresh).await;
+            return self.http1(age).await;
         }
-        match group.place(self.dial()).await? {
+        match group.place(self.dial(), age).await? {
             Given::Http2(place) => Ok(self.http2_lease(place)),
             Given::Http1(carrier) => Ok(self.http1_lease(carrier, false)),
-            Given::Alone => self.http1(fresh).await,
+            Given::Alone => self.http1(age).await,
         }
     }
 
-    async fn http1(&self, fresh: bool) -> Result<Lease, NotConnected> {
-        while let Some(mut idle) = self.take_idle().filter(|_| !fresh) {
+    async fn http1(&self, age: Age) -> Result<Lease, NotConnected> {
+        while let Some(mut idle) = self.take_idle().filter(|_| age == Age::Any) {
             if idle.is_usable().await {
                 return Ok(self.http1_lease(idle.carrier, true));
             }
@@ -231,7 +284,7 @@ impl Wanted<'_> {
     }
 
     fn take_idle(&self) -> Option<Idle> {
-        self.node.http.pool(self.core).http1.get_mut(&self.key)?.pop()
+        self.node.http.pool(self.core).http1.take(&self.key)
     }
 
     fn group(&self) -> Arc<Group> {
@@ -239,7 +292,13 @@ impl Wanted<'_> {
         if let Some(group) = pool.http2.get(&self.key) {
             return group.clone();
         }
-        pool.http2.entry(self.key.clone()).or_default().clone()
+        let group = Arc::<Group>::default();
+        let limits = self.node.http.limits_of(&self.cluster.settings);
+        pool.http2.insert(self.key.clone(), group.clone(), limits);
+        drop(pool);
+        // Also if no connection is ever made for it.
+        self.sweep_later();
+        group
     }
 
     fn sweep_later(&self) {
@@ -271,6 +330,11 @@ impl Lease {
         }
     }
 
+    /// It broke while the response came.
+    pub fn broke(self) {
+        outliers::note(&self.cluster, &self.endpoint, Outcome::Broke, Duration::ZERO);
+    }
+
     /// Lets others use it: its request is answered whole. One that is answered before it was sent whole takes its connection with it.
     pub fn give_back(mut self) {
         let settings = &self.cluster.settings;
@@ -279,10 +343,12 @@ impl Lease {
             && carrier.may_go_on(settings)
             && let Some(Held::Http1(carrier)) = self.connection.take()
         {
-            let idle = Idle::new(carrier, settings);
+            let idle = Idle::new(carrier, settings, &self.endpoint);
+            let limits = self.node.http.limits_of(settings);
             let mut pool = self.node.http.pool(self.core);
-            pool.http1.entry(self.key.clone()).or_default().push(idle);
+            let excess = pool.http1.keep(self.key.clone(), idle, limits);
             drop(pool);
+            drop(excess);
             sweep_later(&self.node, self.core, settings);
         }
     }
@@ -338,17 +404,19 @@ impl Pool {
             let cluster = snapshot.config.http.cluster(&key.cluster)?;
             let mut endpoints = cluster.endpoints().iter();
             let is_endpoint = Arc::ptr_eq(&cluster.settings.transport, &key.transport)
+                && node.http.originations.edition_in_force(&key.transport) == key.edition
                 && endpoints.any(|endpoint| endpoint.settings.address == key.address);
             next = next.min(pause(&cluster.settings));
             is_endpoint.then_some(&cluster.settings)
         };
-        self.http1.retain(|key, waiting| {
-            let is_endpoint = cluster_of(key).is_some();
-            waiting.retain(|idle| is_endpoint && idle.is_alive());
-            !waiting.is_empty()
-        });
-        self.http2
-            .retain(|key, group| group.sweep(cluster_of(key)) || Arc::strong_count(group) > 1);
+        let ended = self.http1.sweep(|key| cluster_of(key).is_some());
+        self.http2.sweep(|key, group| group.sweep(cluster_of(key)));
+        for key in self.http2.crowded() {
+            if let Some(cluster) = snapshot.config.http.cluster(&key.cluster) {
+                self.http2.bound(&key, node.http.limits_of(&cluster.settings));
+            }
+        }
+        drop(ended);
         next
     }
 }

@@ -14,7 +14,13 @@ use super::client::Seen;
 /// A response that takes longer is a hang.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// What HTTP/2 does not have.
-const OF_HTTP1: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+const OF_HTTP1: [&str; 5] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+];
 
 /// What a case is in HTTP/2; nothing if it can't be said in it.
 pub(crate) fn request(case: &Case) -> Option<(Request<()>, Bytes)> {
@@ -30,7 +36,12 @@ pub(crate) fn request(case: &Case) -> Option<(Request<()>, Bytes)> {
         let (name, value) = line.split_once(':')?;
         fields.push((name, value.trim()));
     }
-    let named = |wanted: &str| fields.iter().filter(move |(name, _)| *name == wanted).map(|(_, value)| *value);
+    let named = |wanted: &str| {
+        fields
+            .iter()
+            .filter(move |(name, _)| *name == wanted)
+            .map(|(_, value)| *value)
+    };
     let host = named("host").next()?;
     let is_chunked = named("transfer-encoding").next().is_some();
     let uri = Uri::builder().scheme("http").authority(host).path_and_query(target);

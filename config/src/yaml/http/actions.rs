@@ -1,5 +1,6 @@
 //! What becomes of a request: `forward`, `redirect`, `direct`.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -8,10 +9,12 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::Scalar;
+use super::balancing::labels;
+use super::hash::HashShape;
 use super::headers::{EditsShape, header_value};
 use super::{regex, report_unknown};
 use crate::http::{
-    ConnectMode, DirectResponse, Fault, Forward, Http, PathRewrite, Redirect, RetryConditions, RetryPolicy,
+    ConnectMode, DirectResponse, Fault, Forward, Http, Labels, PathRewrite, Redirect, RetryConditions, RetryPolicy,
     Substitution, WeightedCluster,
 };
 
@@ -31,6 +34,8 @@ pub(super) struct ForwardShape<'a> {
     upgrades: Vec<Scalar<'a>>,
     connect: Option<Scalar<'a>>,
     fault: Option<FaultShape<'a>>,
+    hash: Vec<HashShape<'a>>,
+    labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -39,6 +44,8 @@ struct WeightedShape<'a> {
     #[serde(borrow)]
     cluster: Scalar<'a>,
     weight: Scalar<'a>,
+    #[serde(default)]
+    labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
     #[serde(default)]
     request_headers: EditsShape<'a>,
     #[serde(default)]
@@ -148,7 +155,12 @@ impl ForwardShape<'_> {
         let timeout = reading.duration_or_zero(timeout, self.timeout.as_ref(), Forward::DEFAULT_TIMEOUT);
         let retry = (self.retry.as_ref()).map(|retry| retry.compile(path.field("retry"), reading));
         let fault = (self.fault.as_ref()).map(|fault| fault.compile(path.field("fault"), reading));
+        let list = path.field("hash");
+        let hash = self.hash.iter().enumerate();
+        let hash = hash.filter_map(|(index, policy)| policy.compile(list.item(index), reading));
+        let hash = hash.collect();
         let mut forward = forward?;
+        forward.hash = hash;
         forward.path = rewrite;
         forward.host = host;
         let idle = path.field("idle_timeout");
@@ -178,6 +190,7 @@ impl ForwardShape<'_> {
             clusters.push(WeightedCluster {
                 cluster: reading.text(name),
                 weight: 1,
+                labels: labels(&self.labels, reading),
                 request_headers: Default::default(),
                 response_headers: Default::default(),
             });
@@ -190,11 +203,18 @@ impl ForwardShape<'_> {
             clusters.push(WeightedCluster {
                 cluster: reading.text(&shape.cluster),
                 weight: weight.unwrap_or(1),
+                labels: self.labels_of(shape, reading),
                 request_headers: shape.request_headers.compile(path.field("request_headers"), reading),
                 response_headers: shape.response_headers.compile(path.field("response_headers"), reading),
             });
         }
         clusters
+    }
+
+    /// The route's, where the cluster's say nothing else.
+    fn labels_of(&self, shape: &WeightedShape<'_>, reading: &mut Reading) -> Labels {
+        let all = self.labels.iter().chain(&shape.labels);
+        Labels::new(all.map(|(name, value)| (reading.text(name), reading.text(value))))
     }
 
     fn path_rewrite(&self, path: Path<'_>, reading: &mut Reading) -> PathRewrite {

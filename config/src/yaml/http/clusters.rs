@@ -1,5 +1,6 @@
 //! `http.clusters`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -9,11 +10,15 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
+use super::balancing::{
+    BalancingFields, MaglevShape, PeakEwmaShape, RingHashShape, SlowStartShape, SubsetsShape, labels,
+};
+use super::outliers::OutliersShape;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
 use crate::Text;
 use crate::http::{
-    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsKind, EndpointSettings, HttpBalancing, NamedEndpoint,
-    Transport, UpstreamProtocol,
+    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsKind, EndpointSettings, HttpBalancing, Labels,
+    NamedEndpoint, Transport, UpstreamProtocol,
 };
 use crate::settings::is_hostname;
 
@@ -25,6 +30,15 @@ pub(super) struct ClusterShape<'a> {
     #[serde(default)]
     endpoints: Vec<ScalarOr<'a, EndpointShape<'a>>>,
     balancing: Option<Scalar<'a>>,
+    ring_hash: Option<RingHashShape<'a>>,
+    maglev: Option<MaglevShape<'a>>,
+    peak_ewma: Option<PeakEwmaShape<'a>>,
+    slow_start: Option<SlowStartShape<'a>>,
+    #[serde(default)]
+    localities: BTreeMap<Scalar<'a>, Scalar<'a>>,
+    panic_threshold: Option<Scalar<'a>>,
+    subsets: Option<SubsetsShape<'a>>,
+    outliers: Option<OutliersShape<'a>>,
     protocol: Option<Scalar<'a>>,
     connect_timeout: Option<Scalar<'a>>,
     idle_timeout: Option<Scalar<'a>>,
@@ -43,6 +57,10 @@ struct EndpointShape<'a> {
     #[serde(borrow)]
     address: Scalar<'a>,
     weight: Option<Scalar<'a>>,
+    priority: Option<Scalar<'a>>,
+    locality: Option<Scalar<'a>>,
+    #[serde(default)]
+    labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,11 +81,6 @@ struct BreakersShape<'a> {
     retries: Option<Scalar<'a>>,
 }
 
-const BALANCING: [(&str, HttpBalancing); 3] = [
-    ("round-robin", HttpBalancing::RoundRobin),
-    ("least-request", HttpBalancing::LeastRequest),
-    ("random", HttpBalancing::Random),
-];
 const PROTOCOLS: [(&str, UpstreamProtocol); 4] = [
     ("http1", UpstreamProtocol::Http1),
     ("http2", UpstreamProtocol::Http2),
@@ -80,6 +93,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Envoy's range (`LbEndpoint.load_balancing_weight`), so that sums of them are no concern.
 const WEIGHTS: RangeInclusive<u32> = 1..=1_000_000;
+/// Envoy's (`LocalityLbEndpoints.priority`).
+const PRIORITIES: RangeInclusive<u32> = 0..=128;
+/// Envoy's (`healthy_panic_threshold`).
+const PANIC_THRESHOLD: u32 = 50;
 
 impl ClusterShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> ClusterSettings {
@@ -105,9 +122,14 @@ impl ClusterShape<'_> {
                     reading,
                 )),
             },
-            balancing: reading
-                .choice(path.field("balancing"), self.balancing.as_ref(), &BALANCING)
-                .unwrap_or_default(),
+            balancing: self.balancing(path, reading),
+            slow_start: (self.slow_start.as_ref()).map(|slow| slow.compile(path.field("slow_start"), reading)),
+            localities: self.localities(path.field("localities"), reading),
+            panic_threshold: (self.panic_threshold.as_ref())
+                .and_then(|value| reading.count(path.field("panic_threshold"), value, 0..=100))
+                .unwrap_or(PANIC_THRESHOLD),
+            subsets: (self.subsets.as_ref()).map(|subsets| subsets.compile(path.field("subsets"), reading)),
+            outliers: (self.outliers.as_ref()).map(|outliers| outliers.compile(path.field("outliers"), reading)),
             protocol: reading
                 .choice(path.field("protocol"), self.protocol.as_ref(), &PROTOCOLS)
                 .unwrap_or_default(),
@@ -124,6 +146,31 @@ impl ClusterShape<'_> {
             connections: self.connections.compile(path.field("connections"), reading),
             transport: Arc::new(self.transport(path, reading)),
         }
+    }
+
+    fn balancing(&self, path: Path<'_>, reading: &mut Reading) -> HttpBalancing {
+        let fields = BalancingFields {
+            word: self.balancing.as_ref(),
+            ring_hash: self.ring_hash.as_ref(),
+            maglev: self.maglev.as_ref(),
+            peak_ewma: self.peak_ewma.as_ref(),
+        };
+        fields.compile(path, reading)
+    }
+
+    fn localities(&self, path: Path<'_>, reading: &mut Reading) -> Vec<(Text, u32)> {
+        let mut localities = Vec::with_capacity(self.localities.len());
+        for (name, weight) in &self.localities {
+            let here = path.key(name);
+            if !self.endpoints.iter().any(|endpoint| endpoint.is_at(name)) {
+                let remedy = "write the `locality` of endpoints, for example region/zone/subzone";
+                reading.report(here, name, "none of the endpoints is there", remedy);
+            }
+            if let Some(weight) = reading.count(here, weight, WEIGHTS) {
+                localities.push((reading.text(name), weight));
+            }
+        }
+        localities
     }
 
     fn transport(&self, path: Path<'_>, reading: &mut Reading) -> Transport {
@@ -152,46 +199,100 @@ impl ClusterShape<'_> {
     fn names(&self, path: Path<'_>, reading: &mut Reading) -> Vec<NamedEndpoint> {
         let shapes = self.endpoints.iter().enumerate();
         let names = shapes.filter_map(|(index, shape)| {
-            let (name, weight) = weighted(shape, path.item(index), reading, Reading::named_endpoint);
+            let (name, said) = said(shape, path.item(index), reading, Reading::named_endpoint);
             let (host, port) = name?;
-            Some(NamedEndpoint { host, port, weight })
+            Some(NamedEndpoint {
+                host,
+                port,
+                weight: said.weight,
+                priority: said.priority,
+                locality: said.locality,
+                labels: said.labels,
+            })
         });
-        names.collect()
+        let names = names.collect();
+        if self.endpoints.is_empty() {
+            let remedy = "add one to `endpoints`, for example api.example.com:443, or remove `dns`";
+            reading.report(
+                path,
+                "",
+                "DNS is to be asked, and there is no name to ask it for",
+                remedy,
+            );
+        }
+        names
     }
 
     fn endpoints(&self, path: Path<'_>, reading: &mut Reading) -> Vec<EndpointSettings> {
         let mut endpoints: Vec<EndpointSettings> = Vec::with_capacity(self.endpoints.len());
         for (index, shape) in self.endpoints.iter().enumerate() {
             let path = path.item(index);
-            let (address, weight) = weighted(shape, path, reading, Reading::endpoint);
+            let (address, said) = said(shape, path, reading, Reading::endpoint);
             let Some(address) = address else { continue };
             if let Some(first) = endpoints.iter().position(|endpoint| endpoint.address == address) {
                 let problem = format!("endpoints[{first}] is there already");
                 let remedy = "remove one, or give one more `weight`";
                 reading.report(path, &address.to_string(), problem, remedy);
             }
-            endpoints.push(EndpointSettings { address, weight });
+            endpoints.push(EndpointSettings {
+                address,
+                host: None,
+                weight: said.weight,
+                priority: said.priority,
+                locality: said.locality,
+                labels: said.labels,
+            });
         }
         endpoints
     }
 }
 
-/// What `read` makes of an endpoint's address, and its weight.
-fn weighted<T>(
+/// What is said of an endpoint beside its address.
+struct Said {
+    weight: u32,
+    priority: u32,
+    locality: Text,
+    labels: Labels,
+}
+
+impl<'a> ScalarOr<'a, EndpointShape<'a>> {
+    fn is_at(&self, locality: &str) -> bool {
+        match self {
+            ScalarOr::Scalar(_) => false,
+            ScalarOr::Mapping(shape) => shape.locality.as_deref() == Some(locality),
+        }
+    }
+}
+
+/// What `read` makes of an endpoint's address, and the rest of what is said of it.
+fn said<T>(
     shape: &ScalarOr<'_, EndpointShape<'_>>,
     path: Path<'_>,
     reading: &mut Reading,
     read: impl Fn(&mut Reading, Path<'_>, &str) -> Option<T>,
-) -> (Option<T>, u32) {
-    match shape {
-        ScalarOr::Scalar(address) => (read(reading, path, address), 1),
-        ScalarOr::Mapping(shape) => {
-            let weight = shape.weight.as_ref();
-            let weight = weight.and_then(|weight| reading.count(path.field("weight"), weight, WEIGHTS));
-            let address = read(reading, path.field("address"), &shape.address);
-            (address, weight.unwrap_or(1))
-        }
+) -> (Option<T>, Said) {
+    let mut said = Said {
+        weight: 1,
+        priority: 0,
+        locality: reading.text_or_empty(None),
+        labels: Labels::default(),
+    };
+    let shape = match shape {
+        ScalarOr::Scalar(address) => return (read(reading, path, address), said),
+        ScalarOr::Mapping(shape) => shape,
+    };
+    for (field, value, range, said) in [
+        ("weight", &shape.weight, WEIGHTS, &mut said.weight),
+        ("priority", &shape.priority, PRIORITIES, &mut said.priority),
+    ] {
+        let count = value
+            .as_ref()
+            .and_then(|value| reading.count(path.field(field), value, range));
+        *said = count.unwrap_or(*said);
     }
+    said.locality = reading.text_or_empty(shape.locality.as_ref());
+    said.labels = labels(&shape.labels, reading);
+    (read(reading, path.field("address"), &shape.address), said)
 }
 
 impl DnsShape<'_> {

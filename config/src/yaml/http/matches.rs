@@ -118,19 +118,24 @@ impl MatchShape<'_> {
     }
 }
 
+/// A field by its name, which may be one of HTTP/2's own.
+pub(super) fn field(path: Path<'_>, name: &str, reading: &mut Reading) -> Option<Field> {
+    Some(match name {
+        ":method" => Field::Method,
+        ":authority" | "host" => Field::Authority,
+        ":scheme" => Field::Scheme,
+        ":path" => Field::Path,
+        _ => Field::Header(header_name(path, name, reading)?),
+    })
+}
+
 fn header(
     path: Path<'_>,
     name: &str,
     shape: &ScalarOr<'_, TextShape<'_>>,
     reading: &mut Reading,
 ) -> Option<HeaderMatch> {
-    let field = match name {
-        ":method" => Field::Method,
-        ":authority" | "host" => Field::Authority,
-        ":scheme" => Field::Scheme,
-        ":path" => Field::Path,
-        _ => Field::Header(header_name(path, name, reading)?),
-    };
+    let field = field(path, name, reading)?;
     let (value, present) = text(path, shape, reading);
     let mut flag = |field, value: fn(&TextShape<'_>) -> Option<String>| {
         let ScalarOr::Mapping(shape) = shape else {

@@ -61,6 +61,7 @@ pub(super) struct ConnectionsShape<'a> {
     requests: Option<Scalar<'a>>,
     lifetime: Option<Scalar<'a>>,
     streams: Option<Scalar<'a>>,
+    idle: Option<Scalar<'a>>,
     ping: Option<PingShape<'a>>,
 }
 
@@ -136,6 +137,25 @@ impl NameShape<'_> {
             contains: self.contains.as_ref(),
             regex: self.regex.as_ref(),
         };
+        // Each certificate's names have nothing in them.
+        for (field, value) in [
+            ("exact", &self.exact),
+            ("prefix", &self.prefix),
+            ("suffix", &self.suffix),
+            ("contains", &self.contains),
+            ("regex", &self.regex),
+        ] {
+            if let Some(value) = value.as_ref().filter(|value| value.is_empty()) {
+                let remedy =
+                    "write what the name has to have, or, if any will do, `any_name: true` in place of `names`";
+                reading.report(
+                    path.field(field),
+                    value,
+                    "is empty, so that it verifies nothing",
+                    remedy,
+                );
+            }
+        }
         let mut found = conditions(path, given, reading);
         if found.len() != 1 {
             let remedy = "write one of: exact, prefix, suffix, contains, regex";
@@ -171,6 +191,7 @@ impl ConnectionsShape<'_> {
         ConnectionSettings {
             requests: count("requests", &self.requests, 1..=u32::MAX, default.requests, reading),
             streams: count("streams", &self.streams, STREAMS, default.streams, reading),
+            idle: count("idle", &self.idle, 0..=u32::MAX, default.idle, reading),
             lifetime: (self.lifetime.as_ref())
                 .map(|value| reading.duration(path.field("lifetime"), Some(value), Ping::TIMEOUT)),
             ping: self.ping.as_ref().map(|shape| {

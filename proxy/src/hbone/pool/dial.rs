@@ -17,7 +17,7 @@ use super::super::credentials::Credentials;
 use super::super::paced::Paced;
 use super::super::tunnel::Ends;
 use super::super::windows::{self, Budget, Spent, Valve, Window};
-use super::super::{FRAME, FRAMES_KEPT, HEADERS, SEND_BUFFER};
+use super::super::{FRAME, FRAMES_KEPT, HEADERS, SEALED, SEND_BUFFER};
 use super::Key;
 use crate::capture::Pod;
 use crate::handover::Family;
@@ -162,10 +162,11 @@ impl Dial {
         let (slot, trust) = (self.certificate.slot().clone(), self.trust.clone());
         let tls = ClientTls::new(slot.clone(), trust.clone(), self.key.expected.clone());
         let tls = tls.map_err(|error| failed("tls", error.to_string()))?;
-        let (stream, peer) = tls
+        let (mut stream, peer) = tls
             .connect(socket, gateway.ip())
             .await
             .map_err(|error| failed(error.reason(), error.to_string()))?;
+        stream.get_mut().1.set_buffer_limit(Some(SEALED));
         let (sender, connection) = settings(&self.hbone)
             .handshake(Paced::new(stream))
             .await

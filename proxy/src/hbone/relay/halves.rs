@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 
+use super::super::READ;
 use super::super::backlog::Backlog;
 use super::super::tunnel::Tunnel;
 use crate::stream::Stream;
@@ -12,8 +13,8 @@ use crate::stream::Stream;
 const CHUNKS_PER_TURN: usize = 8;
 
 /// The least and the most that is read from a socket at once. Reading begins small and grows while reads fill their buffer, so that a
-/// stream of small messages does not hold large buffers in the connection's queue. The most is a frame.
-const READS: (usize, usize) = (2 * 1024, 256 * 1024);
+/// stream of small messages does not hold large buffers in the connection's queue.
+const READS: (usize, usize) = (2 * 1024, READ);
 
 /// What a tunnel has brought is sent together up to this, about a frame of the largest: many small frames that came together are one send.
 const GATHERED: usize = 64 * 1024;

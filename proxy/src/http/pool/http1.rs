@@ -1,9 +1,10 @@
 //! HTTP/1.1: a connection carries one request, then waits for another on a stack.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1;
-use underpass_config::http::ClusterSettings;
+use underpass_config::http::{ClusterEndpoint, ClusterSettings, Held};
 
 use crate::http::upload::Attempt;
 use crate::http::wire::{Kept, Pulse};
@@ -67,19 +68,33 @@ pub struct Idle {
     since: Instant,
     idle_timeout: Duration,
     ends_at: Option<Instant>,
+    endpoint: Arc<ClusterEndpoint>,
+    _rest: Held,
 }
 
 impl Idle {
     /// It waits from now on.
-    pub fn new(mut carrier: Carrier, cluster: &ClusterSettings) -> Self {
+    pub fn new(mut carrier: Carrier, cluster: &ClusterSettings, endpoint: &Arc<ClusterEndpoint>) -> Self {
         carrier.kept = None;
         let lifetime = cluster.connections.lifetime;
         Self {
             ends_at: lifetime.and_then(|lifetime| carrier.born.checked_add(lifetime)),
             since: Instant::now(),
             idle_timeout: cluster.idle_timeout,
+            _rest: endpoint.rest(),
+            endpoint: endpoint.clone(),
             carrier,
         }
+    }
+
+    /// Since when it waits.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// How many wait for work of its endpoint, on all cores.
+    pub fn of_endpoint(&self) -> u32 {
+        self.endpoint.idle()
     }
 
     /// Whether it is neither closed, nor has waited or lived too long.

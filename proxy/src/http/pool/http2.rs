@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::oneshot;
 use underpass_config::http::{ClusterSettings, ConnectionSettings};
 
+use super::Age;
 use super::dial::{Dial, NotConnected, Opened};
 use super::http1::Carrier;
 use super::stream::Stream;
@@ -147,9 +148,12 @@ impl Shared {
         self.streams() < room.min(cluster.connections.streams)
     }
 
+    fn idle_since(&self) -> Instant {
+        *self.state.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn has_idled(&self, limit: Duration) -> bool {
-        let since = *self.state.idle_since.lock().unwrap_or_else(PoisonError::into_inner);
-        self.streams() == 0 && since.elapsed() >= limit
+        self.streams() == 0 && self.idle_since().elapsed() >= limit
     }
 }
 
@@ -203,6 +207,7 @@ pub struct Group(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
+    born: Instant,
     connections: Vec<Shared>,
     waiting: VecDeque<Waiter>,
     dialing: usize,
@@ -215,6 +220,7 @@ struct State {
 impl Default for State {
     fn default() -> Self {
         Self {
+            born: Instant::now(),
             connections: Vec::new(),
             waiting: VecDeque::new(),
             dialing: 0,
@@ -238,6 +244,8 @@ pub enum Given {
 #[derive(Debug)]
 struct Waiter {
     dial: Arc<Dial>,
+    /// Only a connection that was made since will do.
+    born_since: Option<Instant>,
     give: oneshot::Sender<Result<Given, NotConnected>>,
 }
 
@@ -250,20 +258,33 @@ impl Group {
     ///
     /// # Errors
     /// When none can be made.
-    pub async fn place(self: &Arc<Self>, dial: Dial) -> Result<Given, NotConnected> {
+    pub async fn place(self: &Arc<Self>, dial: Dial, age: Age) -> Result<Given, NotConnected> {
         let given = {
             let mut state = self.state();
-            if let Some(shared) = state.least_busy(&dial.cluster.settings) {
+            let born_since = (age == Age::New).then(Instant::now);
+            if let Some(shared) = state.least_busy(&dial.cluster.settings, born_since) {
                 return Ok(Given::Http2(Place::on(&shared, self)));
             }
             let (give, given) = oneshot::channel();
             let dial = Arc::new(dial);
-            state.waiting.push_back(Waiter { dial, give });
+            state.waiting.push_back(Waiter { dial, born_since, give });
             self.dial_as_needed(&mut state);
             given
         };
         let gone = || NotConnected::Failed("the proxy stops".into());
         given.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Since when none of its connections has a request; nothing while one has, or somebody waits for one.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let state = self.state();
+        let is_busy = state.dialing > 0 || !state.waiting.is_empty();
+        if is_busy || state.connections.iter().any(|shared| shared.streams() > 0) {
+            return None;
+        }
+        let last = state.connections.iter().map(Shared::idle_since).max();
+        // One that has none is the first to go.
+        Some(last.unwrap_or(state.born))
     }
 
     /// Whether the endpoint has chosen HTTP/1.1 when it was last asked.
@@ -287,9 +308,7 @@ impl Group {
     fn hand_on(self: &Arc<Self>) {
         loop {
             let mut state = self.state();
-            let Some(waiter) = state.next_waiter() else { return };
-            let Some(shared) = state.least_busy(&waiter.dial.cluster.settings) else {
-                state.waiting.push_front(waiter);
+            let Some((waiter, shared)) = state.next_served() else {
                 return self.dial_as_needed(&mut state);
             };
             let place = Place::on(&shared, self);
@@ -381,10 +400,28 @@ impl Drop for Dialing {
 
 impl State {
     /// The connection with the fewest streams of those that may have one more.
-    fn least_busy(&mut self, cluster: &ClusterSettings) -> Option<Shared> {
+    fn least_busy(&mut self, cluster: &ClusterSettings, born_since: Option<Instant>) -> Option<Shared> {
         self.connections.retain(|shared| shared.may_go_on(cluster));
-        let free = self.connections.iter().filter(|shared| shared.has_room(cluster));
+        // Where no other can be made, an old one has to do.
+        let since = born_since.filter(|_| self.connections.len() < CONNECTIONS);
+        let is_new = |shared: &&Shared| since.is_none_or(|since| shared.state.born >= since);
+        let free = (self.connections.iter()).filter(|shared| is_new(shared) && shared.has_room(cluster));
         free.min_by_key(|shared| shared.streams()).cloned()
+    }
+
+    /// Who waits longest of those for whom there is a connection, and that.
+    fn next_served(&mut self) -> Option<(Waiter, Shared)> {
+        self.waiting.retain(|waiter| !waiter.give.is_closed());
+        for index in 0..self.waiting.len() {
+            let waiter = &self.waiting[index];
+            let (dial, born_since) = (waiter.dial.clone(), waiter.born_since);
+            if let Some(shared) = self.least_busy(&dial.cluster.settings, born_since) {
+                return self.waiting.remove(index).map(|waiter| (waiter, shared));
+            }
+            // What nobody in particular can have, nobody can.
+            born_since?;
+        }
+        None
     }
 
     fn next_waiter(&mut self) -> Option<Waiter> {

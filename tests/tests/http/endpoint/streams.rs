@@ -94,14 +94,20 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
             body = Bytes::new();
         }
         status if does => {
-            if let Some(status) = status.parse().ok().and_then(|code| http::StatusCode::from_u16(code).ok()) {
+            if let Some(status) = status
+                .parse()
+                .ok()
+                .and_then(|code| http::StatusCode::from_u16(code).ok())
+            {
                 *response.status_mut() = status;
             }
         }
         _ => {}
     }
     if !body.is_empty() && what != "chunked" {
-        response.headers_mut().insert("content-length", HeaderValue::from(body.len()));
+        response
+            .headers_mut()
+            .insert("content-length", HeaderValue::from(body.len()));
     }
     if is_head || body.is_empty() {
         return respond.send_response(response, true).map(drop);

@@ -255,3 +255,63 @@ fn an_http2_connection_that_does_not_answer_pings_is_left() {
     assert_eq!(seen.status, 503, "{seen:?}");
     wait::eventually(wait::SOON, "it is closed", || mute.open() == 0);
 }
+
+/// Clients that an endpoint is told of have connections of their own: without a bound their number would be the peers' to choose.
+#[test]
+fn no_more_connections_wait_than_may_and_the_longest_idle_go_first() {
+    let place = Place::new();
+    let told = |is_http2| {
+        let teller = Teller {
+            is_told: true,
+            is_http2,
+            ..Teller::default()
+        };
+        teller.start(&place.world.host(), 9001)
+    };
+    let (one, two, all) = (told(false), told(true), told(false));
+    let clusters = [
+        ("one", cluster(&one, "proxy_protocol: v1, connections: {idle: 3}")),
+        (
+            "two",
+            cluster(&two, "proxy_protocol: v1, protocol: http2, connections: {idle: 3}"),
+        ),
+        ("all", cluster(&all, "proxy_protocol: v1")),
+    ];
+    let yaml = place
+        .yaml(&clusters, "")
+        .replace("  workers: 1\n", "  workers: 1\n  limits: {idle_http_connections: 6}\n");
+    let _proxy = place.start(&yaml);
+    for (name, endpoint, bound) in [("one", &one, 3), ("two", &two, 3), ("all", &all, 6)] {
+        let mut clients: Vec<Client> = (0..12).map(|_| Client::connect(&place.client, place.ours())).collect();
+        let mut ask = |client: usize| {
+            clients[client].send(get(&format!("/{name}/x"), "").as_bytes());
+            connection(&clients[client].answer(false))
+        };
+        let numbers: Vec<u32> = (0..12).map(&mut ask).collect();
+        assert_eq!(numbers, (1..=12).collect::<Vec<_>>(), "{name}");
+        wait::eventually(wait::SOON, "the others are closed", || endpoint.open() <= bound);
+        assert_eq!(ask(11), 12, "{name}: the last one is kept");
+        assert_eq!(ask(0), 13, "{name}: the first one is not");
+    }
+}
+
+/// A server that goes says which streams it has not looked at; however many connections to it were there, such a request is sent by one that is made for it.
+#[test]
+fn a_request_that_going_connections_have_not_looked_at_is_sent_by_a_new_one() {
+    let place = Place::new();
+    let going = super::going::Going::start(&place.world.host(), 9001);
+    let fields = format!(
+        "endpoints: ['{}'], protocol: http2, connections: {{streams: 1}}",
+        going.address
+    );
+    let _proxy = place.start(&place.yaml(&[("two", fields)], ""));
+    let answers = ask_at_once(&place, "/two/x", 6, Duration::ZERO);
+    assert!(answers.iter().all(|seen| seen.status == 200), "{answers:?}");
+    assert_eq!(going.accepted(), 6);
+    for method in ["GET", "POST"] {
+        let before = going.accepted();
+        let seen = place.ask_by(method, "/two/x");
+        assert_eq!(seen.status, 200, "{method}: {seen:?}");
+        assert!(going.accepted() <= before + 1, "{method}");
+    }
+}

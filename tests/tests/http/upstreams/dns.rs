@@ -188,18 +188,18 @@ fn an_update_keeps_the_addresses_that_are_known() {
     let a = Teller::default().start(&place.world.host(), 9001);
     names.say(&[&a]);
     names.says().ttl = 3000;
-    let fields = |timeout: &str| {
+    let fields = |timeout: &str, refresh: &str, more: &str| {
         format!(
-            "connect_timeout: {timeout}, endpoints: ['web.test.example:9001'], dns: {{servers: ['{}']}}",
+            "connect_timeout: {timeout}, endpoints: ['web.test.example:9001'{more}], dns: {{refresh: {refresh}, servers: ['{}']}}",
             names.at
         )
     };
-    let proxy = place.start(&place.yaml(&[("web", fields("1s"))], ""));
+    let proxy = place.start(&place.yaml(&[("web", fields("1s", "5s", ""))], ""));
     wait::eventually(wait::SOON, "it is known", || place.ask("/web/x", "").status == 200);
     let asked = names.asked();
     names.says().is_mute = true;
     for n in 2..5 {
-        proxy.replace_file(&place.yaml(&[("web", fields(&format!("{n}s")))], ""));
+        proxy.replace_file(&place.yaml(&[("web", fields(&format!("{n}s"), "5s", ""))], ""));
         wait::eventually(wait::SOON, "the update is in force", || {
             proxy.config_updates("applied") == n - 1
         });
@@ -208,4 +208,20 @@ fn an_update_keeps_the_addresses_that_are_known() {
         }
     }
     assert_eq!(names.asked(), asked, "an answer holds as long as it says");
+    // What is asked in another way, or for more, is asked anew; and as long as there is no answer, the last one stays.
+    for (n, refresh, more) in [(4, "1s", ""), (5, "1s", ", 'more.test.example:9001'"), (6, "2s", "")] {
+        proxy.replace_file(&place.yaml(&[("web", fields("1s", refresh, more))], ""));
+        wait::eventually(wait::SOON, "the update is in force", || {
+            proxy.config_updates("applied") == n
+        });
+        let asked = names.asked();
+        assert_eq!(place.ask("/web/x", "").status, 200, "{n}");
+        wait::eventually(wait::SOON, "it is asked anew", || names.asked() > asked);
+        names.says().code = 2;
+        names.says().is_mute = false;
+        let asked = names.asked();
+        wait::eventually(wait::SOON, "it has not been answered", || names.asked() > asked + 4);
+        assert_eq!(place.ask("/web/x", "").status, 200, "{n}");
+        names.says().is_mute = true;
+    }
 }

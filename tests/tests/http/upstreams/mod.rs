@@ -1,7 +1,9 @@
 //! Connections to endpoints: what endpoints see of them, and clients of what goes wrong with them.
 
+mod balancing;
 mod connections;
 mod dns;
+mod going;
 mod idle;
 mod place;
 mod proxy_protocol;

@@ -401,3 +401,45 @@ fn a_connection_does_not_outlive_the_transport_that_it_was_made_by() {
     let seen = place.ask("/api/x", "");
     assert!(is_tls_failure(&seen), "{seen:?}");
 }
+
+/// Who is believed no more is spoken to no more, by connections neither that are there.
+#[test]
+fn a_connection_does_not_outlive_the_roots_that_it_was_made_by() {
+    let place = Place::new();
+    let (ours, others) = (authority(&place, "ours"), authority(&place, "others"));
+    let issued = ours.issue_to_host(NAME);
+    let server = Server {
+        alpn: &["h2", "http/1.1"],
+        ..Server::showing(&issued)
+    };
+    let (one, two) = (server.start(&place), server.start(&place));
+    let roots = place.world.directory().join("roots.pem");
+    fs::copy(ours.roots(), &roots).expect("roots");
+    let cluster = |at: &Running, protocol: &str| {
+        format!(
+            "endpoints: ['{}'], protocol: {protocol}, tls: {{server_name: {NAME}, roots: {roots:?}}}",
+            at.address
+        )
+    };
+    let clusters = [("one", cluster(&one, "http1")), ("two", cluster(&two, "http2"))];
+    let _proxy = place.start(&place.yaml(&clusters, ""));
+    for name in ["one", "two"] {
+        for _ in 0..3 {
+            assert_eq!(place.ask(&format!("/{name}/x"), "").status, 200);
+        }
+    }
+    assert_eq!((one.accepted(), two.accepted()), (1, 1));
+    fs::copy(others.roots(), &roots).expect("roots");
+    for name in ["one", "two"] {
+        wait::eventually(wait::SOON, "it is believed no more", || {
+            is_tls_failure(&place.ask(&format!("/{name}/x"), ""))
+        });
+    }
+    for endpoint in [&one, &two] {
+        wait::eventually(
+            wait::patient(std::time::Duration::from_secs(30)),
+            "it is closed",
+            || endpoint.open() == 0,
+        );
+    }
+}

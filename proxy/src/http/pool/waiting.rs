@@ -1,0 +1,156 @@
+//! Connections without a request: how many are kept, and which are closed beyond that.
+//!
+//! Where clients are announced to endpoints, or each request's host is asked for by TLS, peers decide how many kinds of connections there are. So there is a bound
+//! for each endpoint and one for the node, and what has waited longest goes first. When a bound is met, somewhat more than the excess goes, so that the next
+//! ones need not look again.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use foldhash::quality::RandomState;
+use underpass_config::Text;
+
+use super::http1::Idle;
+use super::http2::Group;
+use super::{Key, Limits};
+
+/// A core's HTTP/1.1 connections that wait.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    by_key: HashMap<Key, Vec<Idle>, RandomState>,
+    count: usize,
+}
+
+impl Waiting {
+    /// The one of a key that was used last.
+    pub fn take(&mut self, key: &Key) -> Option<Idle> {
+        let taken = self.by_key.get_mut(key)?.pop();
+        self.count -= usize::from(taken.is_some());
+        taken
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    /// Keeps one; gives back those that are to be closed for it.
+    pub fn keep(&mut self, key: Key, idle: Idle, limits: Limits) -> Vec<Idle> {
+        let of_endpoint = idle.of_endpoint();
+        let endpoint = (key.cluster.clone(), key.address);
+        self.by_key.entry(key).or_default().push(idle);
+        self.count += 1;
+        let mut ended = Vec::new();
+        if of_endpoint > limits.endpoint {
+            let excess = (of_endpoint - limits.endpoint) as usize;
+            ended = self.end_longest(excess, |key| (&key.cluster, key.address) == (&endpoint.0, endpoint.1));
+        }
+        if self.count > limits.share {
+            let excess = self.count - limits.share + limits.share / 16;
+            ended.extend(self.end_longest(excess, |_| true));
+        }
+        ended
+    }
+
+    /// Takes out those that have waited longest of the keys that `is_one` says.
+    fn end_longest(&mut self, excess: usize, is_one: impl Fn(&Key) -> bool) -> Vec<Idle> {
+        let keys = self.by_key.iter().filter(|(key, _)| is_one(key));
+        let mut since: Vec<Instant> = keys.flat_map(|(_, idle)| idle.iter().map(Idle::since)).collect();
+        since.sort_unstable();
+        let Some(last) = since.get(excess.clamp(1, since.len().max(1)) - 1).copied() else {
+            return Vec::new();
+        };
+        let mut ended = Vec::new();
+        self.by_key.retain(|key, waiting| {
+            if is_one(key) {
+                ended.extend(waiting.extract_if(.., |idle| idle.since() <= last));
+            }
+            !waiting.is_empty()
+        });
+        self.count -= ended.len();
+        ended
+    }
+
+    /// Takes out what is too old, and what is not `wanted`.
+    pub fn sweep(&mut self, mut is_wanted: impl FnMut(&Key) -> bool) -> Vec<Idle> {
+        let mut ended = Vec::new();
+        self.by_key.retain(|key, waiting| {
+            let is_wanted = is_wanted(key);
+            ended.extend(waiting.extract_if(.., |idle| !is_wanted || !idle.is_alive()));
+            !waiting.is_empty()
+        });
+        self.count -= ended.len();
+        ended
+    }
+}
+
+/// A core's groups of HTTP/2 connections.
+#[derive(Debug, Default)]
+pub struct Groups {
+    by_key: HashMap<Key, Arc<Group>, RandomState>,
+}
+
+impl Groups {
+    /// That of a key.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Group>> {
+        self.by_key.get(key)
+    }
+
+    /// Adds one of a key that has none. Others go for it, if there are more of its endpoint, or of all, than may be.
+    pub fn insert(&mut self, key: Key, group: Arc<Group>, limits: Limits) {
+        self.by_key.insert(key.clone(), group);
+        self.bound(&key, limits);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// Takes out those that `keep` does not want and nobody uses.
+    pub fn sweep(&mut self, mut keep: impl FnMut(&Key, &Group) -> bool) {
+        self.by_key
+            .retain(|key, group| keep(key, group) || Arc::strong_count(group) > 1);
+    }
+
+    /// One key of each endpoint that there are several groups of.
+    pub fn crowded(&self) -> Vec<Key> {
+        let mut seen: HashMap<(&Text, SocketAddr), (usize, &Key), RandomState> = HashMap::default();
+        for key in self.by_key.keys() {
+            seen.entry((&key.cluster, key.address)).or_insert((0, key)).0 += 1;
+        }
+        let several = seen.into_values().filter(|(count, _)| *count > 1);
+        several.map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Ends groups without a request, if there are more of the endpoint of `key`, or of all, than may be.
+    pub fn bound(&mut self, key: &Key, limits: Limits) {
+        let is_same = |other: &Key| (&other.cluster, other.address) == (&key.cluster, key.address);
+        self.end_longest(limits.endpoints_share.max(1), is_same);
+        self.end_longest(limits.share.max(1), |_| true);
+    }
+
+    fn end_longest(&mut self, limit: usize, is_one: impl Fn(&Key) -> bool) {
+        let count = match self.by_key.len() > limit {
+            true => self.by_key.keys().filter(|key| is_one(key)).count(),
+            false => return,
+        };
+        let Some(excess) = count.checked_sub(limit).filter(|excess| *excess > 0) else {
+            return;
+        };
+        let keys = self.by_key.iter().filter(|(key, _)| is_one(key));
+        let mut idle: Vec<(Instant, Key)> = keys
+            .filter(|(_, group)| Arc::strong_count(group) == 1)
+            .filter_map(|(key, group)| Some((group.idle_since()?, key.clone())))
+            .collect();
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        for (_, key) in idle.into_iter().take(excess) {
+            self.by_key.remove(&key);
+        }
+    }
+}
