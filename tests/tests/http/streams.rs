@@ -36,14 +36,9 @@ pub(crate) fn request(case: &Case) -> Option<(Request<()>, Bytes)> {
         let (name, value) = line.split_once(':')?;
         fields.push((name, value.trim()));
     }
-    let named = |wanted: &str| {
-        fields
-            .iter()
-            .filter(move |(name, _)| *name == wanted)
-            .map(|(_, value)| *value)
-    };
-    let host = named("host").next()?;
-    let is_chunked = named("transfer-encoding").next().is_some();
+    let first_of = |wanted: &str| fields.iter().find(|(name, _)| *name == wanted).map(|(_, value)| *value);
+    let host = first_of("host")?;
+    let is_chunked = first_of("transfer-encoding").is_some();
     let uri = Uri::builder().scheme("http").authority(host).path_and_query(target);
     let mut request = Request::builder().method(method).uri(uri.build().ok()?);
     for (name, value) in &fields {
