@@ -35,7 +35,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, SlowStart, Subsets};
-pub use breakers::{Breakers, Held};
+pub use breakers::{Breakers, Held, Retries};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
 pub use discovery::{Discovery, DnsDiscovery, DnsKind, NamedEndpoint};
@@ -49,7 +49,7 @@ pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
 };
-pub use retry::{RetryConditions, RetryPolicy};
+pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     ConnectMode, DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,

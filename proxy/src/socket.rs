@@ -1,8 +1,8 @@
 //! Socket calls that tokio and the standard library do not offer, behind safe functions.
 //!
-//! This is the proxy's only room with `unsafe`, and it holds three blocks: `getsockopt(TCP_INFO)`, whose answer has a length
-//! that depends on the kernel, `setsockopt(TCP_WINDOW_CLAMP)`, and the registration of a socket with the runtime. Everything else goes through
-//! `rustix` and `socket2`.
+//! This is the proxy's only room with `unsafe`, and it holds five blocks: `getsockopt(TCP_INFO)`, whose answer has a length
+//! that depends on the kernel, `setsockopt(TCP_WINDOW_CLAMP)`, the registration of a socket with the runtime, and two to receive into tokio's `ReadBuf`
+//! without filling it with zeros first. Everything else goes through `rustix` and `socket2`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrAny, SocketFlags, SocketType};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, ReadBuf};
 use underpass_config::Keepalive;
 
 use crate::stream::Stream;
@@ -120,6 +120,25 @@ pub fn register(socket: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owned
     #[allow(unsafe_code)]
     let registered = unsafe { AsyncFd::register_with_interest(socket, interest) };
     Ok(registered?)
+}
+
+/// Receives once into the room that `buffer` has left, which is not overwritten first.
+///
+/// # Errors
+/// Those of recv(2).
+pub fn receive_into(socket: impl AsFd, buffer: &mut ReadBuf<'_>) -> Result<usize, Errno> {
+    // SAFETY: recv(2) writes to the room, and takes nothing of what was initialized there.
+    #[allow(unsafe_code)]
+    let room = unsafe { buffer.unfilled_mut() };
+    let ((received, _), _) = rustix::net::recv(socket, room, RecvFlags::empty())?;
+    let length = received.len();
+    // SAFETY: the kernel has written so many bytes from the beginning of the room on.
+    #[allow(unsafe_code)]
+    unsafe {
+        buffer.assume_init(length);
+    }
+    buffer.advance(length);
+    Ok(length)
 }
 
 /// Accepts one connection as a non-blocking socket, with its peer's canonical address.

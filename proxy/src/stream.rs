@@ -9,17 +9,17 @@
 //!   also stops at urgent data (`tcp_recvmsg` in the kernel's tcp.c). Only a stream that carries some needs one more
 //!   read, to be told that there is nothing.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::SockRef;
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, ReadBuf};
 
 use crate::socket;
 
@@ -57,6 +57,11 @@ impl Stream {
         self.socket.poll_read_ready(cx).map_ok(drop)
     }
 
+    /// Resolves when the kernel has seen the connection fail, whether or not anybody reads it; also when the runtime is shutting down.
+    pub async fn failed(&self) {
+        let _ = self.socket.ready(Interest::ERROR).await;
+    }
+
     /// Whether the peer has ended its stream, for one that finds something to read.
     pub fn peer_has_ended(&self, cx: &mut Context<'_>) -> bool {
         let readiness = self.socket.poll_read_ready(cx);
@@ -77,6 +82,12 @@ impl Stream {
         self.poll_receive_by(cx, room, || {
             rustix::net::recv(&self.socket, spare_capacity(buffer), RecvFlags::empty()).map(|(length, _)| length)
         })
+    }
+
+    /// Reads once what is there, into the room that `buffer` has left.
+    pub fn poll_fill(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<Received>> {
+        let room = buffer.remaining();
+        self.poll_receive_by(cx, room, || socket::receive_into(&self.socket, buffer))
     }
 
     fn poll_receive_by(
@@ -138,10 +149,30 @@ impl Stream {
         } else {
             SendFlags::empty()
         };
+        self.poll_send_by(cx, bytes.len(), || {
+            rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL | more)
+        })
+    }
+
+    /// Sends what the socket takes of `parts`, one after the other, at least one byte.
+    pub fn poll_send_vectored(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        self.poll_send_by(cx, length, || {
+            let mut nothing = SendAncillaryBuffer::default();
+            rustix::net::sendmsg(&self.socket, parts, &mut nothing, SendFlags::NOSIGNAL)
+        })
+    }
+
+    fn poll_send_by(
+        &self,
+        cx: &mut Context<'_>,
+        length: usize,
+        send: impl Fn() -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut ready = ready!(self.socket.poll_write_ready(cx))?;
-            let length = match rustix::net::send(&self.socket, bytes, SendFlags::NOSIGNAL | more) {
-                Ok(length) => length,
+            let sent = match send() {
+                Ok(sent) => sent,
                 Err(Errno::INTR) => continue,
                 Err(Errno::AGAIN) => {
                     ready.clear_ready();
@@ -149,11 +180,11 @@ impl Stream {
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             };
-            if length < bytes.len() {
+            if sent < length {
                 // The queue is full when it took only a part.
                 ready.clear_ready();
             }
-            return Poll::Ready(Ok(length));
+            return Poll::Ready(Ok(sent));
         }
     }
 

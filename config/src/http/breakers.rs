@@ -3,21 +3,83 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Limits of a cluster for the whole node. Envoy's defaults: 1024 requests, 3 retries.
+/// Limits of a cluster for the whole node. The defaults are Envoy's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Breakers {
-    /// Open requests.
+    /// Connections to its endpoints. Default 1024.
+    pub connections: u32,
+    /// Requests that wait for a connection. Default 1024.
+    pub pending_requests: u32,
+    /// Requests that have one. Default 1024.
     pub requests: u32,
-    /// Open requests that are retries.
-    pub retries: u32,
+    /// Requests at once that are retries. Default 3.
+    pub retries: Retries,
+}
+
+/// How many requests may be retries at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retries {
+    /// So many.
+    Count(u32),
+    /// A share of the requests that there are (`retry_budget`).
+    Budget {
+        /// In percent. Default 20.
+        percent: u32,
+        /// So many in any case. Default 3.
+        minimum: u32,
+    },
+}
+
+impl Retries {
+    /// The limit, while there are so many requests.
+    fn limit(self, requests: u32) -> u32 {
+        match self {
+            Self::Count(count) => count,
+            Self::Budget { percent, minimum } => {
+                let share = u64::from(requests) * u64::from(percent) / 100;
+                u32::try_from(share).unwrap_or(u32::MAX).max(minimum)
+            }
+        }
+    }
 }
 
 impl Default for Breakers {
     fn default() -> Self {
         Self {
+            connections: 1024,
+            pending_requests: 1024,
             requests: 1024,
-            retries: 3,
+            retries: Retries::Count(3),
         }
+    }
+}
+
+/// What of a cluster's limits is used.
+#[derive(Debug, Default)]
+pub(super) struct Used {
+    connections: Arc<AtomicU32>,
+    pending: Arc<AtomicU32>,
+    requests: Arc<AtomicU32>,
+    retries: Arc<AtomicU32>,
+}
+
+impl Used {
+    pub fn connection(&self, limits: &Breakers) -> Option<Held> {
+        Held::take(&self.connections, limits.connections)
+    }
+
+    pub fn pending(&self, limits: &Breakers) -> Option<Held> {
+        Held::take(&self.pending, limits.pending_requests)
+    }
+
+    pub fn request(&self, limits: &Breakers) -> Option<Held> {
+        Held::take(&self.requests, limits.requests)
+    }
+
+    pub fn retry(&self, limits: &Breakers) -> Option<Held> {
+        let requests = self.requests.load(Ordering::Relaxed);
+        let pending = self.pending.load(Ordering::Relaxed);
+        Held::take(&self.retries, limits.retries.limit(requests.saturating_add(pending)))
     }
 }
 
@@ -42,5 +104,46 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_grows_with_requests() {
+        let limits = Breakers {
+            retries: Retries::Budget {
+                percent: 20,
+                minimum: 2,
+            },
+            ..Breakers::default()
+        };
+        let used = Used::default();
+        let retries: Vec<_> = (0..3).map_while(|_| used.retry(&limits)).collect();
+        assert_eq!(retries.len(), 2);
+        let requests: Vec<_> = (0..15).map_while(|_| used.request(&limits)).collect();
+        assert!(used.retry(&limits).is_some(), "a fifth of {} is more", requests.len());
+        let counted = Retries::Count(1);
+        assert_eq!([0, 100].map(|requests| counted.limit(requests)), [1, 1]);
+    }
+
+    #[test]
+    fn each_limit_is_its_own_and_is_given_back() {
+        let limits = Breakers {
+            connections: 1,
+            pending_requests: 1,
+            requests: 1,
+            retries: Retries::Count(1),
+        };
+        let used = Used::default();
+        type Take = fn(&Used, &Breakers) -> Option<Held>;
+        for take in [Used::connection as Take, Used::pending, Used::request, Used::retry] {
+            let held = take(&used, &limits);
+            assert!(held.is_some() && take(&used, &limits).is_none());
+            drop(held);
+            assert!(take(&used, &limits).is_some());
+        }
     }
 }

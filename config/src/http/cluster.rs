@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::breakers::Held;
+use super::breakers::{Held, Used};
 use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
 use super::table::{LocalityWeights, Table, Wish};
 use super::{
@@ -82,8 +82,7 @@ pub struct Cluster {
 #[derive(Debug, Default)]
 struct State {
     turn: Arc<AtomicU32>,
-    requests: Arc<AtomicU32>,
-    retries: Arc<AtomicU32>,
+    used: Used,
     /// How often an endpoint was ejected or taken back.
     generation: AtomicU64,
     detector: Detector,
@@ -156,14 +155,24 @@ impl Cluster {
         &self.endpoints
     }
 
-    /// Room for one more request; none at the limit.
+    /// Room for one more request that has a connection; none at the limit.
     pub fn admit(&self) -> Option<Held> {
-        Held::take(&self.state.requests, self.settings.breakers.requests)
+        self.state.used.request(&self.settings.breakers)
+    }
+
+    /// Room for one more request that waits for a connection; none at the limit.
+    pub fn admit_pending(&self) -> Option<Held> {
+        self.state.used.pending(&self.settings.breakers)
+    }
+
+    /// Room for one more connection; none at the limit.
+    pub fn admit_connection(&self) -> Option<Held> {
+        self.state.used.connection(&self.settings.breakers)
     }
 
     /// Room for one more retry; none at the limit.
     pub fn admit_retry(&self) -> Option<Held> {
-        Held::take(&self.state.retries, self.settings.breakers.retries)
+        self.state.used.retry(&self.settings.breakers)
     }
 
     /// The endpoint for the next request; none if there is none that is well. `random` gives any numbers.

@@ -1,11 +1,14 @@
 //! When a request is tried again (`config.route.v3.RetryPolicy`).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use http::header::HeaderName;
 use http::{HeaderMap, StatusCode};
 
+use super::{HeaderMatch, RequestView};
+
 /// What makes a try one that another may follow: `retry_on`, with Envoy's words and meanings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct RetryConditions {
     /// `5xx`: any 5xx, a reset, a connection that failed, a try that took too long.
     pub server_error: bool,
@@ -17,8 +20,14 @@ pub struct RetryConditions {
     pub connect_failure: bool,
     /// `refused-stream`: RST_STREAM with REFUSED_STREAM.
     pub refused_stream: bool,
+    /// `reset-before-request`: nothing of the request was sent.
+    pub reset_before_request: bool,
+    /// `envoy-ratelimited`: an answer with `x-envoy-ratelimited`, which else nothing follows.
+    pub rate_limited: bool,
     /// `retriable-4xx`: 409.
     pub retriable_4xx: bool,
+    /// `retriable-headers`, whose list this is: fields of an answer, any of them.
+    pub headers: Vec<HeaderMatch>,
     /// `retriable-status-codes`, whose list this is.
     pub statuses: Vec<StatusCode>,
     /// `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`: statuses of gRPC, in the header of an answer.
@@ -37,11 +46,15 @@ impl RetryConditions {
 
     /// Whether another try may follow an answer.
     pub fn of_answer(&self, status: StatusCode, headers: &HeaderMap) -> bool {
+        if headers.contains_key("x-envoy-ratelimited") {
+            return self.rate_limited;
+        }
         let is_gateway = matches!(status.as_u16(), 502..=504);
         if (self.server_error && status.is_server_error())
             || (self.gateway_error && is_gateway)
             || (self.retriable_4xx && status == StatusCode::CONFLICT)
             || self.statuses.contains(&status)
+            || self.of_fields(headers)
         {
             return true;
         }
@@ -50,9 +63,22 @@ impl RetryConditions {
         code.is_some_and(|code: u32| self.grpc.contains(&code))
     }
 
+    fn of_fields(&self, headers: &HeaderMap) -> bool {
+        // An answer has none of a request's own fields.
+        let answer = RequestView {
+            method: "",
+            scheme: "",
+            authority: "",
+            path: "",
+            query: None,
+            headers,
+        };
+        self.headers.iter().any(|field| field.matches(&answer))
+    }
+
     /// Whether another try may follow one that no connection was had for.
     pub fn of_connect_failure(&self) -> bool {
-        self.connect_failure || self.of_reset()
+        self.connect_failure || self.reset_before_request || self.of_reset()
     }
 
     /// Whether another try may follow one that was cut off before its answer.
@@ -72,7 +98,7 @@ impl RetryConditions {
 }
 
 /// How often and how fast a request is tried again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RetryPolicy {
     /// When.
     pub on: RetryConditions,
@@ -80,6 +106,12 @@ pub struct RetryPolicy {
     pub retries: u32,
     /// How long one try may take to be answered; none: as long as the request may.
     pub per_try_timeout: Option<Duration>,
+    /// How long nothing of one try may move; none: as long as nothing of the request may.
+    pub per_try_idle_timeout: Option<Duration>,
+    /// Fields of an answer that say when another try is welcome; the first that says something counts (`rate_limited_retry_back_off`).
+    pub reset_headers: Vec<ResetHeader>,
+    /// What says a longer time says nothing. Default 300 s.
+    pub reset_max_interval: Duration,
     /// The first pause is up to this. Default 25 ms.
     pub base_interval: Duration,
     /// No pause is longer. Default ten times the base.
@@ -90,11 +122,55 @@ pub struct RetryPolicy {
     pub replay: usize,
 }
 
+/// A field that says when another try is welcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetHeader {
+    /// Its name, for example `retry-after`.
+    pub name: HeaderName,
+    /// What its number is.
+    pub format: ResetFormat,
+}
+
+/// What a number says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ResetFormat {
+    /// Seconds from now on.
+    #[default]
+    Seconds,
+    /// Seconds since 1970.
+    UnixTimestamp,
+}
+
+impl ResetHeader {
+    /// How long after `now` another try is welcome, if an answer says so.
+    fn interval(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+        let seconds: u64 = headers.get(&self.name)?.to_str().ok()?.trim().parse().ok()?;
+        match self.format {
+            ResetFormat::Seconds => Some(Duration::from_secs(seconds)),
+            ResetFormat::UnixTimestamp => {
+                let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
+                at.duration_since(now).ok()
+            }
+        }
+    }
+}
+
 impl RetryPolicy {
+    /// Default of [`RetryPolicy::reset_max_interval`], Envoy's.
+    pub const DEFAULT_RESET: Duration = Duration::from_secs(300);
     /// Default of [`RetryPolicy::base_interval`], Envoy's.
     pub const DEFAULT_BASE: Duration = Duration::from_millis(25);
     /// Default of [`RetryPolicy::replay`].
     pub const DEFAULT_REPLAY: usize = 64 * 1024;
+
+    /// How long to wait for what an answer's fields say, at least; up to half as much more is waited, so that not all come back together.
+    pub fn said_pause(&self, headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+        let said = self
+            .reset_headers
+            .iter()
+            .filter_map(|field| field.interval(headers, now));
+        said.into_iter().find(|interval| *interval <= self.reset_max_interval)
+    }
 
     /// The longest pause before retry `number`, counted from 1: `base × (2^number − 1)`, of which a random part is waited (Envoy's
     /// `JitteredExponentialBackOffStrategy`).

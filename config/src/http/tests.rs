@@ -316,6 +316,36 @@ fn retries_follow_what_their_conditions_name() {
     assert_eq!(pauses, [25, 75, 175, 250, 250].map(Duration::from_millis));
 }
 
+#[test]
+fn an_answer_may_say_when_it_is_tried_again() {
+    let table = table(
+        "{forward: {cluster: a, retry: {on: [5xx], reset_headers: [{name: x-at, format: unix-timestamp}, {name: retry-after}], reset_max_interval: 60s}}}",
+    );
+    let RouteAction::Forward(forward) = &table.virtual_hosts()[0].routes[0].action else {
+        panic!("it leads to a cluster");
+    };
+    let retry = forward.retry.as_ref().unwrap();
+    let now = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    for (fields, expected) in [
+        (vec![], None),
+        (vec![("retry-after", "7")], Some(7)),
+        (vec![("retry-after", "61")], None),
+        (vec![("retry-after", "soon")], None),
+        (vec![("x-at", "1030"), ("retry-after", "7")], Some(30)),
+        (vec![("x-at", "990"), ("retry-after", "7")], Some(7)),
+    ] {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &fields {
+            headers.insert(*name, value.parse().unwrap());
+        }
+        assert_eq!(
+            retry.said_pause(&headers, now),
+            expected.map(Duration::from_secs),
+            "{fields:?}"
+        );
+    }
+}
+
 fn after(tried: &[SocketAddr]) -> Wish<'_> {
     Wish {
         tried,
@@ -381,6 +411,7 @@ fn a_limit_holds_and_is_given_back() {
     let cluster = config.http.cluster("a").unwrap();
     let first = cluster.admit().unwrap();
     assert!(cluster.admit().is_none() && cluster.admit_retry().is_none());
+    assert!(cluster.admit_connection().is_some() && cluster.admit_pending().is_some());
     drop(first);
     assert!(cluster.admit().is_some());
 }

@@ -31,8 +31,12 @@ pub enum Failure {
     Closed,
     /// The endpoint sent what is no response.
     Malformed,
+    /// A limit of the cluster is reached.
+    Overflow,
     /// It had its time.
     TimedOut,
+    /// Nothing of it moved for too long.
+    Idle,
     /// The client broke its request off.
     ClientGone,
     /// The request can't be written: a rewrite has made it so.
@@ -120,6 +124,7 @@ impl From<NotConnected> for Failure {
     fn from(error: NotConnected) -> Self {
         match error {
             NotConnected::TimedOut => Self::ConnectTimedOut,
+            NotConnected::Overflow => Self::Overflow,
             NotConnected::Failed(why) => Self::NotConnected(why),
             NotConnected::Untrusted(why) => Self::Untrusted(why),
         }

@@ -20,7 +20,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use underpass_config::{Decision, NodeSettings, Text};
 
@@ -119,10 +118,7 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
             return session.refuse(&refused);
         }
     };
-    let Ok(socket) = TcpStream::from_std(downstream.into_socket().into()) else {
-        return guard.abandon();
-    };
-    let socket = Arc::new(socket);
+    let socket = Arc::new(downstream);
     let connection = Arc::new(Connection {
         session,
         local,
@@ -198,7 +194,7 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
 struct Serving<'a> {
     connection: &'a Arc<Connection>,
     guard: &'a FlowGuard,
-    socket: &'a Arc<TcpStream>,
+    socket: &'a Arc<Stream>,
     moved: Arc<Moved>,
     settings: &'a NodeSettings,
 }

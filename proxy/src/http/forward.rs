@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, SET_COOKIE};
@@ -38,7 +38,6 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
 /// What a request holds of its cluster's limits.
 #[derive(Debug, Default)]
 pub struct Holds {
-    _cluster: Option<Held>,
     retry: Option<Held>,
     endpoint: Option<Held>,
 }
@@ -143,6 +142,8 @@ impl Job<'_> {
         };
         let answered = result.map(|(answer, holds)| {
             end.activity.note();
+            let of_try = self.forward.retry.as_ref().and_then(|retry| retry.per_try_idle_timeout);
+            end.limit = end.limit.into_iter().chain(of_try).min();
             Answered {
                 response: answer.response,
                 lease: answer.lease,
@@ -194,10 +195,7 @@ impl Job<'_> {
         hash: Option<u64>,
         current: &Current,
     ) -> Result<(Answer, Holds), Failed> {
-        let mut holds = Holds {
-            _cluster: Some(self.cluster.admit().ok_or_else(overflow)?),
-            ..Holds::default()
-        };
+        let mut holds = Holds::default();
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
             let avoided: &[SocketAddr] = match self.forward.retry.as_ref().is_some_and(|retry| retry.other_endpoints) {
@@ -283,8 +281,8 @@ impl Job<'_> {
                 Some(Outcome::NotConnected)
             }
             Err(Failure::Refused | Failure::Reset | Failure::Closed | Failure::Malformed) => Some(Outcome::Broke),
-            Err(Failure::TimedOut) => Some(Outcome::TimedOut),
-            Err(Failure::ClientGone | Failure::Unwritable) => None,
+            Err(Failure::TimedOut | Failure::Idle) => Some(Outcome::TimedOut),
+            Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => None,
         }
     }
 
@@ -333,14 +331,17 @@ impl Job<'_> {
                 }
             }
         };
-        match self.forward.retry.as_ref().and_then(|retry| retry.per_try_timeout) {
-            None => attempt.await,
-            Some(limit) => {
+        let limits = self.forward.retry.as_ref();
+        match limits.map(|retry| (retry.per_try_timeout, retry.per_try_idle_timeout)) {
+            None | Some((None, None)) => attempt.await,
+            Some((limit, idle)) => {
+                self.upload.activity().note();
                 let in_time = async {
                     tokio::select! {
                         biased;
                         result = attempt => result,
                         () = self.per_try_timeout(limit) => Err(Failure::TimedOut),
+                        () = self.upload.activity().ceased(idle) => Err(Failure::Idle),
                     }
                 };
                 in_time.await
@@ -349,7 +350,10 @@ impl Job<'_> {
     }
 
     /// As the overall one, it begins when the client has sent its request.
-    async fn per_try_timeout(&self, limit: Duration) {
+    async fn per_try_timeout(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else {
+            return std::future::pending().await;
+        };
         self.upload.completed().await;
         tokio::time::sleep(limit).await;
     }
@@ -377,7 +381,12 @@ impl Job<'_> {
             record.flags.add(Flags::OVERFLOW);
             return false;
         }
-        tokio::time::sleep(retry.longest_pause(attempts).mul_f64(fastrand::f64())).await;
+        let answer = outcome.as_ref().ok().map(|answer| answer.response.headers());
+        let pause = match answer.and_then(|headers| retry.said_pause(headers, SystemTime::now())) {
+            Some(said) => said.mul_f64(1.0 + fastrand::f64() / 2.0),
+            None => retry.longest_pause(attempts).mul_f64(fastrand::f64()),
+        };
+        tokio::time::sleep(pause).await;
         true
     }
 }
@@ -427,14 +436,15 @@ fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool 
         }
         Err(Failure::Refused) => retry.on.of_refused_stream(),
         Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
-        Err(Failure::TimedOut) => retry.on.of_timeout(),
-        Err(Failure::ClientGone | Failure::Unwritable) => false,
+        Err(Failure::TimedOut | Failure::Idle) => retry.on.of_timeout(),
+        Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
     }
 }
 
 fn overflow() -> Failed {
     let text = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
-    Failed::new(StatusCode::SERVICE_UNAVAILABLE, Flags::OVERFLOW, "overflow", text)
+    let details = "upstream_reset_before_response_started{overflow}";
+    Failed::new(StatusCode::SERVICE_UNAVAILABLE, Flags::OVERFLOW, details, text)
 }
 
 /// The proxy's own answer to a request whose last try failed, in Envoy's words.
@@ -450,6 +460,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failed::new(StatusCode::SERVICE_UNAVAILABLE, flags, &details, text)
     };
     match failure {
+        Failure::Overflow => overflow(),
         Failure::NotConnected(why) => {
             let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
             failed.details = format!("{}: {why}", failed.details);
@@ -473,6 +484,10 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         }
         Failure::TimedOut => Failed {
             details: "upstream_per_try_timeout".to_owned(),
+            ..Failed::timed_out()
+        },
+        Failure::Idle => Failed {
+            details: "upstream_per_try_idle_timeout".to_owned(),
             ..Failed::timed_out()
         },
         Failure::ClientGone => Failed::new(

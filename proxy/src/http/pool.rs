@@ -16,6 +16,7 @@ pub mod dial;
 pub mod http1;
 pub mod http2;
 pub mod originations;
+pub mod slots;
 pub mod stream;
 #[cfg(test)]
 mod tests;
@@ -24,22 +25,25 @@ mod waiting;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use underpass_config::Text;
-use underpass_config::http::{Cluster, ClusterEndpoint, ClusterSettings, Outcome, Transport};
+use underpass_config::http::{Cluster, ClusterEndpoint, ClusterSettings, Held as Admitted, Outcome, Transport};
 
 pub use dial::NotConnected;
 use dial::{Dial, Opened};
 use http1::{Carrier, Idle};
 use http2::{Given, Group, Place};
 use originations::Originations;
-use waiting::{Groups, Waiting};
+use slots::Queues;
+use waiting::{Groups, Handing, Waiting};
 
 use super::outliers;
 use super::upload::Sent;
 use crate::node::Node;
 
+/// Requests of one core that a connection serves, while others may be waiting for it to go: then it goes, and they have their turn.
+const SERVED_WHILE_WANTED: u32 = 16;
 /// How often old connections are looked for, at least.
 const SWEEP: Duration = Duration::from_secs(10);
 /// And at most.
@@ -51,6 +55,8 @@ pub struct Pools {
     cores: Box<[Mutex<Pool>]>,
     /// Connections without a request that the node keeps.
     idle: AtomicU32,
+    /// Who waits for connections to go.
+    pub queues: Queues,
     /// The TLS of clusters.
     pub originations: Originations,
 }
@@ -58,6 +64,7 @@ pub struct Pools {
 #[derive(Debug, Default)]
 struct Pool {
     http1: Waiting,
+    handing: Handing,
     http2: Groups,
     is_swept: bool,
 }
@@ -139,6 +146,7 @@ impl Pools {
         Self {
             cores: (0..cores).map(|_| Mutex::default()).collect(),
             idle: AtomicU32::new(idle),
+            queues: Queues::default(),
             originations: Originations::default(),
         }
     }
@@ -157,6 +165,18 @@ impl Pools {
         self.idle.store(idle, Ordering::Relaxed);
     }
 
+    /// Closes the connection of a cluster that has been idle longest, of all cores; one after the other is looked at.
+    fn end_longest_idle(&self, cluster: &Text) {
+        let cores = 0..self.cores.len();
+        let longest = cores
+            .filter_map(|core| Some((self.pool(core).idle_since(cluster)?, core)))
+            .min();
+        let Some((_, core)) = longest else { return };
+        let ended = self.pool(core).end_longest_idle(cluster);
+        // What is given back takes other locks.
+        drop(ended);
+    }
+
     fn pool(&self, core: usize) -> MutexGuard<'_, Pool> {
         self.cores[core].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +192,8 @@ pub struct Lease {
     endpoint: Arc<ClusterEndpoint>,
     /// None once it is given back.
     connection: Option<Held>,
+    /// Its place among the cluster's requests.
+    request: Option<Admitted>,
     sent: Sent,
     /// Whether others have used it before.
     pub is_reused: bool,
@@ -210,19 +232,31 @@ impl Wanted<'_> {
             cluster: self.cluster.clone(),
             endpoint: self.endpoint.clone(),
             connection: Some(connection),
+            request: None,
             sent: Sent::default(),
             is_reused,
         }
     }
 
-    /// How a connection for one alone is made.
-    pub fn dial(&self) -> Dial {
+    fn dial(&self) -> Dial {
         Dial {
             node: self.node.clone(),
             cluster: self.cluster.clone(),
             key: self.key.clone(),
             speaks: self.speaks,
         }
+    }
+
+    /// A new connection, on which nothing is spoken yet, and how it was made.
+    ///
+    /// # Errors
+    /// As [`Wanted::connection`].
+    pub async fn stream(&self) -> Result<(Dial, stream::Stream), NotConnected> {
+        let _pending = self.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
+        let slot = slots::slot(self.node, self.cluster).await;
+        let dial = self.dial();
+        let stream = dial.stream(slot).await?;
+        Ok((dial, stream))
     }
 
     /// Notes a connection that nobody else will use: what is below its stream, if it is one of HTTP/2.
@@ -240,6 +274,18 @@ impl Wanted<'_> {
     /// # Errors
     /// When the endpoint can't be connected to.
     pub async fn connection(&mut self, age: Age) -> Result<Lease, NotConnected> {
+        let mut lease = self.any_connection(age).await?;
+        lease.request = self.cluster.admit();
+        if lease.request.is_none() {
+            // It has carried nothing.
+            lease.sends(Sent::whole());
+            lease.give_back();
+            return Err(NotConnected::Overflow);
+        }
+        Ok(lease)
+    }
+
+    async fn any_connection(&mut self, age: Age) -> Result<Lease, NotConnected> {
         if let Some(origination) = self.node.http.originations.of(&self.key.transport)? {
             self.key.edition = origination.edition().await;
         }
@@ -263,7 +309,19 @@ impl Wanted<'_> {
                 return Ok(self.http1_lease(idle.carrier, true));
             }
         }
-        match self.dial().open(http2::ALLOWED).await? {
+        let _pending = self.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
+        let slot = match slots::take(self.node, self.cluster) {
+            Some(slot) => slot,
+            None => {
+                let handed = self.node.http.pool(self.core).handing.wait(&self.key);
+                tokio::select! {
+                    biased;
+                    Ok(carrier) = handed => return Ok(self.http1_lease(carrier, true)),
+                    slot = slots::slot(self.node, self.cluster) => slot,
+                }
+            }
+        };
+        match self.dial().open(http2::ALLOWED, slot).await? {
             Opened::Http1(carrier) => Ok(self.http1_lease(carrier, false)),
             Opened::Http2(shared) => {
                 let place = self.group().adopt(shared);
@@ -338,11 +396,19 @@ impl Lease {
     /// Lets others use it: its request is answered whole. One that is answered before it was sent whole takes its connection with it.
     pub fn give_back(mut self) {
         let settings = &self.cluster.settings;
+        // Before another takes its place.
+        self.request = None;
         if let Some(Held::Http1(carrier)) = &self.connection
             && self.sent.is_whole()
             && carrier.may_go_on(settings)
             && let Some(Held::Http1(carrier)) = self.connection.take()
         {
+            let carrier = match carrier.is_wanted() {
+                false => carrier,
+                true if carrier.has_served_enough() => return,
+                // Whoever waits for one of this kind has it; else it is closed, for those who wait for another.
+                true => return self.node.http.pool(self.core).handing.hand(&self.key, carrier),
+            };
             let idle = Idle::new(carrier, settings, &self.endpoint);
             let limits = self.node.http.limits_of(settings);
             let mut pool = self.node.http.pool(self.core);
@@ -395,6 +461,21 @@ fn pause(cluster: &ClusterSettings) -> Duration {
 }
 
 impl Pool {
+    /// Since when the connection of a cluster waits that has waited longest.
+    fn idle_since(&self, cluster: &Text) -> Option<Instant> {
+        let of_http1 = self.http1.longest(cluster);
+        let of_http2 = self.http2.longest(cluster).map(|(since, _)| since);
+        of_http1.into_iter().chain(of_http2).min()
+    }
+
+    fn end_longest_idle(&mut self, cluster: &Text) -> (Vec<Idle>, Option<Arc<Group>>) {
+        let of_http1 = self.http1.longest(cluster);
+        match self.http2.longest(cluster) {
+            Some((since, key)) if of_http1.is_none_or(|other| since < other) => (Vec::new(), self.http2.remove(&key)),
+            _ => (self.http1.end_longest_of(cluster), None),
+        }
+    }
+
     /// Closes what is too old, what its peer has closed, and what leads to an endpoint that is no more, or to one in another way than is said now.
     /// Says when it is to be looked for again.
     fn sweep(&mut self, node: &Node) -> Duration {

@@ -1,10 +1,12 @@
 //! HTTP/1.1 or HTTP/2, told by the first bytes (RFC 9113, section 3.4).
 
+use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::TcpStream;
+
+use crate::stream::Stream;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -19,17 +21,16 @@ pub enum Protocol {
 
 /// Reads until it is clear what a client speaks. It may be silent for `idle`; what it has begun, it has to go on with in `patience`.
 /// Nothing when it went, or took too long.
-pub async fn sniff(socket: &TcpStream, idle: Duration, patience: Duration) -> Option<(Protocol, Bytes)> {
-    let mut read = BytesMut::with_capacity(PREFACE.len());
-    tokio::time::timeout(idle, socket.readable()).await.ok()?.ok()?;
+pub async fn sniff(socket: &Stream, idle: Duration, patience: Duration) -> Option<(Protocol, Bytes)> {
+    let mut read = BytesMut::new();
+    let mut part = [0; 1024];
+    let began = poll_fn(|cx| socket.poll_readable(cx));
+    tokio::time::timeout(idle, began).await.ok()?.ok()?;
     let decided = async {
         loop {
-            socket.readable().await?;
-            match socket.try_read_buf(&mut read) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
+            match socket.receive(&mut part).await? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                length => read.extend_from_slice(&part[..length]),
             }
             if let Some(protocol) = decide(&read) {
                 return Ok(protocol);

@@ -26,7 +26,7 @@ pub async fn attempt(
     connect: Option<ConnectMode>,
 ) -> Result<Answer, Failure> {
     if (switch, connect) == (&Switch::Connect, Some(ConnectMode::Tcp)) {
-        let stream = wanted.dial().stream().await?;
+        let (_, stream) = wanted.stream().await?;
         return Ok(Answer {
             response: Response::new(Arriving::Nothing),
             lease: wanted.alone(None),
@@ -36,8 +36,7 @@ pub async fn attempt(
     if wanted.speaks == Speaks::Http1 {
         return switched(switch, attempt::attempt(wanted, intake, upload).await?).await;
     }
-    let dial = wanted.dial();
-    let stream = dial.stream().await?;
+    let (dial, stream) = wanted.stream().await?;
     if dial.is_http2(&stream) {
         let limit = wanted.cluster.settings.connect_timeout;
         let request = by_http2(intake, switch).ok_or(Failure::Unwritable)?;

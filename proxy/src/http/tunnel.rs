@@ -22,8 +22,7 @@ use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::flags::Flags;
 use super::forward::Holds;
@@ -33,6 +32,7 @@ use super::pool::stream::Stream;
 use super::record::Record;
 use super::wire::Wire;
 use crate::socket;
+use crate::stream::Stream as Socket;
 
 /// What is read at once of a connection, in bytes.
 const PIECE: usize = 16 * 1024;
@@ -116,7 +116,7 @@ impl End {
     }
 
     /// The socket below, if it is this end's own.
-    fn socket(&self) -> Option<Arc<TcpStream>> {
+    fn socket(&self) -> Option<Arc<Socket>> {
         match &self.kind {
             Kind::Connection { stream, .. } => Some(stream.socket().clone()),
             Kind::Stream { .. } => None,
@@ -222,9 +222,9 @@ fn unknown() -> io::Error {
 }
 
 /// Resolves when the kernel has seen `socket` fail, whether or not anybody reads it.
-async fn reset(socket: Option<Arc<TcpStream>>) {
+async fn reset(socket: Option<Arc<Socket>>) {
     match socket {
-        Some(socket) => drop(socket.ready(Interest::ERROR).await),
+        Some(socket) => socket.failed().await,
         None => std::future::pending().await,
     }
 }

@@ -156,6 +156,11 @@ pub struct Attempt {
 pub struct Sent(Arc<AtomicBool>);
 
 impl Sent {
+    /// There is nothing to send.
+    pub fn whole() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
     /// Whether it was.
     pub fn is_whole(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -8,9 +8,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
+use super::pool::slots::{Queue, Slot};
 use crate::socket;
+use crate::stream::Stream;
 
 /// What one socket has moved.
 #[derive(Debug, Default)]
@@ -34,18 +35,24 @@ impl Moved {
 /// What can be told of a socket that a codec has, or has had: it keeps nothing open.
 #[derive(Clone, Debug)]
 pub struct Pulse {
-    socket: Weak<TcpStream>,
+    socket: Weak<Stream>,
     moved: Arc<Moved>,
+    queue: Option<Arc<Queue>>,
 }
 
 /// A socket that is to be asked about later, whatever its codec does with it meanwhile.
 #[derive(Debug)]
 pub struct Kept {
-    socket: Arc<TcpStream>,
+    socket: Arc<Stream>,
     written: u64,
 }
 
 impl Pulse {
+    /// Whether somebody waits for a connection of its cluster to go.
+    pub fn is_wanted(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.is_waited_in())
+    }
+
     /// Keeps the socket from now on, if it is still there.
     pub fn keep(&self) -> Option<Kept> {
         Some(Kept {
@@ -68,20 +75,33 @@ impl Kept {
 /// One task's hold on a socket.
 #[derive(Debug)]
 pub struct Wire {
-    socket: Arc<TcpStream>,
+    socket: Arc<Stream>,
     early: Bytes,
     moved: Arc<Moved>,
+    /// What it takes of its cluster's limit on connections, until it is closed.
+    slot: Option<Slot>,
 }
 
 impl Wire {
     /// `socket`, from which `early` was read.
-    pub fn new(socket: Arc<TcpStream>, early: Bytes, moved: Arc<Moved>) -> Self {
+    pub fn new(socket: Arc<Stream>, early: Bytes, moved: Arc<Moved>) -> Self {
         moved.read.fetch_add(early.len() as u64, Ordering::Relaxed);
-        Self { socket, early, moved }
+        Self {
+            socket,
+            early,
+            moved,
+            slot: None,
+        }
+    }
+
+    /// The same, with what it takes of a limit.
+    pub fn holding(mut self, slot: Slot) -> Self {
+        self.slot = Some(slot);
+        self
     }
 
     /// The socket.
-    pub fn socket(&self) -> &Arc<TcpStream> {
+    pub fn socket(&self) -> &Arc<Stream> {
         &self.socket
     }
 
@@ -90,26 +110,14 @@ impl Wire {
         Pulse {
             socket: Arc::downgrade(&self.socket),
             moved: self.moved.clone(),
+            queue: self.slot.as_ref().map(Slot::queue),
         }
     }
 
-    fn poll_write_by(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.socket.poll_write_ready(cx))?;
-            match write(&self.socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(length) => {
-                    self.moved.written.fetch_add(length as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(length));
-                }
-            }
-        }
+    fn count_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let length = ready!(written)?;
+        self.moved.written.fetch_add(length as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(length))
     }
 }
 
@@ -121,24 +129,15 @@ impl AsyncRead for Wire {
             self.early.advance(length);
             return Poll::Ready(Ok(()));
         }
-        loop {
-            ready!(self.socket.poll_read_ready(cx))?;
-            match self.socket.try_read_buf(buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(length) => {
-                    self.moved.read.fetch_add(length as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
+        let received = ready!(self.socket.poll_fill(cx, buf))?;
+        self.moved.read.fetch_add(received.length as u64, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_by(cx, |socket| socket.try_write(buf))
+        self.count_written(self.socket.poll_send(cx, buf, false))
     }
 
     fn poll_write_vectored(
@@ -146,7 +145,7 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_by(cx, |socket| socket.try_write_vectored(bufs))
+        self.count_written(self.socket.poll_send_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -158,6 +157,6 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(socket2::SockRef::from(&*self.socket).shutdown(std::net::Shutdown::Write))
+        Poll::Ready(self.socket.end())
     }
 }

@@ -11,8 +11,8 @@ use underpass_tests::load::{Lane, Tally, under_load};
 const SOME: u64 = 50;
 
 fn config(hosts: &Hosts) -> Config {
-    // Connections may take as long as they like to end.
-    hosts.config("").node("timeouts: {drain: 1h}")
+    // Connections may take as long as they like to end, and to begin while there is no agent: under emulation its start takes longer than the default (5 s).
+    hosts.config("").node("timeouts: {drain: 1h, connect: 1m}")
 }
 
 /// The ends of the load: captured on both sides, by a virtual address, to another node, and into a pod from outside.

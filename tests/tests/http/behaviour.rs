@@ -271,6 +271,21 @@ fn a_retry_goes_to_the_other_endpoint() {
     }
 }
 
+/// Whoever is told when it is welcome again waits until then, and not much longer.
+#[test]
+fn a_retry_waits_until_it_is_welcome() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let began = Instant::now();
+    let seen = ask(
+        &scene.client,
+        scene.at,
+        &get("/retry/wait", "x-id: w\r\nx-do: wait first 1\r\n"),
+    );
+    assert!(seen.status == 200 && seen.body.starts_with("attempt 2\n"), "{seen:?}");
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
 /// What is kept to be sent again is bounded: a body of more than `replay_bytes` is sent once.
 #[test]
 fn a_body_that_is_too_long_to_be_kept_is_tried_once() {

@@ -161,6 +161,10 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
         "409 first 1",
         "418 first 2",
         "404 first 1",
+        "again first 1",
+        "limited first 1",
+        "grpc first 1",
+        "wait first 1",
     ];
     for deed in deeds {
         let line = format!("x-do: {deed}\r\n");
@@ -170,6 +174,8 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
             "/retry/gateway",
             "/retry/reset",
             "/retry/status",
+            "/retry/words",
+            "/retry/wait",
             "/edit",
         ] {
             add("GET", path, "web.test", &line, "");
@@ -188,6 +194,8 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
     }
     add("GET", "/timeout", "web.test", "x-do: slow\r\n", "");
     add("GET", "/try-timeout", "web.test", "x-do: slow\r\n", "");
+    add("GET", "/retry/idle", "web.test", "x-do: slow\r\n", "");
+    add("GET", "/retry/idle", "web.test", "x-do: slow first 1\r\n", "");
     add("GET", "/try-timeout", "web.test", "x-do: slow first 1\r\n", "");
     add(
         "GET",
@@ -308,6 +316,7 @@ fn one(random: &mut fastrand::Rng, id: &str) -> Case {
             "/retry/gateway",
             "/retry/reset",
             "/retry/status",
+            "/retry/words",
             "/abort",
             "/ws",
             "/closed",

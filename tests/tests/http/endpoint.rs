@@ -140,6 +140,10 @@ fn answer(mut stream: &TcpStream, got: &Got, name: &str, attempt: u32) -> io::Re
             thread::sleep(SLOW);
             plain("200 OK", "")
         }
+        "again" if does => plain("200 OK", "x-try-again: yes\r\n"),
+        "limited" if does => plain("503 Limited", "x-envoy-ratelimited: true\r\n"),
+        "grpc" if does => plain("200 OK", "grpc-status: 14\r\n"),
+        "wait" if does => plain("429 Slower", "retry-after: 1\r\n"),
         "chunked" => format!(
             "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{told}\r\n0\r\n\r\n",
             told.len()

@@ -136,6 +136,20 @@ pub(crate) fn routes() -> Vec<RoutePair> {
             json!({"match": {"prefix": "/retry/status"}, "route": {"cluster": "web", "retry_policy": {"retry_on": "retriable-status-codes", "retriable_status_codes": [418, 404], "num_retries": 2}}}),
         ),
         pair(
+            "{match: {prefix: /retry/words}, forward: {cluster: web, retry: {on: [retriable-headers, envoy-ratelimited, unavailable, cancelled, reset-before-request, http3-post-connect-failure], headers: {x-try-again: {prefix: 'y'}}, retries: 2}}}",
+            json!({"match": {"prefix": "/retry/words"}, "route": {"cluster": "web", "retry_policy": {"retry_on": "retriable-headers,envoy-ratelimited,unavailable,cancelled,reset-before-request,http3-post-connect-failure",
+                "retriable_headers": [{"name": "x-try-again", "string_match": {"prefix": "y"}}], "num_retries": 2}}}),
+        ),
+        pair(
+            "{match: {prefix: /retry/idle}, forward: {cluster: web, retry: {on: [5xx], retries: 1, per_try_idle_timeout: 400ms}}}",
+            json!({"match": {"prefix": "/retry/idle"}, "route": {"cluster": "web", "retry_policy": {"retry_on": "5xx", "num_retries": 1, "per_try_idle_timeout": "0.4s"}}}),
+        ),
+        pair(
+            "{match: {prefix: /retry/wait}, forward: {cluster: web, retry: {on: [retriable-status-codes], statuses: [429], retries: 1, reset_headers: [{name: x-none, format: unix-timestamp}, {name: retry-after}]}}}",
+            json!({"match": {"prefix": "/retry/wait"}, "route": {"cluster": "web", "retry_policy": {"retry_on": "retriable-status-codes", "retriable_status_codes": [429], "num_retries": 1,
+                "rate_limited_retry_back_off": {"reset_headers": [{"name": "x-none", "format": "UNIX_TIMESTAMP"}, {"name": "retry-after", "format": "SECONDS"}]}}}}),
+        ),
+        pair(
             "{match: {prefix: /abort}, forward: {cluster: web, fault: {abort: 429}}}",
             json!({"match": {"prefix": "/abort"}, "route": {"cluster": "web"}, "typed_per_filter_config": {"envoy.filters.http.fault": {
                 "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",

@@ -8,14 +8,15 @@ use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
-use super::super::scalar::Scalar;
+use super::super::scalar::{Scalar, ScalarOr};
 use super::balancing::labels;
 use super::hash::HashShape;
-use super::headers::{EditsShape, header_value};
+use super::headers::{EditsShape, header_name, header_value};
+use super::matches::{TextShape, header};
 use super::{regex, report_unknown};
 use crate::http::{
-    ConnectMode, DirectResponse, Fault, Forward, Http, Labels, PathRewrite, Redirect, RetryConditions, RetryPolicy,
-    Substitution, WeightedCluster,
+    ConnectMode, DirectResponse, Fault, Forward, Http, Labels, PathRewrite, Redirect, ResetFormat, ResetHeader,
+    RetryConditions, RetryPolicy, Substitution, WeightedCluster,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -69,10 +70,24 @@ struct RetryShape<'a> {
     statuses: Vec<Scalar<'a>>,
     retries: Option<Scalar<'a>>,
     per_try_timeout: Option<Scalar<'a>>,
+    per_try_idle_timeout: Option<Scalar<'a>>,
+    #[serde(default)]
+    headers: BTreeMap<Scalar<'a>, ScalarOr<'a, TextShape<'a>>>,
+    #[serde(default)]
+    reset_headers: Vec<ResetShape<'a>>,
+    reset_max_interval: Option<Scalar<'a>>,
     base_interval: Option<Scalar<'a>>,
     max_interval: Option<Scalar<'a>>,
     other_endpoints: Option<Scalar<'a>>,
     replay_bytes: Option<Scalar<'a>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ResetShape<'a> {
+    #[serde(borrow)]
+    name: Scalar<'a>,
+    format: Option<Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,7 +137,12 @@ enum Condition {
     ConnectFailure,
     RefusedStream,
     Retriable4xx,
+    BeforeRequest,
+    RateLimited,
+    /// What this proxy never has a reason for.
+    Never,
     Statuses,
+    Headers,
     Grpc(u32),
 }
 
@@ -135,6 +155,10 @@ fn conditions() -> Vec<(&'static str, Condition)> {
         ("refused-stream", Condition::RefusedStream),
         ("retriable-4xx", Condition::Retriable4xx),
         ("retriable-status-codes", Condition::Statuses),
+        ("retriable-headers", Condition::Headers),
+        ("reset-before-request", Condition::BeforeRequest),
+        ("envoy-ratelimited", Condition::RateLimited),
+        ("http3-post-connect-failure", Condition::Never),
     ];
     all.extend(RetryConditions::GRPC.map(|(word, code)| (word, Condition::Grpc(code))));
     all
@@ -284,6 +308,10 @@ impl RetryShape<'_> {
         }
         let per_try = path.field("per_try_timeout");
         let per_try = reading.duration_or_zero(per_try, self.per_try_timeout.as_ref(), Duration::ZERO);
+        let idle = path.field("per_try_idle_timeout");
+        let idle = reading.duration_or_zero(idle, self.per_try_idle_timeout.as_ref(), Duration::ZERO);
+        let reset = path.field("reset_max_interval");
+        let reset = reading.duration(reset, self.reset_max_interval.as_ref(), RetryPolicy::DEFAULT_RESET);
         let other = path.field("other_endpoints");
         let retries = self.retries.as_ref();
         let replay = self.replay_bytes.as_ref();
@@ -294,6 +322,9 @@ impl RetryShape<'_> {
                 .and_then(|value| reading.count(path.field("retries"), value, RETRIES))
                 .unwrap_or(1),
             per_try_timeout: (!per_try.is_zero()).then_some(per_try),
+            per_try_idle_timeout: (!idle.is_zero()).then_some(idle),
+            reset_headers: self.reset_headers(path.field("reset_headers"), reading),
+            reset_max_interval: reset,
             base_interval: base,
             max_interval: longest,
             other_endpoints: reading
@@ -303,21 +334,40 @@ impl RetryShape<'_> {
         }
     }
 
+    fn reset_headers(&self, path: Path<'_>, reading: &mut Reading) -> Vec<ResetHeader> {
+        const FORMATS: [(&str, ResetFormat); 2] = [
+            ("seconds", ResetFormat::Seconds),
+            ("unix-timestamp", ResetFormat::UnixTimestamp),
+        ];
+        let shapes = self.reset_headers.iter().enumerate();
+        let headers = shapes.filter_map(|(index, shape)| {
+            let path = path.item(index);
+            Some(ResetHeader {
+                format: (reading.choice(path.field("format"), shape.format.as_ref(), &FORMATS)).unwrap_or_default(),
+                name: header_name(path.field("name"), &shape.name, reading)?,
+            })
+        });
+        headers.collect()
+    }
+
     fn conditions(&self, path: Path<'_>, reading: &mut Reading) -> RetryConditions {
         let words = conditions();
         let mut on = RetryConditions::default();
         let list = path.field("on");
-        let mut uses_statuses = false;
+        let (mut uses_statuses, mut uses_headers) = (false, false);
         for (index, word) in self.on.iter().enumerate() {
             match reading.choice(list.item(index), Some(word), &words) {
-                None => {}
+                None | Some(Condition::Never) => {}
                 Some(Condition::ServerError) => on.server_error = true,
                 Some(Condition::GatewayError) => on.gateway_error = true,
                 Some(Condition::Reset) => on.reset = true,
                 Some(Condition::ConnectFailure) => on.connect_failure = true,
                 Some(Condition::RefusedStream) => on.refused_stream = true,
                 Some(Condition::Retriable4xx) => on.retriable_4xx = true,
+                Some(Condition::BeforeRequest) => on.reset_before_request = true,
+                Some(Condition::RateLimited) => on.rate_limited = true,
                 Some(Condition::Statuses) => uses_statuses = true,
+                Some(Condition::Headers) => uses_headers = true,
                 Some(Condition::Grpc(code)) => on.grpc.push(code),
             }
         }
@@ -328,6 +378,15 @@ impl RetryShape<'_> {
         if uses_statuses == self.statuses.is_empty() {
             let remedy = "write both `on: [retriable-status-codes]` and `statuses: [503]`, or neither";
             reading.report(path.field("statuses"), "", "goes with `retriable-status-codes`", remedy);
+        }
+        let fields = path.field("headers");
+        for (name, shape) in &self.headers {
+            on.headers.extend(header(fields.key(name), name, shape, reading));
+        }
+        if uses_headers == self.headers.is_empty() {
+            let remedy =
+                "write both `on: [retriable-headers]` and `headers: {x-try-again: {present: true}}`, or neither";
+            reading.report(path.field("headers"), "", "goes with `retriable-headers`", remedy);
         }
         on
     }

@@ -18,7 +18,7 @@ use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
 use crate::Text;
 use crate::http::{
     Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsKind, EndpointSettings, HttpBalancing, Labels,
-    NamedEndpoint, Transport, UpstreamProtocol,
+    NamedEndpoint, Retries, Transport, UpstreamProtocol,
 };
 use crate::settings::is_hostname;
 
@@ -77,8 +77,19 @@ struct DnsShape<'a> {
 #[serde(deny_unknown_fields, default)]
 struct BreakersShape<'a> {
     #[serde(borrow)]
+    connections: Option<Scalar<'a>>,
+    pending_requests: Option<Scalar<'a>>,
     requests: Option<Scalar<'a>>,
     retries: Option<Scalar<'a>>,
+    retry_budget: Option<BudgetShape<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BudgetShape<'a> {
+    #[serde(borrow)]
+    percent: Option<Scalar<'a>>,
+    minimum: Option<Scalar<'a>>,
 }
 
 const PROTOCOLS: [(&str, UpstreamProtocol); 4] = [
@@ -100,14 +111,6 @@ const PANIC_THRESHOLD: u32 = 50;
 
 impl ClusterShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> ClusterSettings {
-        let breakers = Breakers::default();
-        let limits = path.field("limits");
-        let limit = |field, value: &Option<Scalar<'_>>, default: u32, reading: &mut Reading| {
-            let value = value.as_ref();
-            value
-                .and_then(|value| reading.count(limits.field(field), value, 0..=u32::MAX))
-                .unwrap_or(default)
-        };
         ClusterSettings {
             name: super::routes::any_name(path.field("name"), &self.name, reading),
             endpoints: match &self.dns {
@@ -139,10 +142,7 @@ impl ClusterShape<'_> {
                 CONNECT_TIMEOUT,
             ),
             idle_timeout: reading.duration(path.field("idle_timeout"), self.idle_timeout.as_ref(), IDLE_TIMEOUT),
-            breakers: Breakers {
-                requests: limit("requests", &self.limits.requests, breakers.requests, reading),
-                retries: limit("retries", &self.limits.retries, breakers.retries, reading),
-            },
+            breakers: self.limits.compile(path.field("limits"), reading),
             connections: self.connections.compile(path.field("connections"), reading),
             transport: Arc::new(self.transport(path, reading)),
         }
@@ -244,6 +244,54 @@ impl ClusterShape<'_> {
             });
         }
         endpoints
+    }
+}
+
+impl BreakersShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Breakers {
+        let mut limits = Breakers::default();
+        let mut retries = None;
+        for (field, value, limit) in [
+            ("connections", &self.connections, &mut limits.connections),
+            ("pending_requests", &self.pending_requests, &mut limits.pending_requests),
+            ("requests", &self.requests, &mut limits.requests),
+        ] {
+            let count = value
+                .as_ref()
+                .and_then(|value| reading.count(path.field(field), value, 0..=u32::MAX));
+            *limit = count.unwrap_or(*limit);
+        }
+        if let Some(value) = &self.retries {
+            retries = reading
+                .count(path.field("retries"), value, 0..=u32::MAX)
+                .map(Retries::Count);
+            if self.retry_budget.is_some() {
+                reading.report(
+                    path.field("retries"),
+                    value,
+                    "`retry_budget` is given too",
+                    "remove one",
+                );
+            }
+        }
+        let budget = (self.retry_budget.as_ref()).map(|budget| budget.compile(path.field("retry_budget"), reading));
+        limits.retries = budget.or(retries).unwrap_or(limits.retries);
+        limits
+    }
+}
+
+impl BudgetShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Retries {
+        let mut count = |field, value: &Option<Scalar<'_>>, range, default| {
+            let value = value.as_ref();
+            value
+                .and_then(|value| reading.count(path.field(field), value, range))
+                .unwrap_or(default)
+        };
+        Retries::Budget {
+            percent: count("percent", &self.percent, 0..=100, 20),
+            minimum: count("minimum", &self.minimum, 0..=u32::MAX, 3),
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) struct MatchShape<'a> {
 /// A condition on a text: itself, or one of these.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct TextShape<'a> {
+pub(super) struct TextShape<'a> {
     #[serde(borrow)]
     exact: Option<Scalar<'a>>,
     prefix: Option<Scalar<'a>>,
@@ -129,7 +129,7 @@ pub(super) fn field(path: Path<'_>, name: &str, reading: &mut Reading) -> Option
     })
 }
 
-fn header(
+pub(super) fn header(
     path: Path<'_>,
     name: &str,
     shape: &ScalarOr<'_, TextShape<'_>>,

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use underpass_certs::OriginationError;
 use underpass_config::http::{Cluster, ProxyProtocol};
 
 use super::http1::Carrier;
 use super::http2::{self, Shared};
+use super::slots::Slot;
 use super::stream::Stream;
 use super::{Key, Speaks};
 use crate::hbone::proxy_protocol;
@@ -22,6 +21,7 @@ use crate::http::upload::Attempt;
 use crate::http::wire::{Moved, Wire};
 use crate::node::Node;
 use crate::socket::{self, Connecting};
+use crate::stream;
 
 /// Why there is no connection.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub enum NotConnected {
     Untrusted(Arc<str>),
     /// The endpoint did not answer in time.
     TimedOut,
+    /// As many requests wait as may, or have a connection.
+    Overflow,
 }
 
 impl From<io::Error> for NotConnected {
@@ -69,12 +71,12 @@ pub enum Opened {
 }
 
 impl Dial {
-    /// Connects. An endpoint that speaks HTTP/2 is taken to allow `allowed` streams until it says how many.
+    /// Connects. An endpoint that speaks HTTP/2 is taken to allow `allowed` streams until it says how many. It is the connection of `slot`.
     ///
     /// # Errors
     /// When the endpoint does not, or is not who it has to be.
-    pub async fn open(&self, allowed: u32) -> Result<Opened, NotConnected> {
-        let stream = self.stream().await?;
+    pub async fn open(&self, allowed: u32, slot: Slot) -> Result<Opened, NotConnected> {
+        let stream = self.stream(slot).await?;
         match self.is_http2(&stream) {
             false => Ok(Opened::Http1(open_http1(stream).await?)),
             true => {
@@ -88,9 +90,9 @@ impl Dial {
     ///
     /// # Errors
     /// As [`Dial::open`].
-    pub async fn stream(&self) -> Result<Stream, NotConnected> {
+    pub async fn stream(&self, slot: Slot) -> Result<Stream, NotConnected> {
         let limit = self.cluster.settings.connect_timeout;
-        let stream = tokio::time::timeout(limit, self.connect());
+        let stream = tokio::time::timeout(limit, self.connect(slot));
         stream.await.map_err(|_| NotConnected::TimedOut)?
     }
 
@@ -103,12 +105,12 @@ impl Dial {
         }
     }
 
-    async fn connect(&self) -> Result<Stream, NotConnected> {
-        let mut socket = self.tcp().await?;
+    async fn connect(&self, slot: Slot) -> Result<Stream, NotConnected> {
+        let socket = self.tcp().await?;
         if let (Some(version), Some((client, asked))) = (self.key.transport.proxy_protocol, self.key.client) {
-            socket.write_all(&header(version, client, asked)).await?;
+            socket.send_all(&header(version, client, asked)).await?;
         }
-        let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default());
+        let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default()).holding(slot);
         let origination = self.node.http.originations.of(&self.key.transport)?;
         let Some(origination) = origination else {
             return Ok(Stream::Plain(wire));
@@ -124,7 +126,7 @@ impl Dial {
         Ok(Stream::Tls(Box::new(tls)))
     }
 
-    async fn tcp(&self) -> io::Result<TcpStream> {
+    async fn tcp(&self) -> io::Result<stream::Stream> {
         let address = self.key.address;
         let socket = socket::tcp_socket(address)?;
         if let Some(pod) = self.node.pods.at(address.ip()) {
@@ -139,7 +141,7 @@ impl Dial {
         if let Err(error) = socket::set_keepalive(&stream, &keepalive) {
             tracing::debug!(%error, "keepalive could not be set");
         }
-        TcpStream::from_std(stream.into_socket().into())
+        Ok(stream)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http1;
 use underpass_config::http::{ClusterEndpoint, ClusterSettings, Held};
 
+use super::SERVED_WHILE_WANTED;
 use crate::http::upload::Attempt;
 use crate::http::wire::{Kept, Pulse};
 
@@ -25,6 +26,7 @@ pub struct Carrier {
     kept: Option<Kept>,
     born: Instant,
     served: u32,
+    served_others: u32,
 }
 
 impl Carrier {
@@ -36,6 +38,7 @@ impl Carrier {
             kept: None,
             born: Instant::now(),
             served: 0,
+            served_others: 0,
         }
     }
 
@@ -44,6 +47,21 @@ impl Carrier {
         self.served = self.served.saturating_add(1);
         // TLS writes of its own only in handshakes: what is acknowledged from now on is the request's.
         self.kept = self.pulse.keep();
+    }
+
+    /// Whether somebody waits for a connection of its cluster to go.
+    pub fn is_wanted(&self) -> bool {
+        self.pulse.is_wanted()
+    }
+
+    /// Whether it has served enough requests while others wanted its place.
+    pub fn has_served_enough(&self) -> bool {
+        self.served_others >= SERVED_WHILE_WANTED
+    }
+
+    /// Notes that it is given to somebody who waited.
+    pub fn hand_on(&mut self) {
+        self.served_others += 1;
     }
 
     /// Whether nothing of its request has come to the endpoint, as when that has closed it before.

@@ -19,11 +19,14 @@ use tokio::sync::oneshot;
 use underpass_config::http::{ClusterSettings, ConnectionSettings};
 
 use super::Age;
+use super::SERVED_WHILE_WANTED;
 use super::dial::{Dial, NotConnected, Opened};
 use super::http1::Carrier;
+use super::slots;
 use super::stream::Stream;
 use crate::gathered::Gathered;
 use crate::http::upload::Attempt;
+use crate::http::wire::Pulse;
 
 /// Connections of one core to one endpoint.
 const CONNECTIONS: usize = 16;
@@ -47,6 +50,10 @@ struct SharedState {
     served: AtomicU32,
     /// Streams that the endpoint lets it have.
     room: AtomicU32,
+    pulse: Pulse,
+    /// Requests that it has served while others wanted its place.
+    served_others: AtomicU32,
+    is_leaving: AtomicBool,
     /// Wakes its driver, which only looks at that when a request is sent, once the endpoint must have said it.
     driver: AtomicWaker,
     has_answered: AtomicBool,
@@ -67,6 +74,7 @@ pub const ALLOWED: u32 = 100;
 /// # Errors
 /// When the stream breaks.
 pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -> hyper::Result<Shared> {
+    let pulse = stream.pulse();
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -87,6 +95,9 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -
         streams: AtomicU32::new(0),
         served: AtomicU32::new(0),
         room: AtomicU32::new(allowed),
+        pulse,
+        served_others: AtomicU32::new(0),
+        is_leaving: AtomicBool::new(false),
         driver: AtomicWaker::new(),
         has_answered: AtomicBool::new(false),
         idle_since: Mutex::new(Instant::now()),
@@ -137,6 +148,7 @@ impl Shared {
     fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
         let limits = &cluster.connections;
         !self.sender.is_closed()
+            && !self.state.is_leaving.load(Ordering::Relaxed)
             && self.state.served.load(Ordering::Relaxed) < limits.requests
             && limits
                 .lifetime
@@ -196,6 +208,9 @@ impl Drop for Place {
         }
         if !self.shared.state.has_answered.swap(true, Ordering::Relaxed) {
             self.shared.state.driver.wake();
+        }
+        if self.shared.state.pulse.is_wanted() {
+            self.group.make_way(&self.shared);
         }
         self.group.hand_on();
     }
@@ -259,12 +274,14 @@ impl Group {
     /// # Errors
     /// When none can be made.
     pub async fn place(self: &Arc<Self>, dial: Dial, age: Age) -> Result<Given, NotConnected> {
+        let pending;
         let given = {
             let mut state = self.state();
             let born_since = (age == Age::New).then(Instant::now);
             if let Some(shared) = state.least_busy(&dial.cluster.settings, born_since) {
                 return Ok(Given::Http2(Place::on(&shared, self)));
             }
+            pending = dial.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
             let (give, given) = oneshot::channel();
             let dial = Arc::new(dial);
             state.waiting.push_back(Waiter { dial, born_since, give });
@@ -272,7 +289,14 @@ impl Group {
             given
         };
         let gone = || NotConnected::Failed("the proxy stops".into());
-        given.await.unwrap_or_else(|_| Err(gone()))
+        let given = given.await.unwrap_or_else(|_| Err(gone()));
+        drop(pending);
+        given
+    }
+
+    /// Whether it has any.
+    pub fn has_connections(&self) -> bool {
+        !self.state().connections.is_empty()
     }
 
     /// Since when none of its connections has a request; nothing while one has, or somebody waits for one.
@@ -302,6 +326,19 @@ impl Group {
         *shared.state.group.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
         state.has_chosen_http1 = false;
         state.connections.push(shared.clone());
+    }
+
+    /// Somebody waits for a connection of the cluster to go. This one does, when it has no work here, or has done enough.
+    fn make_way(&self, shared: &Shared) {
+        let mut state = self.state();
+        state.waiting.retain(|waiter| !waiter.give.is_closed());
+        let served = shared.state.served_others.fetch_add(1, Ordering::Relaxed);
+        if state.waiting.is_empty() || served >= SERVED_WHILE_WANTED {
+            shared.state.is_leaving.store(true, Ordering::Relaxed);
+            state
+                .connections
+                .retain(|other| !Arc::ptr_eq(&other.state, &shared.state));
+        }
     }
 
     /// Gives whoever waits what has become free, and opens connections for the others.
@@ -335,8 +372,17 @@ impl Group {
 
     async fn dial(self: Arc<Self>, dial: Arc<Dial>, dialing: Dialing) {
         // As its last connection was told: the new one is not overfilled while it waits to be.
-        let allowed = self.state().allowed;
-        match dial.open(allowed).await {
+        let slot = slots::slot(&dial.node, &dial.cluster).await;
+        let allowed = {
+            let mut state = self.state();
+            state.waiting.retain(|waiter| !waiter.give.is_closed());
+            if state.waiting.is_empty() {
+                // They have found others meanwhile.
+                return;
+            }
+            state.allowed
+        };
+        match dial.open(allowed, slot).await {
             Ok(Opened::Http2(shared)) => self.add(&mut self.state(), &shared),
             Ok(Opened::Http1(carrier)) => self.go_alone(carrier),
             Err(error) => self.fail(&error, &dial),

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::http::wire::{Pulse, Wire};
+use crate::stream::Stream as Socket;
 
 /// A connection to an endpoint, below its codec.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Stream {
     }
 
     /// Its socket.
-    pub fn socket(&self) -> &Arc<TcpStream> {
+    pub fn socket(&self) -> &Arc<Socket> {
         match self {
             Self::Plain(wire) => wire.socket(),
             Self::Tls(tls) => tls.get_ref().0.socket(),

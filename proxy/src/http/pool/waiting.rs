@@ -4,15 +4,16 @@
 //! for each endpoint and one for the node, and what has waited longest goes first. When a bound is met, somewhat more than the excess goes, so that the next
 //! ones need not look again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use foldhash::quality::RandomState;
+use tokio::sync::oneshot;
 use underpass_config::Text;
 
-use super::http1::Idle;
+use super::http1::{Carrier, Idle};
 use super::http2::Group;
 use super::{Key, Limits};
 
@@ -72,6 +73,17 @@ impl Waiting {
         ended
     }
 
+    /// Since when the one of a cluster waits that has waited longest.
+    pub fn longest(&self, cluster: &Text) -> Option<Instant> {
+        let own = self.by_key.iter().filter(|(key, _)| key.cluster == *cluster);
+        own.flat_map(|(_, idle)| idle.iter().map(Idle::since)).min()
+    }
+
+    /// Takes that out.
+    pub fn end_longest_of(&mut self, cluster: &Text) -> Vec<Idle> {
+        self.end_longest(1, |key| key.cluster == *cluster)
+    }
+
     /// Takes out what is too old, and what is not `wanted`.
     pub fn sweep(&mut self, mut is_wanted: impl FnMut(&Key) -> bool) -> Vec<Idle> {
         let mut ended = Vec::new();
@@ -82,6 +94,36 @@ impl Waiting {
         });
         self.count -= ended.len();
         ended
+    }
+}
+
+/// Those of a core who wait for a connection while there may be no more.
+#[derive(Debug, Default)]
+pub struct Handing(HashMap<Key, VecDeque<oneshot::Sender<Carrier>>, RandomState>);
+
+impl Handing {
+    /// Waits for one of a key.
+    pub fn wait(&mut self, key: &Key) -> oneshot::Receiver<Carrier> {
+        let (give, given) = oneshot::channel();
+        let waiting = self.0.entry(key.clone()).or_default();
+        waiting.retain(|other| !other.is_closed());
+        waiting.push_back(give);
+        given
+    }
+
+    /// Gives one to whoever waits longest for one of its key; without anybody it is closed.
+    pub fn hand(&mut self, key: &Key, mut carrier: Carrier) {
+        let Some(waiting) = self.0.get_mut(key) else { return };
+        carrier.hand_on();
+        while let Some(next) = waiting.pop_front() {
+            match next.send(carrier) {
+                Ok(()) => break,
+                Err(back) => carrier = back,
+            }
+        }
+        if waiting.is_empty() {
+            self.0.remove(key);
+        }
     }
 }
 
@@ -101,6 +143,20 @@ impl Groups {
     pub fn insert(&mut self, key: Key, group: Arc<Group>, limits: Limits) {
         self.by_key.insert(key.clone(), group);
         self.bound(&key, limits);
+    }
+
+    /// The group of a cluster whose connections have had no request for longest, and since when.
+    pub fn longest(&self, cluster: &Text) -> Option<(Instant, Key)> {
+        let own = self.by_key.iter().filter(|(key, _)| key.cluster == *cluster);
+        let idle = own
+            .filter(|(_, group)| Arc::strong_count(group) == 1 && group.has_connections())
+            .filter_map(|(key, group)| Some((group.idle_since()?, key)));
+        let (since, key) = idle.min_by_key(|(since, _)| *since)?;
+        Some((since, key.clone()))
+    }
+
+    pub fn remove(&mut self, key: &Key) -> Option<Arc<Group>> {
+        self.by_key.remove(key)
     }
 
     pub fn is_empty(&self) -> bool {

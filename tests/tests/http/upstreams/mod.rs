@@ -5,6 +5,7 @@ mod connections;
 mod dns;
 mod going;
 mod idle;
+mod limits;
 mod place;
 mod proxy_protocol;
 mod teller;

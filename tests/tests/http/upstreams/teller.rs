@@ -36,6 +36,7 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     accepted: Arc<AtomicU32>,
     open: Arc<AtomicU32>,
+    most: Arc<AtomicU32>,
     _runtime: Runtime,
 }
 
@@ -43,6 +44,11 @@ impl Running {
     /// Connections that it has accepted.
     pub(crate) fn accepted(&self) -> u32 {
         self.accepted.load(Ordering::SeqCst)
+    }
+
+    /// The most connections that it has had at once.
+    pub(crate) fn most(&self) -> u32 {
+        self.most.load(Ordering::SeqCst)
     }
 
     /// Connections that it has.
@@ -60,12 +66,15 @@ impl Teller {
         let address = listener.local_addr().expect("a socket");
         let (accepted, open) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (counted, now) = (accepted.clone(), open.clone());
+        let most = Arc::new(AtomicU32::new(0));
+        let peak = most.clone();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a socket");
             while let Ok((stream, _)) = listener.accept().await {
                 let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
                 let (teller, now) = (self.clone(), now.clone());
-                now.fetch_add(1, Ordering::SeqCst);
+                let open = now.fetch_add(1, Ordering::SeqCst) + 1;
+                peak.fetch_max(open, Ordering::SeqCst);
                 tokio::spawn(async move {
                     let _ = teller.serve(stream, number).await;
                     now.fetch_sub(1, Ordering::SeqCst);
@@ -76,6 +85,7 @@ impl Teller {
             address,
             accepted,
             open,
+            most,
             _runtime: runtime,
         }
     }
