@@ -57,11 +57,6 @@ impl Stream {
         self.socket.poll_read_ready(cx).map_ok(drop)
     }
 
-    /// Resolves when the kernel has seen the connection fail, whether or not anybody reads it; also when the runtime is shutting down.
-    pub async fn failed(&self) {
-        let _ = self.socket.ready(Interest::ERROR).await;
-    }
-
     /// Whether the peer has ended its stream, for one that finds something to read.
     pub fn peer_has_ended(&self, cx: &mut Context<'_>) -> bool {
         let readiness = self.socket.poll_read_ready(cx);
