@@ -142,6 +142,9 @@ impl Intake {
             None => method,
         };
         hygiene::strip_hop_by_hop(&mut headers);
+        if !is_http1 {
+            hygiene::join_cookies(&mut headers);
+        }
         headers.remove(HOST);
         // The codec says "100 Continue" when the body is first asked for.
         headers.remove(EXPECT);

@@ -24,6 +24,10 @@ const OF_HTTP1: [&str; 5] = [
 
 /// What a case is in HTTP/2; nothing if it can't be said in it.
 pub(crate) fn request(case: &Case) -> Option<(Request<()>, Bytes)> {
+    if case.has("upgrade: websocket") {
+        // `tunnels` asks for them as HTTP/2 does.
+        return None;
+    }
     let (head, body) = case.request.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let mut first = lines.next()?.split(' ');
