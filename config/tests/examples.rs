@@ -31,6 +31,7 @@ fn every_example_loads() {
         "relay.yaml",
         "services.yaml",
         "upstreams.yaml",
+        "balancing.yaml",
     ] {
         assert!(names.iter().any(|name| name == known), "{known} is missing");
     }

@@ -222,9 +222,15 @@ impl Level {
             false => by_locality(settings, &members),
         };
         let localities = match localities.is_empty() {
-            true => vec![(1, members.clone())],
+            true => vec![(1, members)],
             false => localities,
         };
+        // In the order in which the members of a ring are counted.
+        let members = localities
+            .iter()
+            .flat_map(|(_, endpoints)| endpoints)
+            .cloned()
+            .collect();
         let weights: Vec<u64> = localities.iter().map(|(weight, _)| *weight).collect();
         let consistent = consistent(settings.balancing, &localities);
         let several = localities.len() > 1;

@@ -227,7 +227,6 @@ impl Job<'_> {
             holds.endpoint = Some(endpoint.hold());
             record.endpoint = Some(address);
             record.attempts += 1;
-            tried.push(address);
             current.began(&endpoint);
             let outcome = self.try_once(self.wanted(&endpoint)).await;
             if let Some(outcome) = self.told(&outcome) {
@@ -239,6 +238,7 @@ impl Job<'_> {
                     discard_later(answer.response, answer.lease);
                 }
                 holds.endpoint = None;
+                tried.push(address);
                 continue;
             }
             return match outcome {

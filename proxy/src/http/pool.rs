@@ -314,6 +314,7 @@ impl Wanted<'_> {
             Some(slot) => slot,
             None => {
                 let handed = self.node.http.pool(self.core).handing.wait(&self.key);
+                self.sweep_later();
                 tokio::select! {
                     biased;
                     Ok(carrier) = handed => return Ok(self.http1_lease(carrier, true)),
@@ -441,7 +442,7 @@ fn sweep_later(node: &Arc<Node>, core: usize, cluster: &ClusterSettings) {
             let Some(node) = node.upgrade() else { return };
             let mut pool = node.http.pool(core);
             pause = pool.sweep(&node);
-            if pool.http1.is_empty() && pool.http2.is_empty() {
+            if pool.http1.is_empty() && pool.http2.is_empty() && pool.handing.is_empty() {
                 pool.is_swept = false;
                 return;
             }
@@ -490,6 +491,7 @@ impl Pool {
             next = next.min(pause(&cluster.settings));
             is_endpoint.then_some(&cluster.settings)
         };
+        self.handing.sweep();
         let ended = self.http1.sweep(|key| cluster_of(key).is_some());
         self.http2.sweep(|key, group| group.sweep(cluster_of(key)));
         for key in self.http2.crowded() {

@@ -112,6 +112,21 @@ fn localities_get_what_they_weigh_as_far_as_they_are_well() {
 }
 
 #[test]
+fn a_hash_leads_to_localities_by_what_they_weigh() {
+    let at = |n: u8, locality: &str| format!("{{address: '10.0.0.{n}:80', locality: {locality}}}");
+    let endpoints = [at(1, "r/c"), at(2, "r/b"), at(3, "r/a"), at(4, "r/b")].join(", ");
+    for balancing in ["ring-hash", "maglev"] {
+        let cluster = cluster(&format!(
+            "balancing: {balancing}, localities: {{r/a: 3, r/b: 1}}, endpoints: [{endpoints}]"
+        ));
+        let counts = counts(&cluster, &Wish::default(), 4000);
+        let near = |n: u8, expected: usize| counts[&n].abs_diff(expected) < expected / 4;
+        assert!(!counts.contains_key(&1), "{balancing}: {counts:?}");
+        assert!(near(3, 3000) && near(2, 500) && near(4, 500), "{balancing}: {counts:?}");
+    }
+}
+
+#[test]
 fn a_request_for_a_subset_goes_there_or_where_the_fallback_says() {
     let endpoints = "{address: '10.0.0.1:80', labels: {version: v1, stage: prod}}, {address: '10.0.0.2:80', labels: {version: v2}}, '10.0.0.3:80'";
     let with = |fallback: &str| {

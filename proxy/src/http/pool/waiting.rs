@@ -111,6 +111,18 @@ impl Handing {
         given
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Forgets those who have got another, or wait no more.
+    pub fn sweep(&mut self) {
+        self.0.retain(|_, waiting| {
+            waiting.retain(|other| !other.is_closed());
+            !waiting.is_empty()
+        });
+    }
+
     /// Gives one to whoever waits longest for one of its key; without anybody it is closed.
     pub fn hand(&mut self, key: &Key, mut carrier: Carrier) {
         let Some(waiting) = self.0.get_mut(key) else { return };

@@ -328,3 +328,65 @@ fn subsets_are_found_as_by_envoy() {
         }
     }
 }
+
+/// A priority that has lost endpoints gives to the next what Envoy's gives, and localities get what they weigh.
+#[test]
+fn priorities_and_localities_get_what_envoys_get() {
+    if !available(&[Need::Envoy]) {
+        return;
+    }
+    const REQUESTS: usize = 600;
+    let place = Place::new();
+    let tellers: [Running; 3] = tellers(&place);
+    let [a, b, c] = [0, 1, 2].map(|n| tellers[n].address);
+    let closed = place.world.host().at(9);
+    let at = |zone: &str, priority: u32, weight: u32, members: &[SocketAddr]| {
+        let members: Vec<Value> = members
+            .iter()
+            .map(|at| json!({"endpoint": {"address": address(*at)}}))
+            .collect();
+        json!({"locality": {"region": "r", "zone": zone}, "priority": priority, "load_balancing_weight": weight, "lb_endpoints": members})
+    };
+    let outliers = "outliers: {interval: 300s, consecutive_5xx: 1, max_ejection_percent: 100}";
+    let envoys = |groups: Value| {
+        json!({"type": "STATIC", "lb_policy": "ROUND_ROBIN",
+            "common_lb_config": {"healthy_panic_threshold": {"value": 0}, "locality_weighted_lb_config": {}},
+            "outlier_detection": {"interval": "300s", "consecutive_5xx": 1, "max_ejection_percent": 100},
+            "load_assignment": {"cluster_name": "c", "endpoints": groups}})
+    };
+    let clusters = [
+        ClusterPair {
+            name: "priorities",
+            ours: format!(
+                "balancing: round-robin, panic_threshold: 0, {outliers}, endpoints: ['{a}', '{closed}', {{address: '{b}', priority: 1}}]"
+            ),
+            envoys: envoys(json!([at("a", 0, 1, &[a, closed]), at("b", 1, 1, &[b])])),
+        },
+        ClusterPair {
+            name: "localities",
+            ours: format!(
+                "balancing: round-robin, panic_threshold: 0, {outliers}, localities: {{r/a: 3, r/b: 1}}, endpoints: [{{address: '{a}', locality: r/a}}, {{address: '{closed}', locality: r/a}}, {{address: '{b}', locality: r/b}}, {{address: '{c}', locality: r/b}}]"
+            ),
+            envoys: envoys(json!([at("a", 0, 3, &[a, closed]), at("b", 0, 1, &[b, c])])),
+        },
+    ];
+    let _both = place.start_both(&clusters);
+    // Of 0.7 and 0.3; of 3 × 0.7 and 1.
+    for (pair, expected) in clusters.iter().zip([0.7, 2.1 / 3.1]) {
+        for at in [place.ours(), place.envoys()] {
+            let mut client = crate::client::Client::connect(&place.client, at);
+            let mut first = 0;
+            for _ in 0..REQUESTS {
+                client.send(crate::client::get(&format!("/{}/x", pair.name), "").as_bytes());
+                let seen = client.answer(false);
+                first += usize::from(seen.header("x-server") == Some(&a.ip().to_string()));
+            }
+            let share = first as f64 / REQUESTS as f64;
+            assert!(
+                (share - expected).abs() < 0.08,
+                "{} {at}: {share} of {expected}",
+                pair.name
+            );
+        }
+    }
+}

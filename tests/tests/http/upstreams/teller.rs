@@ -29,6 +29,25 @@ pub(crate) struct Teller {
     pub(crate) streams: Option<u32>,
     /// Whether it reads what comes on a connection that it has accepted, and says nothing.
     pub(crate) is_mute: bool,
+    /// The requests that it has.
+    pub(crate) busy: Busy,
+}
+
+/// Requests that are being answered, and the most that were.
+#[derive(Clone, Default)]
+pub(crate) struct Busy {
+    now: Arc<AtomicU32>,
+    most: Arc<AtomicU32>,
+}
+
+impl Busy {
+    /// Notes one, for as long as it lasts until `pause` is over.
+    async fn during(&self, pause: Duration) {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        tokio::time::sleep(pause).await;
+        self.now.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// One that runs, until it is dropped.
@@ -36,7 +55,7 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     accepted: Arc<AtomicU32>,
     open: Arc<AtomicU32>,
-    most: Arc<AtomicU32>,
+    busy: Busy,
     _runtime: Runtime,
 }
 
@@ -46,9 +65,9 @@ impl Running {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// The most connections that it has had at once.
+    /// The most requests that it has had at once. (Of connections it may see a new one before the end of an old one that came first.)
     pub(crate) fn most(&self) -> u32 {
-        self.most.load(Ordering::SeqCst)
+        self.busy.most.load(Ordering::SeqCst)
     }
 
     /// Connections that it has.
@@ -66,15 +85,13 @@ impl Teller {
         let address = listener.local_addr().expect("a socket");
         let (accepted, open) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let (counted, now) = (accepted.clone(), open.clone());
-        let most = Arc::new(AtomicU32::new(0));
-        let peak = most.clone();
+        let busy = self.busy.clone();
         runtime.spawn(async move {
             let listener = TcpListener::from_std(listener).expect("a socket");
             while let Ok((stream, _)) = listener.accept().await {
                 let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
                 let (teller, now) = (self.clone(), now.clone());
-                let open = now.fetch_add(1, Ordering::SeqCst) + 1;
-                peak.fetch_max(open, Ordering::SeqCst);
+                now.fetch_add(1, Ordering::SeqCst);
                 tokio::spawn(async move {
                     let _ = teller.serve(stream, number).await;
                     now.fetch_sub(1, Ordering::SeqCst);
@@ -85,7 +102,7 @@ impl Teller {
             address,
             accepted,
             open,
-            most,
+            busy,
             _runtime: runtime,
         }
     }
@@ -104,7 +121,7 @@ impl Teller {
         let Some(tls) = &self.tls else {
             return match self.is_http2 {
                 true => self.http2(stream, told).await,
-                false => http1(stream, told, &socket).await,
+                false => http1(stream, told, &socket, &self.busy).await,
             };
         };
         let stream = TlsAcceptor::from(tls.clone()).accept(stream).await?;
@@ -125,7 +142,7 @@ impl Teller {
         }
         match is_http2 {
             true => self.http2(stream, told).await,
-            false => http1(stream, told, &socket).await,
+            false => http1(stream, told, &socket, &self.busy).await,
         }
     }
 
@@ -143,9 +160,9 @@ impl Teller {
             .map_err(io::Error::other)?;
         while let Some(accepted) = connection.accept().await {
             let (request, mut respond) = accepted.map_err(io::Error::other)?;
-            let told = told.clone();
+            let (told, busy) = (told.clone(), self.busy.clone());
             tokio::spawn(async move {
-                tokio::time::sleep(pause(&request)).await;
+                busy.during(pause(&request)).await;
                 let mut response = Response::builder().header("x-path", request.uri().path());
                 for (name, value) in &told {
                     response = response.header(*name, value);
@@ -172,7 +189,7 @@ fn pause<B>(request: &Request<B>) -> Duration {
 
 /// Requests have no bodies. `x-do: quit` has the connection closed behind the answer, `x-do: quit-next` has it closed when the next request
 /// has come, which is left unanswered, `x-do: reset-next` the same with a reset; `x-do: vanish` has the socket go without a word to the peer, which takes root.
-async fn http1<IO>(io: IO, told: Vec<(&'static str, String)>, socket: &OwnedFd) -> io::Result<()>
+async fn http1<IO>(io: IO, told: Vec<(&'static str, String)>, socket: &OwnedFd, busy: &Busy) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -200,7 +217,7 @@ where
             found.unwrap_or_default().to_owned()
         };
         let pause = field("x-pause-ms").parse().unwrap_or(0);
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        busy.during(Duration::from_millis(pause)).await;
         let mut answer = format!(
             "HTTP/1.1 200 OK\r\nx-path: {}\r\n",
             head.split(' ').nth(1).unwrap_or("-")
