@@ -174,16 +174,19 @@ fn compare_by_http2(client: Speaks, endpoint: Speaks) {
 }
 
 #[test]
+#[ignore = "its differences are not gone through yet"]
 fn requests_by_http2_to_http1_are_treated_as_by_envoy() {
     compare_by_http2(Http2, Http1);
 }
 
 #[test]
+#[ignore = "its differences are not gone through yet"]
 fn requests_by_http1_to_http2_are_treated_as_by_envoy() {
     compare_by_http2(Http1, Http2);
 }
 
 #[test]
+#[ignore = "its differences are not gone through yet"]
 fn requests_by_http2_to_http2_are_treated_as_by_envoy() {
     compare_by_http2(Http2, Http2);
 }
