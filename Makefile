@@ -64,6 +64,8 @@ memory scale mesh-scale: setup
 soak: build
 	@scripts/test-setup.sh
 	UNDERPASS_CYCLES=10000 $(CARGO) test --locked -p underpass-tests --test exactness -- --nocapture
+	UNDERPASS_REQUESTS=100000 UNDERPASS_CHANGES=1000 UNDERPASS_DEATHS=200 $(CARGO) test --locked -p underpass-tests --test http -- \
+		churn:: --nocapture
 	UNDERPASS_CYCLES=10000 UNDERPASS_STUCK=1000 $(CARGO) test --locked -p underpass-tests --test kernel_tier -- \
 		--nocapture --test-threads 1 --include-ignored
 

@@ -1,7 +1,9 @@
 //! HTTP, from outside: what clients and endpoints see of the proxy; and the same of Envoy beside it, difference by difference.
 
+mod attacks;
 mod behaviour;
 mod cases;
+mod churn;
 mod client;
 mod differences;
 mod differential;

@@ -8,5 +8,5 @@ mod idle;
 mod limits;
 mod place;
 mod proxy_protocol;
-mod teller;
+pub(crate) mod teller;
 mod tls;
