@@ -33,6 +33,7 @@ test: build
 	@scripts/test-setup.sh
 	@scripts/istiod-setup.sh
 	@scripts/envoy-setup.sh
+	@scripts/h2spec-setup.sh
 	$(CARGO) test --workspace --locked
 
 test-istio: build

@@ -52,7 +52,7 @@ pub use outliers::{
 pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
-    DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+    ConnectMode, DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use table::{LocalityWeights, Wish};
 pub use transport::{KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamTls};

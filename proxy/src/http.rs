@@ -1,8 +1,8 @@
 //! HTTP: requests are routed, forwarded, tried again and told of, one by one.
 //!
 //! ```text
-//! connection ─ sniff ─ hyper ─ exchange ─ intake ─ route ─ forward ─ attempt ─ pool ─ hyper ─ endpoint
-//!    │                            │                           │         └ upload (replayed, while that is possible)
+//! connection ─ sniff ─ codec ─ exchange ─ intake ─ route ─ forward ─ attempt ─ pool ─ hyper ─ endpoint
+//!    │                            │  └ tunnel                 │         └ upload (replayed, while that is possible)
 //!    └ permit (policy)            └ record (one log line, metrics)      └ download (counts, times out, gives the connection back)
 //! ```
 //!
@@ -10,9 +10,10 @@
 //! any other (`connection`, `permit`); and in it each request lives alone, on the snapshot it began with. Nothing is shared on a request's
 //! way but atomics: pools are a core's own, and limits are counters of the cluster.
 //!
-//! **Framing is hyper's**, both ways: what came in is parsed to a message and written anew, so that no byte of one message can
+//! **Framing is a library's**, both ways (hyper's; h2's alone for clients of HTTP/2, `streams`): what came in is parsed to a message and written anew, so that no byte of one message can
 //! become part of another. What only says something about one hop is taken off at each (`hygiene`).
 
+mod arriving;
 mod attempt;
 mod connection;
 pub mod discovery;
@@ -29,6 +30,9 @@ pub mod pool;
 mod record;
 mod reply;
 mod sniff;
+mod streams;
+mod switch;
+mod switching;
 mod tunnel;
 mod upload;
 mod wire;

@@ -13,7 +13,6 @@ use std::fmt::Display;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
 
 use nix::sys::signal::Signal;
@@ -22,6 +21,7 @@ pub use objects::{Pod, Service, namespace, node};
 
 use crate::authority::Authority;
 use crate::process::Process;
+use crate::requirement::built_by;
 use crate::wait;
 use crate::world::{Host, World};
 
@@ -244,11 +244,6 @@ fn launch(output: &Path, host: &Host, folder: &Path) -> Process {
 
 /// The program, if `scripts/istiod-setup.sh` has built that of this tree's sources.
 pub(crate) fn program() -> Option<&'static Path> {
-    static PROGRAM: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/istiod-setup.sh");
-        let said = Command::new(script).arg("--where").output().ok()?;
-        let place = PathBuf::from(String::from_utf8(said.stdout).ok()?.trim());
-        place.is_file().then_some(place)
-    });
+    static PROGRAM: LazyLock<Option<PathBuf>> = LazyLock::new(|| built_by("istiod-setup.sh"));
     PROGRAM.as_deref()
 }

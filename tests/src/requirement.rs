@@ -3,9 +3,11 @@
 use std::env;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::capture;
 use crate::envoy;
+use crate::h2spec;
 use crate::istiod;
 
 /// Something a machine may lack.
@@ -19,6 +21,8 @@ pub enum Need {
     Capture,
     /// A real istiod (scripts/istiod-setup.sh).
     Istiod,
+    /// h2spec (scripts/h2spec-setup.sh).
+    H2spec,
     /// A stock Envoy (scripts/envoy-setup.sh).
     Envoy,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
@@ -52,6 +56,10 @@ impl Need {
                 let why = "needs an istiod: run scripts/istiod-setup.sh, which builds it";
                 istiod::program().is_none().then(|| why.to_owned())
             }
+            Need::H2spec => {
+                let why = "needs h2spec: run scripts/h2spec-setup.sh, which builds it";
+                h2spec::program().is_none().then(|| why.to_owned())
+            }
             Need::Envoy => {
                 let why = "needs Envoy: run scripts/envoy-setup.sh, which fetches it";
                 (!envoy::program().is_file()).then(|| why.to_owned())
@@ -82,6 +90,14 @@ fn missing_for_capture() -> Option<String> {
         )
         .or_else(|| lacks(capture::is_bpf_usable(), "bpf(2)"))
     })
+}
+
+/// The program that a script of this repository builds, if it has built that of this tree's sources.
+pub(crate) fn built_by(script: &str) -> Option<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts").join(script);
+    let said = Command::new(script).arg("--where").output().ok()?;
+    let place = PathBuf::from(String::from_utf8(said.stdout).ok()?.trim());
+    place.is_file().then_some(place)
 }
 
 /// Where `name` is: on `PATH`, in the system folders that an ordinary user's `PATH` lacks, or among PostgreSQL's programs (whose

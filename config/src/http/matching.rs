@@ -14,7 +14,7 @@ pub struct RequestView<'a> {
     pub scheme: &'a str,
     /// Host, and port if the client gave one.
     pub authority: &'a str,
-    /// The path without the query.
+    /// The path without the query; that of CONNECT is empty.
     pub path: &'a str,
     /// What follows the question mark, if there is one.
     pub query: Option<&'a str>,
@@ -76,11 +76,16 @@ pub enum PathMatch {
     Segments(String),
     /// The whole of it matches.
     Regex(Regex),
+    /// There is none: it is a CONNECT (`connect_matcher`), which no other condition on a path matches.
+    Connect,
 }
 
 impl PathMatch {
     /// Whether `path` fulfils it; `case_sensitive` as the route says.
     pub fn matches(&self, path: &str, case_sensitive: bool) -> bool {
+        if path.is_empty() {
+            return matches!(self, Self::Connect);
+        }
         let begins = |prefix: &str| {
             let Some(beginning) = path.as_bytes().get(..prefix.len()) else {
                 return false;
@@ -96,6 +101,7 @@ impl PathMatch {
             Self::Segments(prefix) => begins(prefix) && matches!(path.as_bytes().get(prefix.len()), None | Some(b'/')),
             // Its author says `(?i)`.
             Self::Regex(regex) => regex.is_match(path),
+            Self::Connect => false,
         }
     }
 }

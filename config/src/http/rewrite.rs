@@ -85,7 +85,7 @@ impl PathRewrite {
             Self::Matched(new) => {
                 let length = match &matched.path {
                     PathMatch::Prefix(prefix) | PathMatch::Segments(prefix) => prefix.len(),
-                    PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
+                    PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Connect => path.len(),
                 };
                 let rest = path.get(length..).unwrap_or_default();
                 Some(format!("{new}{rest}"))

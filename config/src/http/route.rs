@@ -93,10 +93,21 @@ pub struct Forward {
     pub retry: Option<RetryPolicy>,
     /// Protocols that a connection may change to (`upgrade_configs`), in lower case.
     pub upgrades: Vec<String>,
+    /// What becomes of CONNECT; none: it is refused.
+    pub connect: Option<ConnectMode>,
     /// What goes wrong on purpose.
     pub fault: Option<Fault>,
     /// What decides which endpoint it goes to, where the cluster goes by that.
     pub hash: Vec<HashPolicy>,
+}
+
+/// What becomes of CONNECT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectMode {
+    /// The proxy agrees, and its bytes go to the endpoint as TCP (`connect_config`).
+    Tcp,
+    /// The endpoint is asked by CONNECT in its turn.
+    Pass,
 }
 
 /// What goes wrong on purpose (`extensions.filters.http.fault.v3`), in parts of a million requests.
@@ -132,6 +143,7 @@ impl Forward {
             idle_timeout: Some(Self::DEFAULT_IDLE_TIMEOUT),
             retry: None,
             upgrades: Vec::new(),
+            connect: None,
             fault: None,
             hash: Vec::new(),
         })

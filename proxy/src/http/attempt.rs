@@ -3,12 +3,15 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, UPGRADE};
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{Method, Request, Response, Uri, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 
+use super::arriving::Arriving;
 use super::intake::{Intake, check_framing};
 use super::pool::{Age, Lease, NotConnected, Sender, Speaks, Wanted};
+use super::switch::Switch;
+use super::tunnel::End;
 use super::upload::{Attempt, Upload};
 
 /// Why a try has no answer.
@@ -40,6 +43,27 @@ pub enum Failure {
     Unwritable,
 }
 
+/// What an endpoint has answered.
+pub struct Answer {
+    /// The head, and the body.
+    pub response: Response<Arriving>,
+    /// The connection that it comes by.
+    pub lease: Lease,
+    /// The endpoint's end of a tunnel, if it has agreed to one.
+    pub switched: Option<End>,
+}
+
+impl Answer {
+    /// An answer as any.
+    pub fn new(response: Response<Arriving>, lease: Lease) -> Self {
+        Self {
+            response,
+            lease,
+            switched: None,
+        }
+    }
+}
+
 /// Connections that one try may find closed under its hands; then it is sent by one that is made for it.
 const STALE: usize = 3;
 
@@ -49,11 +73,7 @@ const STALE: usize = 3;
 ///
 /// # Errors
 /// When none comes.
-pub async fn attempt(
-    mut wanted: Wanted<'_>,
-    intake: &Intake,
-    upload: &Upload,
-) -> Result<(Response<Incoming>, Lease), Failure> {
+pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -> Result<Answer, Failure> {
     let mut stale = 0;
     loop {
         // One that was closed is a sign for those that waited beside it; where many requests share one, those are few.
@@ -78,7 +98,7 @@ pub async fn attempt(
         };
         let (is_unsent, error) = match sent {
             Ok(response) if is_ambiguous(&response) => return Err(Failure::Malformed),
-            Ok(response) => return Ok((response, lease)),
+            Ok(response) => return Ok(Answer::new(response.map(Arriving::Read), lease)),
             Err(failed) => failed,
         };
         let failure = classify(&error, upload);
@@ -111,8 +131,24 @@ impl From<NotConnected> for Failure {
     }
 }
 
+/// Sends a request by a connection of HTTP/1.1 that nobody has used before.
+///
+/// # Errors
+/// When it is not answered.
+pub async fn send_by_http1(lease: &mut Lease, intake: &Intake, upload: &Upload) -> Result<Response<Arriving>, Failure> {
+    let Some(Sender::Http1(sender)) = lease.sender() else {
+        return Err(Failure::Closed);
+    };
+    let request = for_http1(intake, upload.attempt()).ok_or(Failure::Unwritable)?;
+    match sender.try_send_request(request).await.map_err(unsent) {
+        Ok(response) if is_ambiguous(&response) => Err(Failure::Malformed),
+        Ok(response) => Ok(response.map(Arriving::Read)),
+        Err((_, error)) => Err(classify(&error, upload)),
+    }
+}
+
 /// Whether someone else could see the end of a response at another place than the codec did.
-fn is_ambiguous(response: &Response<Incoming>) -> bool {
+fn is_ambiguous<B>(response: &Response<B>) -> bool {
     response.version() == Version::HTTP_11 && check_framing(response.headers()).is_err()
 }
 
@@ -146,11 +182,7 @@ fn classify(error: &hyper::Error, upload: &Upload) -> Failure {
         return Failure::Refused;
     }
     if let Some(error) = of_http2(error) {
-        return match error.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
-            Some(_) if error.is_reset() => Failure::Reset,
-            _ => Failure::Closed,
-        };
+        return of_stream(error);
     }
     match error.is_parse() {
         true => Failure::Malformed,
@@ -158,10 +190,22 @@ fn classify(error: &hyper::Error, upload: &Upload) -> Failure {
     }
 }
 
+/// What has become of a stream of HTTP/2.
+pub fn of_stream(error: &h2::Error) -> Failure {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
+        Some(_) if error.is_reset() => Failure::Reset,
+        _ => Failure::Closed,
+    }
+}
+
 fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     let mut request = Request::new(body);
     *request.method_mut() = intake.method.clone();
-    *request.uri_mut() = intake.target.parse().ok()?;
+    *request.uri_mut() = match intake.switch {
+        Some(Switch::Connect) => Uri::builder().authority(intake.authority.as_bytes()).build().ok()?,
+        Some(Switch::Upgrade(_)) | None => intake.target.parse().ok()?,
+    };
     let headers = request.headers_mut();
     headers.insert(HOST, intake.authority.clone());
     for (name, value) in &intake.headers {
@@ -172,9 +216,8 @@ fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     if is_empty && expects_body(&intake.method) && !headers.contains_key(CONTENT_LENGTH) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     }
-    if let Some(protocol) = &intake.upgrade {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, HeaderValue::try_from(protocol.as_str()).ok()?);
+    if let Some(switch) = &intake.switch {
+        switch.ask_by_http1(headers)?;
     }
     Some(request)
 }

@@ -4,45 +4,44 @@
 //! these ends it. A drain lets the requests that it has finish, and those that were sent before their client could know: `Connection: close` and a little
 //! patience, GOAWAY.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::server::conn::{http1, http2};
+use http::header::UPGRADE;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 use underpass_config::{Decision, NodeSettings, Text};
 
+use super::arriving::Arriving;
 use super::exchange;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
 use super::permit::Permits;
-use super::record::Record;
 use super::sniff::{Protocol, sniff};
-use super::tunnel::Tunnel;
+use super::streams::Streams;
+use super::tunnel::{Broke, End, Tunnel};
 use super::wire::{Moved, Wire};
 use crate::authorization::judge;
 use crate::ending::Ending;
 use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
-use crate::gathered::Gathered;
 use crate::session::Session;
 use crate::socket;
 use crate::stream::Stream;
 use crate::telemetry::RequestCounts;
 use crate::upstream::Refused;
 
-/// Requests that a client may have open on one HTTP/2 connection.
-const STREAMS: u32 = 256;
-/// What a client may send of one request's body before any of it was taken on, and of all of them.
-const STREAM_WINDOW: u32 = 1 << 18;
-const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Streams that a client may reset before they were looked at (CVE-2023-44487).
-const RESET_UNSEEN: usize = 20;
 /// A client that has asked for nothing when the node drains is waited for so long: a request that is on its way would be lost with the connection, and a client that is
 /// answered is told not to come again.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -62,15 +61,15 @@ pub struct Connection {
     pub permits: Permits,
     open: AtomicU32,
     ended: AtomicU32,
-    switched: Mutex<Switched>,
+    switched: Mutex<Option<Switched>>,
     counted: Mutex<Vec<([Text; 3], Arc<RequestCounts>)>>,
 }
 
-/// What it becomes, and the account of the request that made it so.
-#[derive(Debug, Default)]
+/// What a connection of HTTP/1.1 becomes.
+#[derive(Debug)]
 struct Switched {
-    tunnel: Option<Tunnel>,
-    record: Option<Box<Record>>,
+    downstream: OnUpgrade,
+    tunnel: Box<Tunnel>,
 }
 
 impl Connection {
@@ -85,17 +84,7 @@ impl Connection {
         self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// When the codec is done, this goes on.
-    pub fn begin_tunnel(&self, tunnel: Tunnel) {
-        self.switched().tunnel = Some(tunnel);
-    }
-
-    /// The account of the request that ends with the tunnel.
-    pub fn note_tunnel_record(&self, record: Box<Record>) {
-        self.switched().record = Some(record);
-    }
-
-    fn switched(&self) -> std::sync::MutexGuard<'_, Switched> {
+    fn switched(&self) -> std::sync::MutexGuard<'_, Option<Switched>> {
         self.switched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -156,7 +145,7 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         socket::reset_on_close(&*socket);
     }
     // What is still there of a switch holds the connection, which holds it.
-    let unfinished = std::mem::take(&mut *connection.switched());
+    let unfinished = connection.switched().take();
     drop(unfinished);
     connection.permits.forget();
     guard.abandon();
@@ -215,30 +204,38 @@ struct Serving<'a> {
 }
 
 /// A codec that can be asked to finish.
-trait Codec: Future<Output = hyper::Result<()>> {
+trait Codec {
+    /// Ready when it is done, or broke.
+    fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
+
+    /// Takes no more requests.
     fn finish(self: Pin<&mut Self>);
 }
 
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Io = TokioIo<Wire>;
 
 impl<S> Codec for http1::UpgradeableConnection<Io, S>
 where
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::download::Download>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S: hyper::service::HttpService<Incoming, ResBody = super::download::Download>,
+    S::Error: Into<BoxError>,
 {
+    fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.poll(cx).map_err(BoxError::from)
+    }
+
     fn finish(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
 }
 
-impl<S> Codec for http2::Connection<TokioIo<Gathered<Wire>>, S, TokioExecutor>
-where
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = super::download::Download>,
-    S::Future: Send + 'static,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
+impl Codec for Streams {
+    fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.poll(cx).map_err(BoxError::from)
+    }
+
     fn finish(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+        self.get_mut().finish();
     }
 }
 
@@ -264,9 +261,9 @@ impl Serving<'_> {
             Protocol::Http1 => Box::pin(self.http1(early)).await?,
             Protocol::Http2 => Box::pin(self.http2(early)).await?,
         }
-        let switched = std::mem::take(&mut *self.connection.switched());
-        match switched.tunnel {
-            Some(tunnel) => Box::pin(self.tunnel(tunnel, switched.record)).await,
+        let switched = self.connection.switched().take();
+        match switched {
+            Some(switched) => Box::pin(self.tunnel(switched)).await,
             None => Ok(()),
         }
     }
@@ -277,7 +274,18 @@ impl Serving<'_> {
 
     async fn http1(&self, early: Bytes) -> Result<(), Ending> {
         let connection = self.connection.clone();
-        let service = service_fn(move |request| exchange::serve(connection.clone(), request));
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            let may_switch = *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+            let on_upgrade = may_switch.then(|| hyper::upgrade::on(&mut request));
+            let connection = connection.clone();
+            async move {
+                let served = exchange::serve(connection.clone(), request.map(Arriving::Read)).await;
+                if let (Some(tunnel), Some(downstream)) = (served.tunnel, on_upgrade) {
+                    *connection.switched() = Some(Switched { downstream, tunnel });
+                }
+                Ok::<_, Infallible>(served.response)
+            }
+        });
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
@@ -290,19 +298,8 @@ impl Serving<'_> {
     }
 
     async fn http2(&self, early: Bytes) -> Result<(), Ending> {
-        let connection = self.connection.clone();
-        let service = service_fn(move |request| exchange::serve(connection.clone(), request));
-        let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_pending_accept_reset_streams(RESET_UNSEEN)
-            .max_header_list_size(MAX_HEAD as u32);
         let wire = Wire::new(self.socket.clone(), early, self.moved.clone());
-        let codec = builder.serve_connection(TokioIo::new(Gathered::new(wire)), service);
-        self.drive(codec, false).await
+        self.drive(Streams::new(self.connection.clone(), wire), false).await
     }
 
     /// Lets a codec work until it is done, or is to be reset.
@@ -323,7 +320,7 @@ impl Serving<'_> {
             tokio::select! {
                 biased;
                 ending = self.ended() => return Err(ending),
-                result = codec.as_mut() => {
+                result = poll_fn(|cx| codec.as_mut().poll_done(cx)) => {
                     if let Err(error) = result {
                         tracing::debug!(peer = %self.connection.session.source.address(), %error, "an HTTP connection broke");
                     }
@@ -360,33 +357,29 @@ impl Serving<'_> {
         }
     }
 
-    async fn tunnel(&self, tunnel: Tunnel, record: Option<Box<Record>>) -> Result<(), Ending> {
-        let mut record = record;
-        let mut watch = Watch::new(self, false);
-        let mut running = pin!(tunnel.run());
-        loop {
-            tokio::select! {
-                biased;
-                ending = self.ended() => return Err(ending),
-                result = running.as_mut() => {
-                    if let (Ok((_, sent)), Some(record)) = (&result, &mut record) {
-                        record.sent = *sent;
-                        record.is_complete = true;
-                    }
-                    return result.map(drop).map_err(|_| Ending::UpstreamReset);
-                }
-                silence = watch.silent() => if matches!(silence, Silence::Stuck | Silence::Idle) {
-                    return Err(Ending::IdleTimeout);
-                },
-            }
-        }
+    async fn tunnel(&self, switched: Switched) -> Result<(), Ending> {
+        let running = async {
+            let upgraded = switched.downstream.await.map_err(|_| Broke::Client)?;
+            let client = End::of_client(upgraded).map_err(|_| Broke::Client)?;
+            switched.tunnel.run(client).await
+        };
+        let result = tokio::select! {
+            biased;
+            ending = self.ended() => return Err(ending),
+            result = running => result,
+        };
+        result.map_err(|broke| match broke {
+            Broke::Client => Ending::DownstreamReset,
+            Broke::Endpoint => Ending::UpstreamReset,
+            Broke::Idle => Ending::IdleTimeout,
+        })
     }
 
     /// Resolves when it has to end: policy, or the drain's deadline.
     async fn ended(&self) -> Ending {
-        std::future::poll_fn(|cx| {
-            if let std::task::Poll::Ready(ending) = self.guard.flow().poll_end(cx) {
-                return std::task::Poll::Ready(ending);
+        poll_fn(|cx| {
+            if let Poll::Ready(ending) = self.guard.flow().poll_end(cx) {
+                return Poll::Ready(ending);
             }
             self.connection.permits.poll_revoked(cx)
         })

@@ -7,10 +7,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
 use super::Broken;
+use super::arriving::Arriving;
 use super::flags::Flags;
 use super::forward::Holds;
 use super::idle::Activity;
@@ -79,7 +80,7 @@ struct Slot {
 
 #[derive(Debug)]
 struct Streamed {
-    incoming: Incoming,
+    incoming: Arriving,
     lease: Option<Lease>,
     has_ended: bool,
     _holds: Holds,
@@ -95,7 +96,7 @@ impl Download {
     }
 
     /// A body that comes from an endpoint by `lease`, until `end`.
-    pub fn streamed(incoming: Incoming, lease: Lease, end: End, holds: Holds) -> Self {
+    pub fn streamed(incoming: Arriving, lease: Lease, end: End, holds: Holds) -> Self {
         let streamed = Streamed {
             has_ended: incoming.is_end_stream(),
             incoming,

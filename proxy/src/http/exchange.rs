@@ -1,51 +1,52 @@
 //! One request, from its head to the head of its response.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, LOCATION, SERVER, UPGRADE};
+use http::header::{CONNECTION, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, SET_COOKIE, UPGRADE};
 use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
-use hyper::upgrade::OnUpgrade;
+use hyper::body::Body;
 use underpass_config::http::{Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
 
+use super::arriving::Arriving;
 use super::connection::Connection;
 use super::download::Download;
 use super::flags::Flags;
-use super::forward::{Answered, Job, expected_timeout};
+use super::forward::{Answered, Holds, Job, expected_timeout};
 use super::hygiene;
 use super::intake::Intake;
+use super::pool::Lease;
 use super::record::Record;
 use super::reply::{Audience, reply};
-use super::tunnel::Tunnel;
+use super::switch::Switch;
+use super::tunnel::{End, Terms, Tunnel};
 use super::upload::Upload;
 use crate::node::Snapshot;
 
 /// What our responses say they are from, as Envoy's say `envoy`.
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("underpass");
 
+/// What becomes of a request.
+pub struct Served {
+    /// The answer: whatever went wrong is answered.
+    pub response: Response<Download>,
+    /// What goes on when that is sent.
+    pub tunnel: Option<Box<Tunnel>>,
+}
+
 /// Serves one request.
-///
-/// # Errors
-/// Never: what goes wrong is answered.
-pub async fn serve(
-    connection: Arc<Connection>,
-    mut request: Request<Incoming>,
-) -> Result<Response<Download>, Infallible> {
+pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> Served {
     let mut record = Box::new(Record::new(connection.clone()));
-    let asks_upgrade = request.headers().contains_key(UPGRADE);
-    let on_upgrade = asks_upgrade.then(|| hyper::upgrade::on(&mut request));
     let snapshot = connection.session.node.snapshot();
     let (parts, body) = request.into_parts();
     let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
     let is_connect = parts.method == Method::CONNECT;
     let audience = Audience::of(&parts.method, &parts.headers);
-    let exchange = Exchange {
+    let mut exchange = Exchange {
         connection: &connection,
         snapshot: &snapshot,
         audience,
-        on_upgrade,
+        switched: None,
     };
     let mut response = match Intake::new(parts) {
         Ok(intake) => {
@@ -59,7 +60,7 @@ pub async fn serve(
                 _ => record.flags.add(Flags::PROTOCOL_ERROR),
             }
             let mut response = reply(audience, unfit.status, unfit.text);
-            if is_http1 && (unfit.status != StatusCode::NOT_FOUND || is_connect) {
+            if is_http1 && unfit.status != StatusCode::NOT_FOUND {
                 response
                     .headers_mut()
                     .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -70,32 +71,50 @@ pub async fn serve(
     response.headers_mut().insert(SERVER, SERVER_NAME);
     // Whoever is answered before its body was looked at may go on sending it: nothing that follows it would be read.
     let is_unread = has_body && record.upload.as_ref().is_none_or(|upload| !upload.was_asked_for());
-    let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    let is_last = connection.session.node.is_draining() && !is_tunnel;
-    if is_http1 && (is_unread || is_last) {
+    let is_refused = is_connect && exchange.switched.is_none();
+    let is_last = connection.session.node.is_draining() && exchange.switched.is_none();
+    if is_http1 && (is_unread || is_refused || is_last) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     record.status = response.status().as_u16();
-    Ok(match is_tunnel {
-        true => {
-            connection.note_tunnel_record(record);
-            response
-        }
-        false => response.map(|body| body.recorded(record)),
-    })
+    match exchange.switched.take() {
+        Some(switched) => Served {
+            response,
+            tunnel: Some(switched.tunnel(record)),
+        },
+        None => Served {
+            response: response.map(|body| body.recorded(record)),
+            tunnel: None,
+        },
+    }
 }
 
 struct Exchange<'a> {
     connection: &'a Arc<Connection>,
     snapshot: &'a Snapshot,
     audience: Audience,
-    on_upgrade: Option<OnUpgrade>,
+    switched: Option<Switched>,
+}
+
+/// What a tunnel is made of, but for the request's account.
+struct Switched {
+    endpoint: End,
+    lease: Lease,
+    holds: Holds,
+    terms: Terms,
+}
+
+impl Switched {
+    fn tunnel(self, record: Box<Record>) -> Box<Tunnel> {
+        let tunnel = Tunnel::new(self.endpoint, self.terms, record, self.lease, self.holds);
+        Box::new(tunnel)
+    }
 }
 
 impl Exchange<'_> {
-    async fn route(self, mut intake: Intake, body: Incoming, record: &mut Record) -> Response<Download> {
+    async fn route(&mut self, mut intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
         let table = self.snapshot.config.http.tables.get(&self.connection.routes);
         let found = table.and_then(|table| table.route(&intake.view()));
         let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
@@ -135,9 +154,9 @@ impl Exchange<'_> {
     }
 
     async fn forward(
-        mut self,
+        &mut self,
         intake: &Intake,
-        body: Incoming,
+        body: Arriving,
         forward: &Forward,
         chosen: &WeightedCluster,
         record: &mut Record,
@@ -148,9 +167,12 @@ impl Exchange<'_> {
             record.details = "cluster_not_found".into();
             return reply(self.audience, StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
         };
-        if let Some(protocol) = &intake.upgrade
-            && !forward.upgrades.contains(protocol)
-        {
+        let is_let_to = match &intake.switch {
+            None => true,
+            Some(Switch::Upgrade(protocol)) => forward.upgrades.contains(protocol),
+            Some(Switch::Connect) => forward.connect.is_some(),
+        };
+        if !is_let_to {
             record.details = "upgrade_failed".into();
             let mut response = reply(self.audience, StatusCode::FORBIDDEN, Bytes::new());
             response
@@ -158,7 +180,7 @@ impl Exchange<'_> {
                 .insert(CONNECTION, HeaderValue::from_static("close"));
             return response;
         }
-        if intake.upgrade.is_some() && !body.is_end_stream() {
+        if intake.switch.is_some() && !body.is_end_stream() {
             // Where the body ends and the other protocol begins, the endpoint may see otherwise.
             record.flags.add(Flags::PROTOCOL_ERROR);
             record.details = "upgrade_with_body".into();
@@ -182,42 +204,62 @@ impl Exchange<'_> {
         };
         match job.send(record).await {
             Err(response) => response,
-            Ok(answered) if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                self.switch(intake, answered, record)
+            Ok(answered)
+                if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS || answered.switched.is_some() =>
+            {
+                self.switch(intake, forward, answered, record)
             }
             Ok(answered) => answered.into_response(record),
         }
     }
 
     /// The endpoint has changed to another protocol: so does the client.
-    fn switch(&mut self, intake: &Intake, answered: Answered, record: &mut Record) -> Response<Download> {
+    fn switch(
+        &mut self,
+        intake: &Intake,
+        forward: &Forward,
+        answered: Answered,
+        record: &mut Record,
+    ) -> Response<Download> {
         let Answered {
-            mut response,
+            response,
             holds,
             lease,
+            switched,
+            cookies,
             ..
         } = answered;
-        let (Some(downstream), Some(_)) = (self.on_upgrade.take(), &intake.upgrade) else {
+        let (Some(switch), Some(endpoint)) = (&intake.switch, switched) else {
             // Nobody has asked for it.
             record.flags.add(Flags::PROTOCOL_ERROR);
             record.details = "unexpected_switch_of_protocols".into();
             return reply(self.audience, StatusCode::BAD_GATEWAY, Bytes::new());
         };
-        let upstream = hyper::upgrade::on(&mut response);
         let protocol = response.headers().get(UPGRADE).cloned();
         let (mut parts, _) = response.into_parts();
         hygiene::strip_hop_by_hop(&mut parts.headers);
-        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         if let Some(protocol) = protocol {
             parts.headers.insert(UPGRADE, protocol);
         }
+        for cookie in cookies {
+            parts.headers.append(SET_COOKIE, cookie);
+        }
+        let key = intake.headers.get(SEC_WEBSOCKET_KEY);
+        let status = switch.agree(&mut parts.headers, intake.version, key);
         record.details = "via_upstream".into();
-        self.connection
-            .begin_tunnel(Tunnel::new(downstream, upstream, lease, holds));
-        let mut switched = Response::new(Download::whole(Bytes::new()));
-        *switched.status_mut() = parts.status;
-        *switched.headers_mut() = parts.headers;
-        switched
+        self.switched = Some(Switched {
+            endpoint,
+            lease,
+            holds,
+            terms: Terms {
+                idle_timeout: forward.idle_timeout,
+                reason: switch.reset_reason(),
+            },
+        });
+        let mut agreed = Response::new(Download::whole(Bytes::new()));
+        *agreed.status_mut() = status;
+        *agreed.headers_mut() = parts.headers;
+        agreed
     }
 }
 

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::header::{CONNECTION, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use underpass_config::http::{
     Cluster, ClusterEndpoint, Discovery, Forward, Hashed, Held, Labels, Outcome, RetryPolicy, UpstreamProtocol, Wish,
     hash_request,
 };
 
-use super::attempt::{Failure, attempt};
+use super::arriving::Arriving;
+use super::attempt::{Answer, Failure, attempt};
 use super::connection::Connection;
 use super::download::{Deadline, Download, End};
 use super::flags::Flags;
@@ -24,6 +24,8 @@ use super::intake::Intake;
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, reply};
+use super::switching;
+use super::tunnel;
 use super::upload::{self, Upload};
 use super::{Broken, hygiene, outliers};
 use crate::destination::{Resolved, is_of_the_proxy};
@@ -61,9 +63,11 @@ pub struct Job<'a> {
 /// What came of a request.
 pub struct Answered {
     /// The head of the response.
-    pub response: Response<Incoming>,
+    pub response: Response<Arriving>,
     /// The connection that it comes by.
     pub lease: Lease,
+    /// The endpoint's end of a tunnel, if it has agreed to one.
+    pub switched: Option<tunnel::End>,
     /// What it holds.
     pub holds: Holds,
     /// When it has to have come to its end.
@@ -136,13 +140,14 @@ impl Job<'_> {
                 }
             }),
         };
-        let answered = result.map(|(response, lease, holds)| {
+        let answered = result.map(|(answer, holds)| {
             end.activity.note();
             let of_try = self.forward.retry.as_ref().and_then(|retry| retry.per_try_idle_timeout);
             end.limit = end.limit.into_iter().chain(of_try).min();
             Answered {
-                response,
-                lease,
+                response: answer.response,
+                lease: answer.lease,
+                switched: answer.switched,
                 holds,
                 end,
                 cookies: hashed.cookies,
@@ -189,7 +194,7 @@ impl Job<'_> {
         record: &mut Record,
         hash: Option<u64>,
         current: &Current,
-    ) -> Result<(Response<Incoming>, Lease, Holds), Failed> {
+    ) -> Result<(Answer, Holds), Failed> {
         let mut holds = Holds::default();
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
@@ -229,18 +234,18 @@ impl Job<'_> {
             }
             record.service_time = Some(record.age());
             if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
-                if let Ok((response, lease)) = outcome {
-                    discard_later(response, lease);
+                if let Ok(answer) = outcome {
+                    discard_later(answer.response, answer.lease);
                 }
                 holds.endpoint = None;
                 tried.push(address);
                 continue;
             }
             return match outcome {
-                Ok((response, lease)) => {
+                Ok(answer) => {
                     self.upload.settle();
                     holds.retry = None;
-                    Ok((response, lease, holds))
+                    Ok((answer, holds))
                 }
                 Err(failure) => Err(failed(&failure, record.attempts > 1)),
             };
@@ -265,9 +270,10 @@ impl Job<'_> {
     }
 
     /// What its cluster is told of a try; nothing of one whose end says nothing of the endpoint.
-    fn told(&self, outcome: &Result<(Response<Incoming>, Lease), Failure>) -> Option<Outcome> {
+    fn told(&self, outcome: &Result<Answer, Failure>) -> Option<Outcome> {
         match outcome {
-            Ok((response, _)) => {
+            Ok(answer) => {
+                let response = &answer.response;
                 let of_grpc = self.audience.is_grpc.then(|| grpc_status(response.headers())).flatten();
                 Some(Outcome::Answered(of_grpc.unwrap_or(response.status().as_u16())))
             }
@@ -315,8 +321,16 @@ impl Job<'_> {
         }
     }
 
-    async fn try_once(&self, wanted: Wanted<'_>) -> Result<(Response<Incoming>, Lease), Failure> {
-        let attempt = attempt(wanted, self.intake, self.upload);
+    async fn try_once(&self, wanted: Wanted<'_>) -> Result<Answer, Failure> {
+        let attempt = async {
+            match &self.intake.switch {
+                None => attempt(wanted, self.intake, self.upload).await,
+                Some(switch) => {
+                    let trying = switching::attempt(wanted, self.intake, self.upload, switch, self.forward.connect);
+                    Box::pin(trying).await
+                }
+            }
+        };
         let limits = self.forward.retry.as_ref();
         match limits.map(|retry| (retry.per_try_timeout, retry.per_try_idle_timeout)) {
             None | Some((None, None)) => attempt.await,
@@ -347,13 +361,13 @@ impl Job<'_> {
     /// Whether there is another try after `attempts`, for which room is then taken and a pause made.
     async fn goes_on(
         &self,
-        outcome: &Result<(Response<Incoming>, Lease), Failure>,
+        outcome: &Result<Answer, Failure>,
         attempts: u32,
         holds: &mut Holds,
         record: &mut Record,
     ) -> bool {
         let Some(retry) = &self.forward.retry else { return false };
-        if !is_retriable(retry, outcome) || !self.upload.can_replay() || self.intake.upgrade.is_some() {
+        if !is_retriable(retry, outcome) || !self.upload.can_replay() || self.intake.switch.is_some() {
             return false;
         }
         if attempts > retry.retries {
@@ -367,7 +381,7 @@ impl Job<'_> {
             record.flags.add(Flags::OVERFLOW);
             return false;
         }
-        let answer = outcome.as_ref().ok().map(|(response, _)| response.headers());
+        let answer = outcome.as_ref().ok().map(|answer| answer.response.headers());
         let pause = match answer.and_then(|headers| retry.said_pause(headers, SystemTime::now())) {
             Some(said) => said.mul_f64(1.0 + fastrand::f64() / 2.0),
             None => retry.longest_pause(attempts).mul_f64(fastrand::f64()),
@@ -414,9 +428,9 @@ fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     })
 }
 
-fn is_retriable(retry: &RetryPolicy, outcome: &Result<(Response<Incoming>, Lease), Failure>) -> bool {
+fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool {
     match outcome {
-        Ok((response, _)) => retry.on.of_answer(response.status(), response.headers()),
+        Ok(answer) => retry.on.of_answer(answer.response.status(), answer.response.headers()),
         Err(Failure::NotConnected(_) | Failure::Untrusted(_) | Failure::ConnectTimedOut) => {
             retry.on.of_connect_failure()
         }
@@ -490,7 +504,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
 }
 
 /// Reads a response to its end that another try takes the place of, if it is short, so that its connection can be used again.
-fn discard_later(response: Response<Incoming>, lease: Lease) {
+fn discard_later(response: Response<Arriving>, lease: Lease) {
     tokio::spawn(async move {
         let discarded = upload::discard(response.into_body(), DISCARDED);
         if tokio::time::timeout(DISCARD_PATIENCE, discarded).await == Ok(true) {

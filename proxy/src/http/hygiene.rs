@@ -1,8 +1,8 @@
 //! What says something about one hop only does not go on to the next (RFC 9110, section 7.6.1; RFC 9113, section 8.2.2).
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -60,6 +60,16 @@ fn may_be_named(name: &HeaderName) -> bool {
         && !name.as_str().starts_with("x-forwarded-")
         && !name.as_str().starts_with("x-envoy-")
         && name.as_str() != "x-request-id"
+}
+
+/// Puts cookies together that HTTP/2 lets a client send one by one, and HTTP/1.1 does not (RFC 9113, section 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// The protocol that a request asks to change to, in lower case.

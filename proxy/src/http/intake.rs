@@ -6,6 +6,7 @@ use http::{Method, StatusCode, Uri, Version};
 use underpass_config::http::RequestView;
 
 use super::hygiene;
+use super::switch::Switch;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -46,7 +47,7 @@ const CLAIMS: [&str; 4] = [
 pub struct Intake {
     /// The method.
     pub method: Method,
-    /// Path and query; it begins with a slash.
+    /// Path and query; it begins with a slash. That of CONNECT is empty.
     pub target: String,
     /// Where the query begins in it, the question mark included.
     query_at: Option<usize>,
@@ -56,8 +57,8 @@ pub struct Intake {
     pub headers: HeaderMap,
     /// What it came by.
     pub version: Version,
-    /// The protocol that it asks to change to.
-    pub upgrade: Option<String>,
+    /// What it asks to speak from here on.
+    pub switch: Option<Switch>,
 }
 
 /// Why a request can't be routed.
@@ -110,6 +111,7 @@ impl Intake {
             uri,
             version,
             mut headers,
+            extensions,
             ..
         } = parts;
         if version < Version::HTTP_11 {
@@ -126,9 +128,23 @@ impl Intake {
         }
         check_framing(&headers)?;
         let authority = authority(&method, &uri, &headers)?;
+        let protocol = extensions.get::<h2::ext::Protocol>();
         let is_http1 = version == Version::HTTP_11;
-        let upgrade = is_http1.then(|| hygiene::upgrade(&headers)).flatten();
+        let switch = match (&method, protocol) {
+            (_, Some(protocol)) => Some(Switch::Upgrade(protocol.as_str().to_ascii_lowercase())),
+            (&Method::CONNECT, None) => Some(Switch::Connect),
+            _ if is_http1 => hygiene::upgrade(&headers).map(Switch::Upgrade),
+            _ => None,
+        };
+        let method = match protocol {
+            // As HTTP/1.1 asks for an upgrade.
+            Some(_) => Method::GET,
+            None => method,
+        };
         hygiene::strip_hop_by_hop(&mut headers);
+        if !is_http1 {
+            hygiene::join_cookies(&mut headers);
+        }
         headers.remove(HOST);
         // The codec says "100 Continue" when the body is first asked for.
         headers.remove(EXPECT);
@@ -144,7 +160,7 @@ impl Intake {
             authority,
             headers,
             version,
-            upgrade,
+            switch,
         })
     }
 
@@ -222,8 +238,7 @@ fn authority(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<HeaderVa
 
 fn target(method: &Method, uri: &Uri) -> Result<String, Unfit> {
     if *method == Method::CONNECT {
-        // No route has a CONNECT matcher.
-        return Err(unfit(StatusCode::NOT_FOUND, "route_not_found"));
+        return Ok(String::new());
     }
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     match target.starts_with('/') {
@@ -295,7 +310,6 @@ mod tests {
             (Request::get("/").header("host", "user@a"), "http.invalid_authority"),
             (Request::get("/").header("host", "a b"), "http.invalid_authority"),
             (Request::get("/").version(Version::HTTP_10), "low_version"),
-            (Request::connect("a:80"), "route_not_found"),
             (Request::options("*").header("host", "a"), "route_not_found"),
         ];
         for (request, details) in cases {

@@ -6,10 +6,12 @@
 //! * [`waiting`]: those that wait, of all kinds: how many there may be, and which is closed beyond it.
 //! * [`http2`]: a request goes to the connection with the fewest of them, and when all have as many as they may, to a new one: no endpoint is
 //!   reached over one hot connection.
+//! * [`alone`]: a tunnel by HTTP/2 has a connection of its own.
 //! * [`stream`], [`originations`]: what a codec speaks by; the TLS of clusters.
 //!
 //! A connection belongs to a [`Key`]: nothing that was asked of it, or told by it, at its beginning is another's.
 
+pub mod alone;
 pub mod dial;
 pub mod http1;
 pub mod http2;
@@ -201,6 +203,7 @@ pub struct Lease {
 enum Held {
     Http1(Carrier),
     Http2(Place),
+    Alone { _below: Option<alone::Below> },
 }
 
 /// Where a connection is wanted to.
@@ -242,6 +245,28 @@ impl Wanted<'_> {
             key: self.key.clone(),
             speaks: self.speaks,
         }
+    }
+
+    /// A new connection, on which nothing is spoken yet, and how it was made.
+    ///
+    /// # Errors
+    /// As [`Wanted::connection`].
+    pub async fn stream(&self) -> Result<(Dial, stream::Stream), NotConnected> {
+        let _pending = self.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
+        let slot = slots::slot(self.node, self.cluster).await;
+        let dial = self.dial();
+        let stream = dial.stream(slot).await?;
+        Ok((dial, stream))
+    }
+
+    /// Notes a connection that nobody else will use: what is below its stream, if it is one of HTTP/2.
+    pub fn alone(&self, below: Option<alone::Below>) -> Lease {
+        self.lease(Held::Alone { _below: below }, false)
+    }
+
+    /// As [`Wanted::alone`], one of HTTP/1.1.
+    pub fn alone_by_http1(&self, carrier: Carrier) -> Lease {
+        self.http1_lease(carrier, false)
     }
 
     /// A connection: one that is there, or a new one.
@@ -348,10 +373,11 @@ impl Lease {
 
     /// The way to send a request by it.
     pub fn sender(&mut self) -> Option<Sender<'_>> {
-        self.connection.as_mut().map(|connection| match connection {
-            Held::Http1(carrier) => Sender::Http1(&mut carrier.sender),
-            Held::Http2(place) => Sender::Http2(place.sender()),
-        })
+        match self.connection.as_mut()? {
+            Held::Http1(carrier) => Some(Sender::Http1(&mut carrier.sender)),
+            Held::Http2(place) => Some(Sender::Http2(place.sender())),
+            Held::Alone { .. } => None,
+        }
     }
 
     /// Whether others have used it before, and its endpoint has not got a byte of this request: it had closed it by then. (Where the endpoint has got some,
@@ -359,7 +385,7 @@ impl Lease {
     pub fn was_stale(&self) -> bool {
         match &self.connection {
             Some(Held::Http1(carrier)) => self.is_reused && carrier.was_not_received(),
-            Some(Held::Http2(_)) | None => false,
+            Some(Held::Http2(_) | Held::Alone { .. }) | None => false,
         }
     }
 

@@ -40,7 +40,9 @@ pub struct Record {
     pub service_time: Option<Duration>,
     /// The request's body.
     pub upload: Option<Upload>,
-    /// Bytes of the response's body.
+    /// Bytes that a tunnel's client has sent through it.
+    pub tunneled: u64,
+    /// Bytes of the response's body, or of what a tunnel's client got.
     pub sent: u64,
     /// Whether the client has all of the response.
     pub is_complete: bool,
@@ -77,6 +79,7 @@ impl Record {
             attempts: 0,
             service_time: None,
             upload: None,
+            tunneled: 0,
             sent: 0,
             is_complete: false,
         }
@@ -123,7 +126,7 @@ impl Record {
             ("response_code_details", text(&self.details)),
             (
                 "bytes_received",
-                Value::Number(self.upload.as_ref().map_or(0, Upload::received)),
+                Value::Number(self.upload.as_ref().map_or(0, Upload::received) + self.tunneled),
             ),
             ("bytes_sent", Value::Number(self.sent)),
             ("duration", Value::Number(millis(self.age()))),

@@ -11,10 +11,11 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
 
 use super::Broken;
+use super::arriving::Arriving;
 use super::idle::Activity;
 
 /// A request's body, and what of it was sent.
@@ -33,7 +34,7 @@ struct Source {
 
 #[derive(Debug)]
 struct State {
-    incoming: Incoming,
+    incoming: Arriving,
     kept: Kept,
     /// Whether its length was said beforehand.
     has_length: bool,
@@ -45,7 +46,7 @@ struct State {
 
 impl Upload {
     /// The body of a request, of which up to `room` bytes are kept for further tries.
-    pub fn new(incoming: Incoming, room: usize) -> Self {
+    pub fn new(incoming: Arriving, room: usize) -> Self {
         let has_ended = incoming.is_end_stream();
         let state = State {
             has_length: incoming.size_hint().exact().is_some(),
@@ -322,7 +323,7 @@ impl Kept {
 }
 
 /// Reads and drops what is left of a response, so that its connection can be used again; for a little while, and a little of it.
-pub async fn discard(mut body: Incoming, most: usize) -> bool {
+pub async fn discard(mut body: Arriving, most: usize) -> bool {
     let mut left = most;
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return false };

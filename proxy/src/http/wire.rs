@@ -100,6 +100,11 @@ impl Wire {
         self
     }
 
+    /// The socket.
+    pub fn socket(&self) -> &Arc<Stream> {
+        &self.socket
+    }
+
     /// What tells of the socket.
     pub fn pulse(&self) -> Pulse {
         Pulse {

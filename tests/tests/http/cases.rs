@@ -29,7 +29,8 @@ pub(crate) fn thought_of(id: &str) -> Vec<Case> {
     cases
 }
 
-fn well_formed(id: &str) -> Vec<Case> {
+/// Those that every peer understands in one way.
+pub(crate) fn well_formed(id: &str) -> Vec<Case> {
     let paths = [
         "/",
         "/a?b=c",

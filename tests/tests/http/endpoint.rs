@@ -1,5 +1,7 @@
 //! An endpoint that tells what it got, and does what the request asks it to (`x-do`).
 
+pub(crate) mod streams;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

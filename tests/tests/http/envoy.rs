@@ -8,8 +8,14 @@ use underpass_tests::{Host, Process, World};
 
 use super::scene;
 
-/// Starts it at `listen`, and waits until it serves.
-pub(crate) fn start(world: &World, host: &Host, listen: SocketAddr, web: &[SocketAddr], closed: SocketAddr) -> Process {
+/// Starts it at `listen`, and waits until it serves. `web`: the endpoints, and whether they speak HTTP/2.
+pub(crate) fn start(
+    world: &World,
+    host: &Host,
+    listen: SocketAddr,
+    (web, is_http2): (&[SocketAddr], bool),
+    closed: SocketAddr,
+) -> Process {
     let manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "in",
@@ -21,10 +27,17 @@ pub(crate) fn start(world: &World, host: &Host, listen: SocketAddr, web: &[Socke
         ],
         "route_config": {"ignore_port_in_host_matching": true, "virtual_hosts": scene::envoys()},
     });
+    let mut web = cluster("web", web);
+    if is_http2 {
+        web["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }});
+    }
     let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
     let config = json!({"static_resources": {
         "listeners": [{"name": "in", "address": address(listen), "filter_chains": [{"filters": [filter]}]}],
-        "clusters": [cluster("web", web), cluster("void", &[]), cluster("closed", &[closed])],
+        "clusters": [web, cluster("void", &[]), cluster("closed", &[closed])],
     }});
     envoy::start(world, host, &config, listen)
 }

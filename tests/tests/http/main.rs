@@ -10,5 +10,8 @@ mod differential;
 mod endpoint;
 mod envoy;
 mod grpc;
+mod h2spec;
 mod scene;
+mod streams;
+mod tunnels;
 mod upstreams;

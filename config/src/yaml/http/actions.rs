@@ -15,8 +15,8 @@ use super::headers::{EditsShape, header_name, header_value};
 use super::matches::{TextShape, header};
 use super::{regex, report_unknown};
 use crate::http::{
-    DirectResponse, Fault, Forward, Http, Labels, PathRewrite, Redirect, ResetFormat, ResetHeader, RetryConditions,
-    RetryPolicy, Substitution, WeightedCluster,
+    ConnectMode, DirectResponse, Fault, Forward, Http, Labels, PathRewrite, Redirect, ResetFormat, ResetHeader,
+    RetryConditions, RetryPolicy, Substitution, WeightedCluster,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,6 +33,7 @@ pub(super) struct ForwardShape<'a> {
     idle_timeout: Option<Scalar<'a>>,
     retry: Option<RetryShape<'a>>,
     upgrades: Vec<Scalar<'a>>,
+    connect: Option<Scalar<'a>>,
     fault: Option<FaultShape<'a>>,
     hash: Vec<HashShape<'a>>,
     labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
@@ -119,6 +120,7 @@ pub(super) struct DirectShape<'a> {
     body: Option<Scalar<'a>>,
 }
 
+const CONNECT_MODES: [(&str, ConnectMode); 2] = [("tcp", ConnectMode::Tcp), ("pass", ConnectMode::Pass)];
 const WEIGHTS: RangeInclusive<u32> = 0..=1_000_000;
 /// More would hold up a client longer than any waits.
 const RETRIES: RangeInclusive<u32> = 0..=100;
@@ -191,6 +193,7 @@ impl ForwardShape<'_> {
         forward.timeout = (!timeout.is_zero()).then_some(timeout);
         forward.retry = retry;
         forward.upgrades = self.upgrades.iter().map(|name| name.to_ascii_lowercase()).collect();
+        forward.connect = reading.choice(path.field("connect"), self.connect.as_ref(), &CONNECT_MODES);
         forward.fault = fault;
         Some(forward)
     }

@@ -18,6 +18,7 @@ pub(super) struct MatchShape<'a> {
     prefix: Option<Scalar<'a>>,
     segments: Option<Scalar<'a>>,
     regex: Option<Scalar<'a>>,
+    connect: Option<Scalar<'a>>,
     case_sensitive: Option<Scalar<'a>>,
     method: Option<Scalar<'a>>,
     headers: BTreeMap<Scalar<'a>, ScalarOr<'a, TextShape<'a>>>,
@@ -79,6 +80,7 @@ impl MatchShape<'_> {
             ("prefix", &self.prefix),
             ("segments", &self.segments),
             ("regex", &self.regex),
+            ("connect", &self.connect),
         ];
         let mut given = ways.iter().filter_map(|(name, value)| Some((*name, value.as_ref()?)));
         let first = given.next();
@@ -98,6 +100,10 @@ impl MatchShape<'_> {
         if way == "regex" {
             let regex = regex(path, value, true, reading);
             return regex.map_or(PathMatch::Exact(String::new()), PathMatch::Regex);
+        }
+        if way == "connect" {
+            reading.choice(path, Some(value), &[("true", ())]);
+            return PathMatch::Connect;
         }
         if !value.starts_with('/') || value.contains(['?', '#']) {
             let remedy = "write a path from `/` on, without a query";

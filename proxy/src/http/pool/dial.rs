@@ -76,20 +76,32 @@ impl Dial {
     /// # Errors
     /// When the endpoint does not, or is not who it has to be.
     pub async fn open(&self, allowed: u32, slot: Slot) -> Result<Opened, NotConnected> {
-        let limit = self.cluster.settings.connect_timeout;
-        let stream = tokio::time::timeout(limit, self.connect(slot));
-        let stream = stream.await.map_err(|_| NotConnected::TimedOut)??;
-        let is_http2 = match self.speaks {
-            Speaks::Http1 => false,
-            Speaks::Http2 => true,
-            Speaks::Negotiated => stream.has_chosen_http2(),
-        };
-        match is_http2 {
+        let stream = self.stream(slot).await?;
+        match self.is_http2(&stream) {
             false => Ok(Opened::Http1(open_http1(stream).await?)),
             true => {
                 let opened = http2::open(stream, &self.cluster.settings.connections, allowed).await;
                 Ok(Opened::Http2(opened.map_err(failed)?))
             }
+        }
+    }
+
+    /// Connects, and leaves what is spoken to the caller.
+    ///
+    /// # Errors
+    /// As [`Dial::open`].
+    pub async fn stream(&self, slot: Slot) -> Result<Stream, NotConnected> {
+        let limit = self.cluster.settings.connect_timeout;
+        let stream = tokio::time::timeout(limit, self.connect(slot));
+        stream.await.map_err(|_| NotConnected::TimedOut)?
+    }
+
+    /// Whether HTTP/2 is spoken on `stream`.
+    pub fn is_http2(&self, stream: &Stream) -> bool {
+        match self.speaks {
+            Speaks::Http1 => false,
+            Speaks::Http2 => true,
+            Speaks::Negotiated => stream.has_chosen_http2(),
         }
     }
 
@@ -141,7 +153,11 @@ fn header(version: ProxyProtocol, client: SocketAddr, asked: SocketAddr) -> Vec<
     }
 }
 
-async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
+/// HTTP/1.1 on `stream`.
+///
+/// # Errors
+/// When the stream breaks.
+pub async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
     let pulse = stream.pulse();
     let mut builder = http1::Builder::new();
     builder.max_headers(MAX_HEADERS);

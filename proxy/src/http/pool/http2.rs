@@ -31,7 +31,7 @@ use crate::http::wire::Pulse;
 /// Connections of one core to one endpoint.
 const CONNECTIONS: usize = 16;
 /// What an endpoint may send of one response before any of it was passed on.
-const STREAM_WINDOW: u32 = 128 << 10;
+pub const STREAM_WINDOW: u32 = 128 << 10;
 
 /// The codec's end of a connection.
 pub type Sender = http2::SendRequest<Attempt>;
@@ -64,7 +64,7 @@ struct SharedState {
 }
 
 /// The largest frame that an endpoint may send: what is read at once.
-const FRAME: u32 = 64 << 10;
+pub const FRAME: u32 = 64 << 10;
 
 /// Streams that an endpoint is taken to allow until it says how many: the least that RFC 9113, section 6.5.2, recommends.
 pub const ALLOWED: u32 = 100;

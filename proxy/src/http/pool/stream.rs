@@ -2,12 +2,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
 use crate::http::wire::{Pulse, Wire};
+use crate::stream::Stream as Socket;
 
 /// A connection to an endpoint, below its codec.
 #[derive(Debug)]
@@ -24,6 +26,14 @@ impl Stream {
         match self {
             Self::Plain(_) => false,
             Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> &Arc<Socket> {
+        match self {
+            Self::Plain(wire) => wire.socket(),
+            Self::Tls(tls) => tls.get_ref().0.socket(),
         }
     }
 
