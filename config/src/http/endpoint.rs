@@ -168,14 +168,11 @@ impl ClusterEndpoint {
 struct Latency(AtomicU64);
 
 impl Latency {
-    fn unpack(packed: u64) -> (f64, Duration) {
-        let micros = f32::from_bits((packed >> 32) as u32);
-        (f64::from(micros), Duration::from_millis(packed & 0xffff_ffff))
-    }
-
     fn decayed(packed: u64, at: Duration, decay: Duration) -> (f64, f64) {
-        let (micros, then) = Self::unpack(packed);
-        let left = (-at.saturating_sub(then).as_secs_f64() / decay.as_secs_f64().max(f64::EPSILON)).exp();
+        let micros = f64::from(f32::from_bits((packed >> 32) as u32));
+        // The clock of milliseconds goes round in 50 days.
+        let passed = Duration::from_millis(u64::from((at.as_millis() as u32).wrapping_sub(packed as u32)));
+        let left = (-passed.as_secs_f64() / decay.as_secs_f64().max(f64::EPSILON)).exp();
         (micros, left)
     }
 
@@ -192,8 +189,7 @@ impl Latency {
                 true => took,
                 false => before * left + took * (1.0 - left),
             };
-            let millis = u64::try_from(at.as_millis()).unwrap_or(u64::MAX) & 0xffff_ffff;
-            Some(u64::from((now as f32).to_bits()) << 32 | millis)
+            Some(u64::from((now as f32).to_bits()) << 32 | u64::from(at.as_millis() as u32))
         });
     }
 }

@@ -217,6 +217,8 @@ struct History {
     /// How many times the base the next ejection lasts, less one.
     times: u32,
     ejections: u64,
+    /// When it was last taken back.
+    taken_back: Option<Instant>,
 }
 
 impl Monitor {
@@ -287,7 +289,7 @@ fn is_one_too_many(in_a_row: &AtomicU32, is_failure: bool, limit: u32) -> bool {
     if limit == 0 {
         return false;
     }
-    let is_last = in_a_row.fetch_add(1, Ordering::Relaxed) + 1 == limit;
+    let is_last = in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= limit;
     if is_last {
         in_a_row.store(0, Ordering::Relaxed);
     }
@@ -448,7 +450,11 @@ impl Detector {
         }
         for (_, monitor) in watched.monitors().filter(|(_, monitor)| !monitor.is_ejected()) {
             let mut history = monitor.history();
-            history.times = history.times.saturating_sub(1);
+            // Only one that has been well for an interval (Envoy's `onIntervalTimer`).
+            let is_well = |since: Instant| now.saturating_duration_since(since) >= watched.settings.interval;
+            if history.taken_back.is_none_or(is_well) {
+                history.times = history.times.saturating_sub(1);
+            }
         }
         events
     }
@@ -457,6 +463,7 @@ impl Detector {
 fn take_back(endpoint: &Arc<ClusterEndpoint>, monitor: &Monitor, now: Instant) -> Option<Event> {
     let mut history = monitor.history();
     history.ejected.take_if(|(_, until)| now >= *until)?;
+    history.taken_back = Some(now);
     monitor.forget_what_was_in_a_row();
     monitor.is_ejected.store(false, Ordering::Relaxed);
     Some(Event {

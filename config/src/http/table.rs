@@ -380,7 +380,15 @@ impl Group {
             HttpBalancing::RoundRobin => draw(&|_| self.line.at_turn()),
             HttpBalancing::LeastRequest => {
                 let (one, other) = (draw(&any), draw(&any));
-                if other.active() < one.active() { other } else { one }
+                // For their weights: what is drawn by weight has as much more to do.
+                let load = |of: &ClusterEndpoint, than: &ClusterEndpoint| {
+                    (u64::from(of.active()) + 1) * u64::from(than.settings.weight)
+                };
+                if load(other, one) < load(one, other) {
+                    other
+                } else {
+                    one
+                }
             }
             HttpBalancing::PeakEwma(peak) => {
                 let (one, other) = (draw(&any), draw(&any));

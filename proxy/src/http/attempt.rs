@@ -105,12 +105,12 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         let was_no_try = match is_unsent {
             true => lease.is_reused,
             // An endpoint that goes says which streams it has not looked at (RFC 9113, section 6.8): those may be sent again, whatever they ask for.
-            false if is_unseen(&error) => upload.can_replay(),
+            false if is_unseen(&error) => upload.stop_for_another(),
             false => {
                 matches!(failure, Failure::Closed)
                     && intake.method.is_idempotent()
                     && lease.was_stale()
-                    && upload.can_replay()
+                    && upload.stop_for_another()
             }
         };
         if !was_no_try || stale == STALE {

@@ -117,7 +117,8 @@ impl Download {
     }
 
     fn note(&mut self, frame: &Poll<Option<Result<Frame<Bytes>, Broken>>>) {
-        let is_last = self.is_end_stream();
+        // A client of HTTP/1.1 is sent as much as was announced, and the end is asked for no more.
+        let is_last = self.is_end_stream() || self.size_hint().exact() == Some(0);
         let Some(record) = &mut self.record else { return };
         match frame {
             Poll::Pending => {}

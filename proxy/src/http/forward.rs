@@ -4,7 +4,7 @@
 //! until the response has ended (`Holds`).
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -135,7 +135,7 @@ impl Job<'_> {
             why = end.came() => Err(match why {
                 Broken::Idle => Failed::idle(self.upload.is_complete()),
                 _ => {
-                    current.ended(self.cluster, Outcome::TimedOut);
+                    self.note(&current, Outcome::TimedOut);
                     Failed::timed_out()
                 }
             }),
@@ -170,11 +170,16 @@ impl Job<'_> {
         })
     }
 
-    /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end.
+    /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end. What is not read, because it
+    /// waits for a connection all that time, does not wait longer.
     fn deadline(&self) -> Option<Deadline> {
         let timeout = self.forward.timeout?;
         let upload = self.upload.clone();
         Some(Box::pin(async move {
+            let in_time = tokio::time::timeout(timeout, upload.completed()).await;
+            if in_time.is_err() && upload.attempts() == 0 {
+                return;
+            }
             upload.completed().await;
             tokio::time::sleep(timeout).await;
         }))
@@ -227,18 +232,20 @@ impl Job<'_> {
             holds.endpoint = Some(endpoint.hold());
             record.endpoint = Some(address);
             record.attempts += 1;
-            current.began(&endpoint);
+            current.began(&endpoint, self.upload.attempts());
             let outcome = self.try_once(self.wanted(&endpoint)).await;
             if let Some(outcome) = self.told(&outcome) {
-                current.ended(self.cluster, outcome);
+                self.note(current, outcome);
             }
             record.service_time = Some(record.age());
-            if self.goes_on(&outcome, record.attempts, &mut holds, record).await {
+            if let Some(pause) = self.goes_on(&outcome, record.attempts, &mut holds, record) {
+                // What the try had is others' while this one waits.
                 if let Ok(answer) = outcome {
                     discard_later(answer.response, answer.lease);
                 }
                 holds.endpoint = None;
                 tried.push(address);
+                tokio::time::sleep(pause).await;
                 continue;
             }
             return match outcome {
@@ -266,6 +273,15 @@ impl Job<'_> {
                 let text = "RBAC: access denied";
                 Err(Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, details, text))
             }
+        }
+    }
+
+    /// Tells the cluster what came of the current try. Who has waited for a connection in vain, has not had to do with the endpoint.
+    fn note(&self, current: &Current, outcome: Outcome) {
+        if let Some((endpoint, began, attempts)) = current.take()
+            && (outcome != Outcome::TimedOut || self.upload.attempts() > attempts)
+        {
+            outliers::note(self.cluster, &endpoint, outcome, began.elapsed());
         }
     }
 
@@ -358,54 +374,60 @@ impl Job<'_> {
         tokio::time::sleep(limit).await;
     }
 
-    /// Whether there is another try after `attempts`, for which room is then taken and a pause made.
-    async fn goes_on(
+    /// After which pause there is another try after `attempts`, for which room is then taken and the body kept.
+    fn goes_on(
         &self,
         outcome: &Result<Answer, Failure>,
         attempts: u32,
         holds: &mut Holds,
         record: &mut Record,
-    ) -> bool {
-        let Some(retry) = &self.forward.retry else { return false };
+    ) -> Option<Duration> {
+        let retry = self.forward.retry.as_ref()?;
         if !is_retriable(retry, outcome) || !self.upload.can_replay() || self.intake.switch.is_some() {
-            return false;
+            return None;
         }
         if attempts > retry.retries {
             record.flags.add(Flags::RETRIES_USED_UP);
-            return false;
+            return None;
         }
         if holds.retry.is_none() {
             holds.retry = self.cluster.admit_retry();
         }
         if holds.retry.is_none() {
             record.flags.add(Flags::OVERFLOW);
-            return false;
+            return None;
+        }
+        // A codec that was answered early may still read the body: from here on it gets no more, and what it has got is kept.
+        if !self.upload.stop_for_another() {
+            return None;
         }
         let answer = outcome.as_ref().ok().map(|answer| answer.response.headers());
-        let pause = match answer.and_then(|headers| retry.said_pause(headers, SystemTime::now())) {
-            Some(said) => said.mul_f64(1.0 + fastrand::f64() / 2.0),
-            None => retry.longest_pause(attempts).mul_f64(fastrand::f64()),
-        };
-        tokio::time::sleep(pause).await;
-        true
+        Some(
+            match answer.and_then(|headers| retry.said_pause(headers, SystemTime::now())) {
+                Some(said) => said.mul_f64(1.0 + fastrand::f64() / 2.0),
+                None => retry.longest_pause(attempts).mul_f64(fastrand::f64()),
+            },
+        )
     }
 }
 
-/// The try that a request is at: its endpoint, and since when.
+/// The try that a request is at: its endpoint, since when, and how many bodies were begun before it.
 #[derive(Debug, Default)]
-struct Current(Mutex<Option<(Arc<ClusterEndpoint>, Instant)>>);
+struct Current(Mutex<Option<Try>>);
+
+type Try = (Arc<ClusterEndpoint>, Instant, u32);
 
 impl Current {
-    fn began(&self, endpoint: &Arc<ClusterEndpoint>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((endpoint.clone(), Instant::now()));
+    fn state(&self) -> MutexGuard<'_, Option<Try>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the cluster what came of it, once.
-    fn ended(&self, cluster: &Cluster, outcome: Outcome) {
-        let ended = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((endpoint, began)) = ended {
-            outliers::note(cluster, &endpoint, outcome, began.elapsed());
-        }
+    fn began(&self, endpoint: &Arc<ClusterEndpoint>, attempts: u32) {
+        *self.state() = Some((endpoint.clone(), Instant::now(), attempts));
+    }
+
+    fn take(&self) -> Option<Try> {
+        self.state().take()
     }
 }
 

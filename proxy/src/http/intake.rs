@@ -89,6 +89,7 @@ const UNKNOWN_CODING: Unfit = unreadable(
     "Not Implemented",
 );
 const TOO_MANY_HEADERS: Unfit = unfit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http2.too_many_headers");
+const TUNNEL_WITH_CONTENT: Unfit = unfit(StatusCode::BAD_REQUEST, "http2.connect_with_content");
 const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
 
 impl Intake {
@@ -136,6 +137,13 @@ impl Intake {
             _ if is_http1 => hygiene::upgrade(&headers).map(Switch::Upgrade),
             _ => None,
         };
+        if switch.is_some() {
+            // A tunnel's bytes are no content (RFC 9110, section 9.3.6). HTTP/1's codec reads what was announced, and it is refused for having come.
+            let announced = headers.remove(CONTENT_LENGTH);
+            if !is_http1 && announced.is_some_and(|length| length != "0") {
+                return Err(TUNNEL_WITH_CONTENT);
+            }
+        }
         let method = match protocol {
             // As HTTP/1.1 asks for an upgrade.
             Some(_) => Method::GET,
@@ -146,7 +154,7 @@ impl Intake {
             hygiene::join_cookies(&mut headers);
         }
         headers.remove(HOST);
-        // The codec says "100 Continue" when the body is first asked for.
+        // HTTP/1's codec says "100 Continue" when the body is first asked for, `streams` at once.
         headers.remove(EXPECT);
         let target = target(&method, &uri)?;
         for name in WISHES.iter().chain(&CLAIMS) {
@@ -314,6 +322,25 @@ mod tests {
         ];
         for (request, details) in cases {
             assert_eq!(intake(request).unwrap_err().details, details);
+        }
+    }
+
+    /// What an endpoint of HTTP/1.1 takes for the length of a body would be the beginning of the next request on its connection, which may be another client's.
+    #[test]
+    fn a_tunnel_announces_no_content() {
+        let connect = |length: &'static str, protocol: Option<&'static str>| {
+            let mut request = Request::connect("a:1").version(Version::HTTP_2);
+            if let Some(protocol) = protocol {
+                request = Request::connect("http://a:1/chat").version(Version::HTTP_2);
+                request = request.extension(h2::ext::Protocol::from_static(protocol));
+            }
+            intake(request.header(CONTENT_LENGTH, length))
+        };
+        for protocol in [None, Some("websocket")] {
+            let refused = connect("50", protocol).unwrap_err();
+            assert_eq!(refused.details, "http2.connect_with_content");
+            let taken = connect("0", protocol).unwrap();
+            assert!(!taken.headers.contains_key(CONTENT_LENGTH));
         }
     }
 

@@ -391,6 +391,9 @@ impl Lease {
 
     /// It broke while the response came.
     pub fn broke(self) {
+        if self.sent.was_broken_off() {
+            return;
+        }
         outliers::note(&self.cluster, &self.endpoint, Outcome::Broke, Duration::ZERO);
     }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use h2::server::{self, Handshake, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, Method, Request, Response};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Body;
 
 use super::arriving::Arriving;
@@ -25,6 +25,7 @@ use super::intake::MAX_HEAD;
 use super::tunnel::{End, Tunnel};
 use super::wire::Wire;
 use crate::gathered::Gathered;
+use crate::hbone::FRAMES_KEPT;
 
 /// Requests that a client may have open on one connection.
 const STREAMS: u32 = 256;
@@ -33,6 +34,9 @@ const STREAM_WINDOW: u32 = 1 << 18;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams that a client may reset before they were looked at (CVE-2023-44487).
 const RESET_UNSEEN: usize = 20;
+
+/// What a stream may have given to the codec and the codec not to the kernel: a client that does not read makes its streams keep no more.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// A client's connection.
 pub struct Streams {
@@ -56,6 +60,8 @@ impl Streams {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_pending_accept_reset_streams(RESET_UNSEEN)
             .max_header_list_size(MAX_HEAD as u32)
+            .max_send_buffer_size(SEND_BUFFER)
+            .data_frame_budget(FRAMES_KEPT)
             .enable_connect_protocol();
         Self {
             owner,
@@ -104,6 +110,16 @@ async fn serve(owner: Arc<Connection>, request: Request<RecvStream>, mut respond
     let (parts, stream) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
     let is_tunnel = parts.method == Method::CONNECT;
+    let is_awaited = parts
+        .headers
+        .get(EXPECT)
+        .is_some_and(|wish| wish.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    if is_awaited && !is_tunnel && !stream.is_end_stream() {
+        let mut go_on = Response::new(());
+        *go_on.status_mut() = StatusCode::CONTINUE;
+        // Fails only where the stream is gone, which is noticed below.
+        let _ = respond.send_informational(go_on);
+    }
     // A tunnel's bytes are no body.
     let (body, mut tunneled) = match is_tunnel {
         true => (Arriving::Nothing, Some(stream)),

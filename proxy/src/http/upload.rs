@@ -18,6 +18,9 @@ use super::Broken;
 use super::arriving::Arriving;
 use super::idle::Activity;
 
+/// The number of no try.
+const NONE: u32 = 0;
+
 /// A request's body, and what of it was sent.
 #[derive(Clone, Debug)]
 pub struct Upload {
@@ -39,6 +42,8 @@ struct State {
     /// Whether its length was said beforehand.
     has_length: bool,
     has_ended: bool,
+    /// As much has come as was announced; the end itself may come by itself, and nobody asks for it.
+    is_all_here: bool,
     has_broken: bool,
     received: u64,
     attempt: u32,
@@ -50,6 +55,7 @@ impl Upload {
         let has_ended = incoming.is_end_stream();
         let state = State {
             has_length: incoming.size_hint().exact().is_some(),
+            is_all_here: incoming.size_hint().exact() == Some(0),
             incoming,
             kept: Kept::new(room),
             has_ended,
@@ -72,27 +78,43 @@ impl Upload {
         self.source.state()
     }
 
-    /// The body for one try, from its beginning; the tries before get no more.
+    /// The body for one try, from its beginning; the tries before get no more. One whose beginning is not kept any more breaks.
     pub fn attempt(&self) -> Attempt {
         let mut state = self.state();
+        let has_beginning = state.received == 0 || state.kept.can_replay;
         state.attempt += 1;
         state.kept.next = 0;
-        let number = state.attempt;
+        let number = if has_beginning { state.attempt } else { NONE };
         // Nothing to send is known to be so before it is asked for: the request is framed by it.
         let is_empty = state.has_ended && state.received == 0;
+        let is_whole = is_empty || state.is_all_here && state.received == 0;
         drop(state);
         Attempt {
             source: self.source.clone(),
             number,
             has_ended: is_empty,
-            sent: Sent(Arc::new(AtomicBool::new(is_empty))),
+            sent: Sent::new(is_whole),
         }
     }
 
-    /// Whether it can be sent once more.
+    /// Whether it can be sent once more, as far as is known now: a try that goes on reading may yet come to the end of what is kept.
     pub fn can_replay(&self) -> bool {
-        let state = self.state();
-        state.kept.can_replay && !state.has_broken
+        self.state().can_replay()
+    }
+
+    /// Has the tries before get no more, if it can be sent once more: it can then be later, too.
+    pub fn stop_for_another(&self) -> bool {
+        let mut state = self.state();
+        let can_replay = state.can_replay();
+        if can_replay {
+            state.attempt += 1;
+        }
+        can_replay
+    }
+
+    /// Tries that were begun, and ended for others.
+    pub fn attempts(&self) -> u32 {
+        self.state().attempt
     }
 
     /// There will be no other try: nothing more is kept than what the one that goes on has yet to send.
@@ -112,13 +134,14 @@ impl Upload {
 
     /// Whether all of it has come.
     pub fn is_complete(&self) -> bool {
-        self.state().has_ended
+        let state = self.state();
+        state.has_ended || state.is_all_here
     }
 
     /// Whether any of it was asked for.
     pub fn was_asked_for(&self) -> bool {
         let state = self.state();
-        state.has_ended || state.received > 0
+        state.has_ended || state.is_all_here || state.received > 0
     }
 
     /// Whether the client broke it off.
@@ -153,17 +176,39 @@ pub struct Attempt {
 
 /// Whether a try's codec was given all of the request.
 #[derive(Clone, Debug, Default)]
-pub struct Sent(Arc<AtomicBool>);
+pub struct Sent(Arc<Told>);
+
+#[derive(Debug, Default)]
+struct Told {
+    is_whole: AtomicBool,
+    was_broken_off: AtomicBool,
+}
 
 impl Sent {
+    fn new(is_whole: bool) -> Self {
+        Self(Arc::new(Told {
+            is_whole: AtomicBool::new(is_whole),
+            was_broken_off: AtomicBool::default(),
+        }))
+    }
+
     /// There is nothing to send.
     pub fn whole() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+        Self::new(true)
+    }
+
+    fn note_whole(&self) {
+        self.0.is_whole.store(true, Ordering::Relaxed);
     }
 
     /// Whether it was.
     pub fn is_whole(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_whole.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was told to break off, by the client or for another try: what came of that is not the endpoint's doing.
+    pub fn was_broken_off(&self) -> bool {
+        self.0.was_broken_off.load(Ordering::Relaxed)
     }
 }
 
@@ -175,7 +220,12 @@ impl Attempt {
 
     fn end(&mut self) {
         self.has_ended = true;
-        self.sent.0.store(true, Ordering::Relaxed);
+        self.sent.note_whole();
+    }
+
+    fn break_off(&self, why: Broken) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.sent.0.was_broken_off.store(true, Ordering::Relaxed);
+        Poll::Ready(Some(Err(why)))
     }
 }
 
@@ -188,12 +238,14 @@ impl Body for Attempt {
         let source = this.source.clone();
         let mut state = source.state();
         if state.attempt != this.number {
-            return Poll::Ready(Some(Err(Broken::Superseded)));
+            return this.break_off(Broken::Superseded);
         }
         if let Some(piece) = state.kept.take() {
             // Its codec, which knows the length, need not ask whether anything follows.
-            if state.has_ended && state.kept.left() == 0 {
-                this.end();
+            match state.kept.left() == 0 {
+                true if state.has_ended => this.end(),
+                true if state.is_all_here => this.sent.note_whole(),
+                _ => {}
             }
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
@@ -208,15 +260,21 @@ impl Body for Attempt {
             Some(Ok(frame)) => Some(frame),
             Some(Err(_)) => {
                 state.has_broken = true;
-                return Poll::Ready(Some(Err(Broken::Downstream)));
+                return this.break_off(Broken::Downstream);
             }
         };
         if let Some(frame) = &frame {
             state.keep(frame);
         }
         state.has_ended = frame.is_none() || state.incoming.is_end_stream();
+        let is_all_here = state.incoming.size_hint().exact() == Some(0);
+        let was_all_here = std::mem::replace(&mut state.is_all_here, is_all_here);
         if state.has_ended {
             this.end();
+        } else if state.is_all_here {
+            this.sent.note_whole();
+        }
+        if state.has_ended || state.is_all_here && !was_all_here {
             source.completed.notify_waiters();
         }
         Poll::Ready(frame.map(Ok))
@@ -242,6 +300,10 @@ impl Body for Attempt {
 }
 
 impl State {
+    fn can_replay(&self) -> bool {
+        self.kept.can_replay && !self.has_broken
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
         match frame.data_ref() {
             Some(data) => {

@@ -94,8 +94,7 @@ fn each_ejection_is_longer_until_an_endpoint_has_been_well_as_often() {
         };
         (1..100).find(|seconds| is_over(*seconds)).unwrap()
     };
-    // The interval in which it is taken back takes one away again, as with Envoy.
-    assert_eq!([lasts(&cluster), lasts(&cluster)], [30, 30]);
+    assert_eq!([lasts(&cluster), lasts(&cluster)], [30, 60]);
     let monitor = cluster.endpoints()[0].monitor().unwrap();
     monitor.history().times = 1;
     assert_eq!(lasts(&cluster), 60);

@@ -16,6 +16,8 @@ use tokio::sync::oneshot;
 use super::http2::{FRAME, STREAM_WINDOW};
 use super::stream::Stream;
 use crate::gathered::Gathered;
+use crate::hbone::FRAMES_KEPT;
+use crate::http::intake::MAX_HEAD;
 
 /// What the end of the last stream may take to be written.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -59,7 +61,10 @@ pub async fn connect(stream: Stream, request: Request<()>, settling: Duration) -
         // None, until the endpoint has said what it allows.
         .initial_max_send_streams(0)
         .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW)
         .max_frame_size(FRAME)
+        .max_header_list_size(MAX_HEAD as u32)
+        .data_frame_budget(FRAMES_KEPT)
         .enable_push(false);
     let (sender, mut connection) = builder.handshake(Gathered::new(stream)).await?;
     let settled = tokio::time::timeout(settling, settled(&mut connection)).await;

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use underpass_certs::OriginationError;
 use underpass_config::http::{Cluster, ProxyProtocol};
 
-use super::http1::Carrier;
+use super::http1::{Carrier, Codec};
 use super::http2::{self, Shared};
 use super::slots::Slot;
 use super::stream::Stream;
@@ -163,12 +163,12 @@ pub async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
     builder.max_headers(MAX_HEADERS);
     let opened = builder.handshake::<_, Attempt>(TokioIo::new(stream)).await;
     let (sender, connection) = opened.map_err(failed)?;
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "an HTTP/1 connection to an endpoint ended");
         }
     });
-    Ok(Carrier::new(sender, pulse))
+    Ok(Carrier::new(sender, pulse, Codec::new(task.abort_handle())))
 }
 
 fn failed(error: hyper::Error) -> NotConnected {

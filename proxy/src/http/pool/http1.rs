@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1;
+use tokio::task::AbortHandle;
 use underpass_config::http::{ClusterEndpoint, ClusterSettings, Held};
 
 use super::SERVED_WHILE_WANTED;
@@ -27,12 +28,32 @@ pub struct Carrier {
     born: Instant,
     served: u32,
     served_others: u32,
+    _codec: Codec,
+}
+
+/// The task that speaks on a connection. It ends with its carrier: one that still waits for the rest of a request would else keep the connection, and its place
+/// under the cluster's limit. A connection that was upgraded is its task's no more.
+#[derive(Debug)]
+pub struct Codec(AbortHandle);
+
+impl Codec {
+    /// Ends `task` when it is dropped.
+    pub fn new(task: AbortHandle) -> Self {
+        Self(task)
+    }
+}
+
+impl Drop for Codec {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Carrier {
     /// One that has carried nothing.
-    pub fn new(sender: Sender, pulse: Pulse) -> Self {
+    pub fn new(sender: Sender, pulse: Pulse, codec: Codec) -> Self {
         Self {
+            _codec: codec,
             sender,
             pulse,
             kept: None,

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use foldhash::quality::RandomState;
 use tokio::sync::Notify;
@@ -13,6 +14,9 @@ use underpass_config::Text;
 use underpass_config::http::{Cluster, Held};
 
 use crate::node::Node;
+
+/// How often somebody who waits looks for one that is idle.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Who waits for connections of each cluster to go. Looked up for new connections only.
 #[derive(Debug, Default)]
@@ -109,6 +113,7 @@ pub async fn slot(node: &Node, cluster: &Cluster) -> Slot {
             return slot;
         }
         node.http.end_longest_idle(&cluster.settings.name);
-        gone.await;
+        // One that became idle just before we waited was kept for later, and nobody is told of it.
+        let _ = tokio::time::timeout(LOOK, gone).await;
     }
 }

@@ -3,6 +3,7 @@
 mod balancing;
 mod connections;
 mod dns;
+mod early;
 mod going;
 mod idle;
 mod limits;

@@ -1,0 +1,99 @@
+//! Endpoints that answer before they have the whole request.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+
+use super::place::Place;
+use crate::client::Client;
+
+/// What the proxy keeps for another try is less than all of it.
+const BODY: usize = 300 * 1024;
+/// After so much of it the first try is answered.
+const EARLY: usize = 20 * 1024;
+const CHUNK: usize = 4 * 1024;
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at % 251) as u8).collect()
+}
+
+fn read_head(stream: &mut impl BufRead) -> io::Result<()> {
+    let mut line = String::new();
+    while stream.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    Ok(())
+}
+
+/// Answers 503 after the beginning, and reads on for ever.
+fn refuse_early(stream: TcpStream, answered: &Sender<()>) -> io::Result<()> {
+    let mut read = BufReader::new(stream.try_clone()?);
+    read_head(&mut read)?;
+    read.read_exact(&mut [0; EARLY])?;
+    (&stream).write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")?;
+    let _ = answered.send(());
+    io::copy(&mut read, &mut io::sink()).map(drop)
+}
+
+/// Reads a chunked request whole and says whether it is the one that was sent.
+fn judge(stream: TcpStream) -> io::Result<()> {
+    let mut read = BufReader::new(stream.try_clone()?);
+    read_head(&mut read)?;
+    let mut body = Vec::new();
+    loop {
+        let mut line = String::new();
+        read.read_line(&mut line)?;
+        let length = usize::from_str_radix(line.trim(), 16).map_err(|_| io::ErrorKind::InvalidData)?;
+        let mut chunk = vec![0; length + 2];
+        read.read_exact(&mut chunk)?;
+        if length == 0 {
+            break;
+        }
+        body.extend_from_slice(&chunk[..length]);
+    }
+    let verdict = match body == bytes(BODY) {
+        true => "the same".to_owned(),
+        false => format!("{} of {BODY} bytes", body.len()),
+    };
+    let length = verdict.len();
+    write!(&stream, "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{verdict}")
+}
+
+#[test]
+fn another_try_has_the_whole_body_though_the_first_was_answered_early_and_reads_on() {
+    let place = Place::new();
+    let (answered, was_answered) = mpsc::channel();
+    let listener = place.them.listen(9001);
+    let address = listener.local_addr().expect("a socket");
+    thread::spawn(move || {
+        let mut tries = listener.incoming().flatten();
+        let first = tries.next().expect("a try");
+        thread::spawn(move || refuse_early(first, &answered));
+        for another in tries {
+            thread::spawn(move || judge(another));
+        }
+    });
+    let retry = ", retry: {on: [5xx], retries: 1, base_interval: 2s, max_interval: 2s}";
+    let _proxy = place.start(&place.yaml(&[("web", format!("endpoints: ['{address}']"))], retry));
+    let mut client = Client::connect(&place.client, place.ours());
+    client.send(b"POST /web/ HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n");
+    let body = bytes(BODY);
+    let mut chunks = body.chunks(CHUNK).map(|chunk| {
+        let mut framed = format!("{:x}\r\n", chunk.len()).into_bytes();
+        framed.extend_from_slice(chunk);
+        framed.extend_from_slice(b"\r\n");
+        framed
+    });
+    for chunk in chunks.by_ref().take(2 * EARLY / CHUNK) {
+        client.send(&chunk);
+    }
+    was_answered.recv().expect("an early answer");
+    // While the proxy makes its pause.
+    for chunk in chunks {
+        client.send(&chunk);
+    }
+    client.send(b"0\r\n\r\n");
+    let seen = client.answer(false);
+    assert_eq!((seen.status, seen.body.as_str()), (200, "the same"), "{seen:?}");
+}
