@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use underpass_tests::Authority;
 
 use crate::admin::TierBytes;
 use crate::place::Place;
@@ -36,6 +37,8 @@ pub(crate) struct Task<'a> {
     pub(crate) admin_port: u16,
     /// Whether flows may move to the kernel.
     pub(crate) has_kernel_tier: bool,
+    /// Whether the pods are in the mesh: with identities and certificates, reachable by tunnels, and with policies that take whom they know only.
+    pub(crate) is_in_mesh: bool,
 }
 
 /// A node with two enrolled pods.
@@ -177,17 +180,38 @@ impl Drop for Node {
 }
 
 fn yaml(topology: &Topology, task: &Task<'_>) -> String {
+    let (identities, of_mesh, policies) = match task.is_in_mesh {
+        true => in_mesh(task.directory),
+        false => Default::default(),
+    };
     let workload = |name: &str, ip| {
-        format!("- {{uid: {name}, name: {name}, namespace: bench, node: bench, addresses: [\"{ip}\"]}}\n")
+        format!(
+            "- {{uid: {name}, name: {name}, namespace: bench, service_account: {name}, node: bench, {of_mesh}addresses: [\"{ip}\"]}}\n"
+        )
     };
     format!(
         "node:\n  name: bench\n  workers: {}\n  admin: \"127.0.0.1:{}\"\n  log: warn\n  access_log: {{format: \"off\"}}\n  \
-         offload: {{enabled: {}, trust_readers: true}}\nworkloads:\n{}{}",
+         offload: {{enabled: {}, trust_readers: true}}\n{identities}workloads:\n{}{}{policies}",
         task.workers,
         task.admin_port,
         task.has_kernel_tier,
         workload("client", topology.client_address),
         workload("server", topology.server_address),
+    )
+}
+
+/// What the mesh adds: to the node, to each workload, and the policies.
+fn in_mesh(directory: &Path) -> (String, &'static str, &'static str) {
+    let authority = Authority::new(&directory.join("certificates-mesh"));
+    let identities = authority.identities(&["bench/client", "bench/server"]);
+    (
+        format!("  identities: {identities}\n"),
+        "tunnel_protocol: hbone, ",
+        "authorization_policies:\n\
+         - {name: identity-required, namespace: bench, scope: NAMESPACE, action: DENY, groups: [{rules: [{matches: \
+         [{not_principals: [{presence: {}}]}]}]}]}\n\
+         - {name: clients, namespace: bench, scope: NAMESPACE, action: ALLOW, groups: [{rules: [{matches: \
+         [{principals: [cluster.local/ns/bench/sa/client]}]}]}]}\n",
     )
 }
 

@@ -260,10 +260,11 @@ impl<'a> Stage<'a> {
                 directory,
                 name: task.name.clone(),
                 admin_port,
-                has_kernel_tier: system.kind == Kind::Kernel,
+                has_kernel_tier: matches!(system.kind, Kind::Kernel | Kind::KernelInMesh),
+                is_in_mesh: system.kind == Kind::KernelInMesh,
             };
             let proxy = match system.kind {
-                Kind::Captured | Kind::Kernel => {
+                Kind::Captured | Kind::Kernel | Kind::KernelInMesh => {
                     let captured = Captured::start(&captured_task(&programs.find(system.kind)?))?;
                     client = captured.pod(&captured.topology.client, &[first])?;
                     server = captured.pod(&captured.topology.server, &[second])?;

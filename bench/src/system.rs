@@ -43,6 +43,8 @@ pub(crate) enum Kind {
     Captured,
     /// Captured pods, with the kernel tier.
     Kernel,
+    /// Those with all that the mesh adds: identities, certificates, tunnels to other nodes, policies by identity.
+    KernelInMesh,
     Haproxy,
     Envoy,
     /// Two nodes with a captured pod each, and a tunnel between them.
@@ -63,7 +65,7 @@ impl Kind {
 
     /// Whether it captures pods: then the client connects to the server itself.
     pub(crate) fn captures(self) -> bool {
-        matches!(self, Kind::Captured | Kind::Kernel)
+        matches!(self, Kind::Captured | Kind::Kernel | Kind::KernelInMesh)
     }
 }
 
@@ -87,6 +89,7 @@ impl FromStr for System {
             "underpass-relay" => Kind::Underpass,
             "underpass-captured" => Kind::Captured,
             "underpass-kernel" => Kind::Kernel,
+            "underpass-kernel-mesh" => Kind::KernelInMesh,
             "haproxy" => Kind::Haproxy,
             "envoy" => Kind::Envoy,
             "underpass-hbone" => Kind::Hbone,
@@ -94,7 +97,7 @@ impl FromStr for System {
             "underpass-http" => Kind::Http,
             "envoy-http" => Kind::EnvoyHttp,
             _ => bail!(
-                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, underpass-kernel, haproxy, envoy, \
+                "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, underpass-kernel, underpass-kernel-mesh, haproxy, envoy, \
                  underpass-hbone, envoy-hbone, underpass-http, envoy-http, each with -b; the last two with -1000 too"
             ),
         };
@@ -133,13 +136,15 @@ impl Programs {
         let path = match kind {
             Kind::Direct => bail!("direct has no program"),
             Kind::BareRelay => return Ok(std::env::current_exe()?),
-            Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone | Kind::Http => &self.underpass,
+            Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::KernelInMesh | Kind::Hbone | Kind::Http => {
+                &self.underpass
+            }
             Kind::Haproxy => &self.haproxy,
             Kind::Envoy | Kind::EnvoyHbone | Kind::EnvoyHttp => &self.envoy,
         };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
-                Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::Hbone | Kind::Http => {
+                Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::KernelInMesh | Kind::Hbone | Kind::Http => {
                     "run `cargo build --release -p underpass`, or pass --underpass PATH"
                 }
                 _ => "run scripts/bench-setup.sh",
@@ -195,7 +200,7 @@ pub(crate) fn start(system: &System, programs: &Programs, task: &Task<'_>) -> Re
     let kind = system.kind;
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
-        Kind::Direct | Kind::Captured | Kind::Kernel => return Ok(None),
+        Kind::Direct | Kind::Captured | Kind::Kernel | Kind::KernelInMesh => return Ok(None),
         Kind::Hbone | Kind::EnvoyHbone => return Ok(None),
         Kind::BareRelay => {
             let arguments = ["bare-relay", "--listen", &listen, "--destination", &destination];

@@ -1,11 +1,43 @@
 //! Gives back the pages of the program that only its start needed.
 //!
 //! The kernel maps a program's code and constants in pieces around whatever runs first, and keeps counting what was mapped once. What the proxy needs
-//! while it serves is a fraction of what parsing arguments and configuration needs; that fraction is mapped again when it runs.
+//! while it serves is a fraction of what parsing arguments and configuration needs; that fraction is mapped again when it runs. The same goes for what a
+//! busy hour mapped, once the proxy is idle again.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
+
+/// How often it is looked whether the proxy is idle, and how much of the program is mapped.
+const LOOK: Duration = Duration::from_secs(2);
+/// Pages of 4 KiB that may be mapped again before they are given back: what an idle proxy maps by its own timers is less.
+const WORTH_IT: u64 = 128;
+
+/// Gives the program's pages back whenever the proxy is idle and has more of them mapped than idling needs. Goes on for ever.
+pub async fn keep_small_while(is_idle: impl Fn() -> bool) {
+    let mut needed = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if !is_idle() {
+            continue;
+        }
+        let Some(mapped) = mapped_pages_of_files() else {
+            return;
+        };
+        if needed.is_none_or(|needed| mapped > needed + WORTH_IT) {
+            forget_start();
+            tokio::time::sleep(LOOK).await;
+            needed = mapped_pages_of_files();
+        }
+    }
+}
+
+/// Pages of files that this process has mapped and resident: the third figure of /proc/self/statm (proc_pid_statm(5)).
+fn mapped_pages_of_files() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    pages.split_whitespace().nth(2)?.parse().ok()
+}
 
 /// Unmaps the program's code and constants; what is still needed comes back from the page cache. It only saves memory, so that nothing is said
 /// when it cannot be done.
@@ -61,6 +93,12 @@ mod tests {
         let constants = "1000-3000 r--p 00000000 08:01 77   /usr/bin/underpass";
         assert_eq!(unwritten_of(constants, program), Some((0x1000, 0x2000)));
         assert_eq!(unwritten_of("7ffd-7fff r-xp 0 00:00 0", program), None);
+    }
+
+    #[test]
+    fn pages_of_files_are_counted() {
+        // The test's own code at least.
+        assert!(mapped_pages_of_files().is_some_and(|pages| pages > 10));
     }
 
     #[test]

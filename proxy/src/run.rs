@@ -216,6 +216,10 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
             tokio::spawn(serve_pods(agent.into(), node.clone(), cores.clone()));
         }
         footprint::forget_start();
+        let flows = node.flows.clone();
+        tokio::spawn(footprint::keep_small_while(move || {
+            flows.open_connections().total() == 0
+        }));
         tracing::info!(admin = %admin_address, cores = count, "serving");
         wait_for_stop(&node, &configuration).await?;
         drop(watcher);

@@ -5,6 +5,9 @@ use crate::comparison::Figures;
 use crate::scenarios::ONE_CORE;
 
 const SYSTEM: &str = "underpass-kernel";
+const IN_MESH: &str = "underpass-kernel-mesh";
+/// How far from 1 the ratio of the round trip in the mesh to that outside may be: the same, as far as this bench can tell.
+const SAME_WITHIN: f64 = 0.05;
 /// Round trip p50 over direct's with both ends on one core, by message size.
 const ONE_CORE_BOUNDS: [(u64, f64); 3] = [(64, 0.65), (1024, 0.85), (16 * 1024, 0.85)];
 /// The same with the ends on different cores, where waking up the other core is most of it.
@@ -28,6 +31,11 @@ pub(super) fn goals(figures: &Figures) -> Vec<Goal> {
             Some(ratio_goal(what, ratio, |ratio| ratio <= bound))
         })
         .collect();
+    goals.extend(figures.cases("l4-rtt", "p50_us").filter_map(|case| {
+        let ratio = figures.ratio(case, IN_MESH, SYSTEM)?;
+        let what = format!("round trip p50 in the kernel unchanged by the mesh, {}", case.params);
+        Some(ratio_goal(what, Some(ratio), |ratio| ratio <= 1.0 + SAME_WITHIN))
+    }));
     goals.extend(figures.cases("l4-stream", "gbytes_per_s").map(|case| {
         let what = format!("stream in the kernel ≥ {STREAM_BOUND} × direct, {}", case.params);
         ratio_goal(what, figures.ratio(case, SYSTEM, "direct"), |ratio| {
