@@ -19,7 +19,7 @@ help:
 	@echo "make ebpf    compile the eBPF programs anew (offload-ebpf/underpass.bpf.o is checked in); ebpf-check: compare"
 	@echo "make fuzz    the parsers of what peers and istiod send, SECONDS_EACH=10 for each target (or RUNS_EACH=20000: always the same)"
 	@echo "make tier-mutants   leave out one rule of the kernel tier after the other: the tests must notice (root)"
-	@echo "make soak    the randomized tests of relay and kernel tier: 10 000 connections, 10 000 cycles, 1 000 stuck readers"
+	@echo "make soak    the randomized tests of relay and kernel tier: 10 000 connections, 10 000 cycles, 1 000 stuck readers; ten minutes of HTTP without growth"
 	@echo "make test-kernels  suites on Debian's 6.1 and 6.12 under QEMU, with and without packet loss (two hours, on a machine that does nothing else)"
 	@echo "             KERNELS=\"6.1 6.12\"  SUITES=\"ebpf capture exactness kernel_tier\"  LINKS=\"clean|loss 1%\""
 
@@ -68,6 +68,9 @@ soak: build
 		churn:: --nocapture
 	UNDERPASS_CYCLES=10000 UNDERPASS_STUCK=1000 $(CARGO) test --locked -p underpass-tests --test kernel_tier -- \
 		--nocapture --test-threads 1 --include-ignored
+	@scripts/bench-setup.sh
+	$(CARGO) build --release --locked -p underpass-bench
+	$(BINARY)/underpass-bench soak --underpass $(BINARY)/underpass
 
 test-kernels: build
 	@scripts/test-setup.sh

@@ -10,6 +10,8 @@ use crate::tunnelled::address;
 
 /// Routes and clusters besides the one that counts, where there are many.
 pub(crate) const MANY: usize = 999;
+/// Our proxy of HTTP.
+pub(crate) const OURS: &str = "underpass-http";
 
 /// Our configuration, with `others` routes that are not taken.
 pub(crate) fn ours(task: &Task<'_>, others: usize) -> String {

@@ -1,6 +1,6 @@
 //! `underpass-bench`: Underpass beside no proxy, HAProxy and Envoy, on one machine, in one run.
 //!
-//! `run` measures latency, throughput, connection rate and CPU in interleaved rounds; `memory`, `scale` and `mesh-scale` measure what
+//! `run` measures latency, throughput, connection rate and CPU in interleaved rounds; `memory`, `soak`, `scale` and `mesh-scale` measure what
 //! idle connections, a large configuration and a large mesh cost; `check` holds the results against the project's goals. All write
 //! rows of one shape into `results.json`. README.md beside this crate says what is compared, how, and why it is fair.
 //!
@@ -28,6 +28,7 @@ mod results;
 mod run;
 mod scale;
 mod scenarios;
+mod soak;
 mod system;
 mod topology;
 mod tunnelled;
@@ -53,6 +54,8 @@ enum Command {
     Run(run::Run),
     /// Measures what a fresh proxy and its idle connections cost in memory.
     Memory(memory::Memory),
+    /// Loads a proxy of HTTP for long and says whether it grew.
+    Soak(soak::Soak),
     /// Measures start-up, memory and updates with a large configuration.
     Scale(scale::Scale),
     /// Measures what a large mesh costs a node that takes it from a control plane.
@@ -99,6 +102,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Run(run) => run.run(),
         Command::Memory(memory) => memory.run(),
+        Command::Soak(soak) => soak.run(),
         Command::Scale(scale) => scale.run(),
         Command::MeshScale(scale) => scale.run(),
         Command::Check(check) => check.run(),

@@ -1,11 +1,12 @@
 //! `underpass-bench memory`: what a fresh proxy and its idle connections cost, in the process and in the kernel.
 //!
-//! Each connection carries one small round trip and is then idle. A proxy needs two descriptors per connection, so when
+//! Each connection carries one small round trip (a request of HTTP/1.1, with a proxy of HTTP) and is then idle. A proxy needs two descriptors per connection, so when
 //! more are asked for than the descriptor limit allows, they are spread over several proxy processes (and as many
 //! client and server processes), and the figure is still per connection.
 //!
 //! Every connection's four sockets (client, proxy twice, server) are on this machine, so the kernel's memory is
-//! measured a second time for the same connections without a proxy; the difference is the proxy's share.
+//! measured a second time for the same connections without a proxy; the difference is the proxy's share. A proxy of HTTP has few connections to its
+//! endpoint, and only its own memory is told.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use crate::http;
 use crate::load::Figure;
 use crate::load::serve::Service;
 use crate::place::{self, Place};
@@ -49,7 +51,7 @@ pub(crate) struct Memory {
     #[arg(long, default_value_t = 10_000)]
     connections: u64,
     /// Systems to measure, one after the other.
-    #[arg(long, value_delimiter = ',', default_value = report::OURS)]
+    #[arg(long, value_delimiter = ',', default_values = [report::OURS, http::OURS])]
     systems: Vec<System>,
     /// Where results.json and the systems' configurations and logs go.
     #[arg(long, default_value = "bench/out")]
@@ -96,7 +98,8 @@ impl Memory {
     }
 
     fn measure(&self, system: &System, shares: &[u64], without: &Kernel, directory: &Path) -> Result<Vec<Figure>> {
-        let servers = servers(shares, directory)?;
+        let takes_requests = system.kind.takes_requests();
+        let servers = servers(shares, takes_requests, directory)?;
         let mut proxies = Vec::new();
         for (i, (_, server)) in servers.iter().enumerate() {
             proxies.push(self.proxy(system, *server, &format!("{system}-memory-{i}"), directory)?);
@@ -105,7 +108,7 @@ impl Memory {
         let idle = settled(&processes)?;
         let before = Kernel::read()?;
         let targets: Vec<SocketAddr> = proxies.iter().map(|(_, address)| *address).collect();
-        let clients = clients(shares, &targets, directory)?;
+        let clients = clients(shares, &targets, takes_requests, directory)?;
         let open = settled(&processes)?;
         let with = Kernel::read()?.since(&before);
         for client in clients {
@@ -113,17 +116,19 @@ impl Memory {
         }
         wait_for_no_connections(targets.iter().chain(servers.iter().map(|(_, address)| address)))?;
         let after = settled(&processes)?;
+        let after_rest = idle_figures(self.connections, shares.len(), (idle, open, after));
+        if takes_requests {
+            return Ok(after_rest);
+        }
         eprintln!("{}", with.caches_per_connection(without, self.connections));
         let per_connection =
             |metric: &str, kb: i64| Figure::new(metric, "B", kb as f64 * 1024.0 / self.connections as f64);
-        let mut figures = vec![
-            Figure::new("idle_rss_kb", "kB", idle as f64 / shares.len() as f64),
-            per_connection("rss_bytes_per_connection", open as i64 - idle as i64),
-            per_connection("rss_bytes_per_connection_after_close", after as i64 - idle as i64),
+        let mut figures = after_rest;
+        figures.extend([
             per_connection("kernel_slab_bytes_per_connection", with.slab_kb - without.slab_kb),
             per_connection("kernel_slab_bytes_per_connection_direct", without.slab_kb),
             per_connection("machine_bytes_per_connection", with.used_kb - without.used_kb),
-        ];
+        ]);
         if !with.caches.is_empty() {
             let objects = with.objects_kb() - without.objects_kb();
             figures.push(per_connection("kernel_objects_bytes_per_connection", objects));
@@ -160,14 +165,28 @@ fn shares(connections: u64, capacity: u64) -> Vec<u64> {
         .collect()
 }
 
-fn servers(shares: &[u64], directory: &Path) -> Result<Vec<(Process, SocketAddr)>> {
+/// What the proxies' own memory tells: fresh, with the connections open, and after.
+fn idle_figures(connections: u64, processes: usize, (idle, open, after): (u64, u64, u64)) -> Vec<Figure> {
+    let per_connection = |metric: &str, kb: u64| {
+        let more = kb as i64 - idle as i64;
+        Figure::new(metric, "B", more as f64 * 1024.0 / connections as f64)
+    };
+    vec![
+        Figure::new("idle_rss_kb", "kB", idle as f64 / processes as f64),
+        per_connection("rss_bytes_per_connection", open),
+        per_connection("rss_bytes_per_connection_after_close", after),
+    ]
+}
+
+pub(crate) fn servers(shares: &[u64], take_requests: bool, directory: &Path) -> Result<Vec<(Process, SocketAddr)>> {
+    let service = if take_requests { Service::Answers } else { Service::Keep };
     let mut servers = Vec::new();
     for i in 0..shares.len() {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let mut command = Place::default().own("serve")?;
         command
             .args(["--address", &address.to_string()])
-            .args(["--service", &serde_json::to_string(&Service::Keep)?]);
+            .args(["--service", &serde_json::to_string(&service)?]);
         let mut server = Process::start(command, &directory.join(format!("keep-{i}.log")))?;
         server.line()?;
         servers.push((server, address));
@@ -176,14 +195,15 @@ fn servers(shares: &[u64], directory: &Path) -> Result<Vec<(Process, SocketAddr)
 }
 
 /// Opens every share from an address of its own; returns when all connections are open and used.
-fn clients(shares: &[u64], targets: &[SocketAddr], directory: &Path) -> Result<Vec<Process>> {
+fn clients(shares: &[u64], targets: &[SocketAddr], ask: bool, directory: &Path) -> Result<Vec<Process>> {
     let mut clients = Vec::new();
     for (i, (share, target)) in shares.iter().zip(targets).enumerate() {
         let source = IpAddr::from([127, 0, 0, 2 + i as u8]);
         let mut command = Place::default().own("hold")?;
         command
             .args(["--target", &target.to_string(), "--source", &source.to_string()])
-            .args(["--connections", &share.to_string()]);
+            .args(["--connections", &share.to_string()])
+            .args(ask.then_some("--http"));
         let mut client = Process::start(command, &directory.join(format!("hold-{i}.log")))?;
         client.line().context("opening idle connections")?;
         clients.push(client);
@@ -192,10 +212,10 @@ fn clients(shares: &[u64], targets: &[SocketAddr], directory: &Path) -> Result<V
 }
 
 fn kernel_cost_without_proxy(shares: &[u64], directory: &Path) -> Result<Kernel> {
-    let servers = servers(shares, directory)?;
+    let servers = servers(shares, false, directory)?;
     let targets: Vec<SocketAddr> = servers.iter().map(|(_, address)| *address).collect();
     let before = Kernel::read()?;
-    let clients = clients(shares, &targets, directory)?;
+    let clients = clients(shares, &targets, false, directory)?;
     let cost = Kernel::read()?.since(&before);
     for client in clients {
         client.finish()?;

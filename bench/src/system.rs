@@ -63,6 +63,11 @@ impl Kind {
         matches!(self, Kind::Hbone | Kind::EnvoyHbone)
     }
 
+    /// Whether it takes HTTP requests, and nothing else.
+    pub(crate) fn takes_requests(self) -> bool {
+        matches!(self, Kind::Http | Kind::EnvoyHttp)
+    }
+
     /// Whether it captures pods: then the client connects to the server itself.
     pub(crate) fn captures(self) -> bool {
         matches!(self, Kind::Captured | Kind::Kernel | Kind::KernelInMesh)

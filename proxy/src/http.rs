@@ -25,6 +25,7 @@ mod hygiene;
 mod idle;
 mod intake;
 pub mod outliers;
+mod parking;
 mod permit;
 pub mod pool;
 mod record;

@@ -19,6 +19,7 @@ pub type Counter = Arc<AtomicU32>;
 #[derive(Debug, Default)]
 pub struct OpenConnections {
     total: Counter,
+    parked: Counter,
     tenants: Mutex<Tenants>,
     tunnels: TunnelLimits,
 }
@@ -66,6 +67,17 @@ impl OpenConnections {
     /// Connections open now, on the whole node.
     pub fn total(&self) -> u32 {
         self.total.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that wait for a request without a codec (HTTP/1.1).
+    pub fn parked(&self) -> u32 {
+        self.parked.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection among those, until what is returned is dropped.
+    pub fn park(&self) -> Place {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        Place(vec![self.parked.clone()])
     }
 
     /// The limits of HBONE connections, which carry others.

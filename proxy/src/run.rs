@@ -218,7 +218,8 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
         footprint::forget_start();
         let flows = node.flows.clone();
         tokio::spawn(footprint::keep_small_while(move || {
-            flows.open_connections().total() == 0
+            let open = flows.open_connections();
+            open.total() == open.parked()
         }));
         tracing::info!(admin = %admin_address, cores = count, "serving");
         wait_for_stop(&node, &configuration).await?;

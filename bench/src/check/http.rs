@@ -2,8 +2,8 @@
 
 use super::{Goal, ratio_goal, unmeasured};
 use crate::comparison::{Case, Figures};
+use crate::http::OURS;
 
-const OURS: &str = "underpass-http";
 const WITH_MANY: &str = "underpass-http-1000";
 const PEER: &str = "envoy-http";
 const SCENARIOS: [&str; 3] = ["http1", "h2", "grpc"];

@@ -99,7 +99,10 @@ impl Requests {
         directory: &Path,
         (warmup, seconds): (f64, f64),
     ) -> Result<Measured> {
-        let log = directory.join("requests.log");
+        // Not beside the configurations: a proxy that watches their folder would be woken by each line.
+        let folder = directory.join("load");
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let log = folder.join("requests.log");
         // It appends.
         let _ = fs::remove_file(&log);
         command

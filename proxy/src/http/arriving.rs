@@ -9,6 +9,8 @@ use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::parking::BodyOpen;
+
 /// A body on its way here.
 #[derive(Debug)]
 pub enum Arriving {
@@ -16,6 +18,13 @@ pub enum Arriving {
     Nothing,
     /// Read by hyper.
     Read(Incoming),
+    /// A request's, read by hyper. The client's connection knows as long as it is read.
+    Asked {
+        /// What is read.
+        body: Incoming,
+        /// That it is.
+        _open: BodyOpen,
+    },
     /// A stream of HTTP/2.
     Stream(Streamed),
 }
@@ -56,7 +65,7 @@ impl Body for Arriving {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         match &mut *self {
             Self::Nothing => Poll::Ready(None),
-            Self::Read(incoming) => {
+            Self::Read(incoming) | Self::Asked { body: incoming, .. } => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| BrokenOff)))
             }
@@ -67,7 +76,7 @@ impl Body for Arriving {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Nothing => true,
-            Self::Read(incoming) => incoming.is_end_stream(),
+            Self::Read(incoming) | Self::Asked { body: incoming, .. } => incoming.is_end_stream(),
             Self::Stream(streamed) => streamed.stream.is_end_stream(),
         }
     }
@@ -75,7 +84,7 @@ impl Body for Arriving {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Nothing => SizeHint::with_exact(0),
-            Self::Read(incoming) => incoming.size_hint(),
+            Self::Read(incoming) | Self::Asked { body: incoming, .. } => incoming.size_hint(),
             Self::Stream(streamed) => streamed.left.map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::UPGRADE;
 use http::{Method, Request};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -27,6 +27,7 @@ use underpass_config::{Decision, NodeSettings, Text};
 use super::arriving::Arriving;
 use super::exchange;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
+use super::parking::{BodyOpen, Parked, Parking};
 use super::permit::Permits;
 use super::sniff::{Protocol, sniff};
 use super::streams::Streams;
@@ -47,6 +48,8 @@ use crate::upstream::Refused;
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// Of the time that a connection may be idle, so often it is looked at.
 const LOOKS: u32 = 8;
+/// A connection of HTTP/1.1 by which nothing has come for so long is parked.
+const UNUSED: Duration = Duration::from_secs(1);
 
 /// A connection that requests come by.
 #[derive(Debug)]
@@ -61,6 +64,8 @@ pub struct Connection {
     pub permits: Permits,
     open: AtomicU32,
     ended: AtomicU32,
+    /// What may be parked of it.
+    pub parking: Parking,
     switched: Mutex<Option<Switched>>,
     counted: Mutex<Vec<([Text; 3], Arc<RequestCounts>)>>,
 }
@@ -130,6 +135,7 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         permits: Permits::default(),
         open: AtomicU32::new(0),
         ended: AtomicU32::new(0),
+        parking: Parking::default(),
         switched: Mutex::default(),
         counted: Mutex::default(),
     });
@@ -204,12 +210,15 @@ struct Serving<'a> {
 }
 
 /// A codec that can be asked to finish.
-trait Codec {
+trait Codec: Unpin {
     /// Ready when it is done, or broke.
     fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
 
     /// Takes no more requests.
     fn finish(self: Pin<&mut Self>);
+
+    /// What it has read and not understood, when it goes and another takes its place; nothing: it can't be replaced.
+    fn into_unread(self) -> Option<Bytes>;
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -227,6 +236,13 @@ where
     fn finish(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
+
+    fn into_unread(self) -> Option<Bytes> {
+        let parts = self.into_parts()?;
+        let (wire, mut unread) = (parts.io.into_inner(), BytesMut::from(parts.read_buf));
+        unread.extend_from_slice(wire.unread());
+        Some(unread.freeze())
+    }
 }
 
 impl Codec for Streams {
@@ -236,6 +252,10 @@ impl Codec for Streams {
 
     fn finish(self: Pin<&mut Self>) {
         self.get_mut().finish();
+    }
+
+    fn into_unread(self) -> Option<Bytes> {
+        None
     }
 }
 
@@ -257,9 +277,10 @@ impl Serving<'_> {
         let Some((protocol, early)) = sniffed else {
             return Ok(());
         };
+        self.moved.count_read(early.len());
         match protocol {
-            Protocol::Http1 => Box::pin(self.http1(early)).await?,
-            Protocol::Http2 => Box::pin(self.http2(early)).await?,
+            Protocol::Http1 => self.http1_while_used(early).await?,
+            Protocol::Http2 => drop(Box::pin(self.http2(early)).await?),
         }
         let switched = self.connection.switched().take();
         match switched {
@@ -272,14 +293,46 @@ impl Serving<'_> {
         TokioIo::new(Wire::new(self.socket.clone(), early, self.moved.clone()))
     }
 
-    async fn http1(&self, early: Bytes) -> Result<(), Ending> {
+    /// HTTP/1.1, without a codec while nobody asks anything.
+    async fn http1_while_used(&self, mut unread: Bytes) -> Result<(), Ending> {
+        while let Some(parked) = Box::pin(self.http1(unread)).await? {
+            if !self.asked_again(parked.since).await? {
+                break;
+            }
+            unread = parked.unread;
+        }
+        Ok(())
+    }
+
+    /// Waits, holding little but the socket, until there is something to read; false: nothing came in the time that it may be idle, or until
+    /// the node drained.
+    async fn asked_again(&self, idle_since: Instant) -> Result<bool, Ending> {
+        let _parked = self.connection.session.node.flows.open_connections().park();
+        let end = idle_since + self.settings.timeouts.idle;
+        tokio::select! {
+            biased;
+            ending = self.ended() => Err(ending),
+            readable = poll_fn(|cx| self.socket.poll_readable(cx)) => Ok(readable.is_ok()),
+            () = self.drained_in_silence() => Ok(false),
+            () = tokio::time::sleep_until(end) => Ok(false),
+        }
+    }
+
+    async fn http1(&self, early: Bytes) -> Result<Option<Parked>, Ending> {
         let connection = self.connection.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             let may_switch = *request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
             let on_upgrade = may_switch.then(|| hyper::upgrade::on(&mut request));
             let connection = connection.clone();
             async move {
-                let served = exchange::serve(connection.clone(), request.map(Arriving::Read)).await;
+                let request = request.map(|body| match body.is_end_stream() {
+                    true => Arriving::Nothing,
+                    false => Arriving::Asked {
+                        body,
+                        _open: BodyOpen::of(&connection),
+                    },
+                });
+                let served = exchange::serve(connection.clone(), request).await;
                 if let (Some(tunnel), Some(downstream)) = (served.tunnel, on_upgrade) {
                     *connection.switched() = Some(Switched { downstream, tunnel });
                 }
@@ -297,14 +350,13 @@ impl Serving<'_> {
         self.drive(codec, true).await
     }
 
-    async fn http2(&self, early: Bytes) -> Result<(), Ending> {
+    async fn http2(&self, early: Bytes) -> Result<Option<Parked>, Ending> {
         let wire = Wire::new(self.socket.clone(), early, self.moved.clone());
         self.drive(Streams::new(self.connection.clone(), wire), false).await
     }
 
-    /// Lets a codec work until it is done, or is to be reset.
-    async fn drive(&self, codec: impl Codec, has_slow_heads: bool) -> Result<(), Ending> {
-        let mut codec = pin!(codec);
+    /// Lets a codec work until it is done, has nothing to do (its connection is parked), or is to be reset.
+    async fn drive(&self, mut codec: impl Codec, has_slow_heads: bool) -> Result<Option<Parked>, Ending> {
         let drained = async {
             match has_slow_heads {
                 // Each answer says from now on that it is the last.
@@ -320,20 +372,22 @@ impl Serving<'_> {
             tokio::select! {
                 biased;
                 ending = self.ended() => return Err(ending),
-                result = poll_fn(|cx| codec.as_mut().poll_done(cx)) => {
+                result = poll_fn(|cx| Pin::new(&mut codec).poll_done(cx)) => {
                     if let Err(error) = result {
                         tracing::debug!(peer = %self.connection.session.source.address(), %error, "an HTTP connection broke");
                     }
-                    return Ok(());
+                    return Ok(None);
                 }
                 () = &mut drained, if !is_finishing => {
                     is_finishing = true;
-                    codec.as_mut().finish();
+                    Pin::new(&mut codec).finish();
                 }
                 silence = watch.silent() => match silence {
+                    Silence::Unused(_) if is_finishing || self.connection.parking.is_body_open() => {}
+                    Silence::Unused(since) => return Ok(codec.into_unread().map(|unread| Parked { unread, since })),
                     Silence::Idle if !is_finishing => {
                         is_finishing = true;
-                        codec.as_mut().finish();
+                        Pin::new(&mut codec).finish();
                     }
                     Silence::Idle | Silence::Stuck => return Err(Ending::IdleTimeout),
                     Silence::SlowHead => return Err(Ending::HandshakeFailed),
@@ -389,6 +443,8 @@ impl Serving<'_> {
 
 /// What a connection does that does nothing.
 enum Silence {
+    /// It has no request, has had one, and nothing has moved since this time; a codec of HTTP/1.1 has nothing to do.
+    Unused(Instant),
     /// It has no request.
     Idle,
     /// It has a request, and nothing moves.
@@ -468,7 +524,12 @@ impl<'a> Watch<'a> {
                 return Some(Silence::SlowHead);
             }
         }
-        let is_silent = now.duration_since(self.moved_at) >= settings.timeouts.idle;
+        let silent = now.duration_since(self.moved_at);
+        let is_understood = moved.read() == self.read && !moved.is_stuck();
+        if self.has_slow_heads && ended > 0 && open == 0 && is_understood && silent >= UNUSED {
+            return Some(Silence::Unused(self.moved_at));
+        }
+        let is_silent = silent >= settings.timeouts.idle;
         is_silent.then_some(match open {
             0 => Silence::Idle,
             _ => Silence::Stuck,

@@ -14,7 +14,7 @@ use super::download::Download;
 use super::flags::Flags;
 use super::forward::{Answered, Holds, Job, expected_timeout};
 use super::hygiene;
-use super::intake::Intake;
+use super::intake::{Intake, X_ENVOY_EXPECTED_TIMEOUT};
 use super::pool::Lease;
 use super::record::Record;
 use super::reply::{Audience, reply};
@@ -272,7 +272,7 @@ fn rewrite(
     chosen: &WeightedCluster,
 ) -> bool {
     if let Some(limit) = expected_timeout(forward) {
-        intake.headers.insert("x-envoy-expected-rq-timeout-ms", limit);
+        intake.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, limit);
     }
     for edits in [&chosen.request_headers, &route.request_headers, &host.request_headers] {
         edits.apply(&mut intake.headers);

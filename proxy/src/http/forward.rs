@@ -20,7 +20,7 @@ use super::attempt::{Answer, Failure, attempt};
 use super::connection::Connection;
 use super::download::{Deadline, Download, End};
 use super::flags::Flags;
-use super::intake::Intake;
+use super::intake::{Intake, X_ENVOY_SERVICE_TIME};
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, reply};
@@ -542,7 +542,7 @@ impl Answered {
         hygiene::strip_hop_by_hop(&mut parts.headers);
         if let Some(time) = record.service_time {
             let millis = HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-            parts.headers.insert("x-envoy-upstream-service-time", millis);
+            parts.headers.insert(X_ENVOY_SERVICE_TIME, millis);
         }
         for cookie in self.cookies {
             parts.headers.append(SET_COOKIE, cookie);

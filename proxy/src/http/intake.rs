@@ -10,6 +10,8 @@ use super::switch::Switch;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub const X_ENVOY_EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+pub const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Header fields of a request, as Envoy has them (`max_request_headers_count`).
@@ -18,28 +20,28 @@ pub const MAX_HEADERS: usize = 100;
 pub const MAX_HEAD: usize = 60 * 1024;
 
 /// By these Envoy lets a client say how its request is to be treated. Here its route says so, and they end here.
-const WISHES: [&str; 12] = [
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-max-retries",
-    "x-envoy-retry-on",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retriable-header-names",
-    "x-envoy-hedge-on-per-try-timeout",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-expected-rq-timeout-ms",
-    "x-envoy-force-trace",
+static WISHES: [HeaderName; 12] = [
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
+    HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-retry-on"),
+    HeaderName::from_static("x-envoy-retry-grpc-on"),
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-force-trace"),
 ];
 
 /// By these a proxy tells an endpoint what it knows of a client. From a client they are claims, and end here: who it is, it shows by its
 /// certificate (Envoy's `forward_client_cert_details: SANITIZE`).
-const CLAIMS: [&str; 4] = [
-    "x-forwarded-client-cert",
-    "x-envoy-internal",
-    "x-envoy-ip-tags",
-    "x-envoy-original-url",
+static CLAIMS: [HeaderName; 4] = [
+    HeaderName::from_static("x-forwarded-client-cert"),
+    HeaderName::from_static("x-envoy-internal"),
+    HeaderName::from_static("x-envoy-ip-tags"),
+    HeaderName::from_static("x-envoy-original-url"),
 ];
 
 /// A request that can be routed.
@@ -157,9 +159,7 @@ impl Intake {
         // HTTP/1's codec says "100 Continue" when the body is first asked for, `streams` at once.
         headers.remove(EXPECT);
         let target = target(&method, &uri)?;
-        for name in WISHES.iter().chain(&CLAIMS) {
-            headers.remove(*name);
-        }
+        drop_wishes_and_claims(&mut headers);
         complete(&mut headers);
         Ok(Self {
             query_at: target.find('?'),
@@ -258,31 +258,30 @@ fn target(method: &Method, uri: &Uri) -> Result<String, Unfit> {
     }
 }
 
+/// Takes off what a client may not say, if there is any: most say none of it, and looking for each costs more than looking at what there is.
+fn drop_wishes_and_claims(headers: &mut HeaderMap) {
+    let may_be_one = |name: &HeaderName| name.as_str().starts_with("x-envoy-") || *name == CLAIMS[0];
+    if headers.keys().any(may_be_one) {
+        for name in WISHES.iter().chain(&CLAIMS) {
+            headers.remove(name);
+        }
+    }
+}
+
 /// Adds what every request has from here on.
 fn complete(headers: &mut HeaderMap) {
-    if !headers.contains_key(X_REQUEST_ID)
-        && let Ok(id) = HeaderValue::try_from(request_id())
-    {
-        headers.insert(X_REQUEST_ID, id);
-    }
+    headers.entry(X_REQUEST_ID).or_insert_with(request_id);
     headers
         .entry(X_FORWARDED_PROTO)
         .or_insert(HeaderValue::from_static("http"));
 }
 
 /// A random UUID (RFC 9562, section 5.4). It names a request in logs, and protects nothing.
-fn request_id() -> String {
-    let random = fastrand::u128(..);
-    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
-    let hex = format!("{bits:032x}");
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+fn request_id() -> HeaderValue {
+    let random = uuid::Builder::from_random_bytes(fastrand::u128(..).to_ne_bytes());
+    let mut buffer = uuid::Uuid::encode_buffer();
+    let text: &str = random.as_uuid().hyphenated().encode_lower(&mut buffer);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"))
 }
 
 #[cfg(test)]
@@ -389,11 +388,12 @@ mod tests {
 
     #[test]
     fn request_ids_are_uuids_of_version_4() {
-        let id = request_id();
+        let (id, another) = (request_id(), request_id());
+        let id = id.to_str().unwrap();
         let lengths: Vec<usize> = id.split('-').map(str::len).collect();
         assert_eq!(lengths, [8, 4, 4, 4, 12]);
         assert_eq!(&id[14..15], "4");
         assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
-        assert_ne!(id, request_id());
+        assert_ne!(id, another);
     }
 }

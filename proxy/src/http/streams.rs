@@ -20,10 +20,10 @@ use hyper::body::Body;
 use super::arriving::Arriving;
 use super::connection::Connection;
 use super::download::Download;
-use super::exchange;
 use super::intake::MAX_HEAD;
 use super::tunnel::{End, Tunnel};
 use super::wire::Wire;
+use super::{exchange, hygiene};
 use crate::gathered::Gathered;
 use crate::hbone::FRAMES_KEPT;
 
@@ -165,10 +165,15 @@ async fn run(tunnel: Box<Tunnel>, send: SendStream<Bytes>, receive: RecvStream) 
 
 /// Takes off what HTTP/2 does not have, and adds what a response has.
 fn complete(headers: &mut HeaderMap, body: &Download, is_without_body: bool) {
-    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, TE] {
-        headers.remove(name);
-    }
-    for name in ["keep-alive", "proxy-connection"] {
+    let of_hop = [
+        CONNECTION,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        TE,
+        hygiene::KEEP_ALIVE,
+        hygiene::PROXY_CONNECTION,
+    ];
+    for name in of_hop {
         headers.remove(name);
     }
     headers.entry(DATE).or_insert_with(now);

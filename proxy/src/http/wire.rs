@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
@@ -18,12 +18,23 @@ use crate::stream::Stream;
 pub struct Moved {
     read: AtomicU64,
     written: AtomicU64,
+    is_stuck: AtomicBool,
 }
 
 impl Moved {
     /// Bytes that its peer sent.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// Notes that its peer sent so many more.
+    pub fn count_read(&self, length: usize) {
+        self.read.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
+    /// Whether something waits to be written that the peer has no room for.
+    pub fn is_stuck(&self) -> bool {
+        self.is_stuck.load(Ordering::Relaxed)
     }
 
     /// Bytes moved in both directions.
@@ -83,9 +94,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// `socket`, from which `early` was read.
+    /// `socket`, from which `early` was read, and counted.
     pub fn new(socket: Arc<Stream>, early: Bytes, moved: Arc<Moved>) -> Self {
-        moved.read.fetch_add(early.len() as u64, Ordering::Relaxed);
         Self {
             socket,
             early,
@@ -105,6 +115,11 @@ impl Wire {
         &self.socket
     }
 
+    /// What was read early, and nobody has taken.
+    pub fn unread(&self) -> &[u8] {
+        &self.early
+    }
+
     /// What tells of the socket.
     pub fn pulse(&self) -> Pulse {
         Pulse {
@@ -115,6 +130,9 @@ impl Wire {
     }
 
     fn count_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if self.moved.is_stuck() != written.is_pending() {
+            self.moved.is_stuck.store(written.is_pending(), Ordering::Relaxed);
+        }
         let length = ready!(written)?;
         self.moved.written.fetch_add(length as u64, Ordering::Relaxed);
         Poll::Ready(Ok(length))
@@ -130,7 +148,7 @@ impl AsyncRead for Wire {
             return Poll::Ready(Ok(()));
         }
         let received = ready!(self.socket.poll_fill(cx, buf))?;
-        self.moved.read.fetch_add(received.length as u64, Ordering::Relaxed);
+        self.moved.count_read(received.length);
         Poll::Ready(Ok(()))
     }
 }

@@ -174,6 +174,11 @@ impl Collector for ProcessMetrics {
         let help = "Client connections open now, those still being connected included";
         let metric = encoder.encode_descriptor("underpass_connections_open", help, None, open.metric_type())?;
         open.encode(metric)?;
+        let parked = ConstGauge::new(i64::from(self.flows.open_connections().parked()));
+        let help = "Client connections of HTTP/1.1 that wait for a request and hold nothing but their socket";
+        let metric =
+            encoder.encode_descriptor("underpass_http_parked_connections", help, None, parked.metric_type())?;
+        parked.encode(metric)?;
         self.encode_tunnels(&mut encoder)?;
         let dropped = ConstCounter::new(self.access_log.dropped());
         let help = "Access-log lines dropped because their destination was too slow";

@@ -7,6 +7,7 @@ mod early;
 mod going;
 mod idle;
 mod limits;
+mod parked;
 mod place;
 mod proxy_protocol;
 pub(crate) mod teller;
