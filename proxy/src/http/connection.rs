@@ -26,6 +26,7 @@ use underpass_config::{Decision, NodeSettings, Text};
 
 use super::arriving::Arriving;
 use super::exchange;
+use super::farewell::linger;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
 use super::permit::Permits;
 use super::sniff::{Protocol, sniff};
@@ -195,6 +196,18 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
     }
 }
 
+/// How HTTP/1.1 is read.
+pub fn codec_of_http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .half_close(false)
+        .max_buf_size(MAX_HEAD.max(64 * 1024))
+        .max_headers(MAX_HEADERS);
+    builder
+}
+
 struct Serving<'a> {
     connection: &'a Arc<Connection>,
     guard: &'a FlowGuard,
@@ -260,10 +273,19 @@ impl Serving<'_> {
         match protocol {
             Protocol::Http1 => Box::pin(self.http1(early)).await?,
             Protocol::Http2 => Box::pin(self.http2(early)).await?,
+            Protocol::Neither => {
+                tracing::debug!(peer = %self.connection.session.source.address(), "a connection began with what is no HTTP");
+                return Ok(());
+            }
         }
         let switched = self.connection.switched().take();
         match switched {
             Some(switched) => Box::pin(self.tunnel(switched)).await,
+            None if protocol == Protocol::Http1 => tokio::select! {
+                biased;
+                ending = self.ended() => Err(ending),
+                () = Box::pin(linger(self.socket)) => Ok(()),
+            },
             None => Ok(()),
         }
     }
@@ -286,14 +308,9 @@ impl Serving<'_> {
                 Ok::<_, Infallible>(served.response)
             }
         });
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .half_close(false)
-            .max_buf_size(MAX_HEAD.max(64 * 1024))
-            .max_headers(MAX_HEADERS);
-        let codec = builder.serve_connection(self.io(early), service).with_upgrades();
+        let codec = codec_of_http1()
+            .serve_connection(self.io(early), service)
+            .with_upgrades();
         self.drive(codec, true).await
     }
 

@@ -194,6 +194,24 @@ fn an_answer_before_the_request_has_ended_leaves_its_connection_to_no_other() {
     drop(early);
 }
 
+/// A socket that is closed with something unread resets, and a reset takes from a client what it has not read yet.
+#[test]
+fn a_client_that_is_still_sending_sees_the_answer() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let head = "content-length: 8000000\r\n";
+    for _ in 0..4 {
+        let mut client = Client::connect(&scene.client, scene.at);
+        client.send(get("/direct", head).replacen("GET", "POST", 1).as_bytes());
+        client.send(&[b'x'; 8_000_000]);
+        let seen = client.answer(false);
+        assert_eq!(
+            (seen.status, &*seen.body, seen.header("connection")),
+            (418, "teapot", Some("close"))
+        );
+    }
+}
+
 /// A request's time is over when it is over, whether or not its client reads: nothing is held for it any longer.
 #[test]
 fn a_client_that_does_not_read_holds_nothing_beyond_its_requests_time() {
