@@ -18,7 +18,7 @@ pub const MAX_HEADERS: usize = 100;
 pub const MAX_HEAD: usize = 60 * 1024;
 
 /// By these Envoy lets a client say how its request is to be treated. Here its route says so, and they end here.
-const WISHES: [&str; 12] = [
+pub const WISHES: [&str; 12] = [
     "x-envoy-upstream-rq-timeout-ms",
     "x-envoy-upstream-rq-per-try-timeout-ms",
     "x-envoy-upstream-alt-stat-name",
@@ -35,7 +35,7 @@ const WISHES: [&str; 12] = [
 
 /// By these a proxy tells an endpoint what it knows of a client. From a client they are claims, and end here: who it is, it shows by its
 /// certificate (Envoy's `forward_client_cert_details: SANITIZE`).
-const CLAIMS: [&str; 4] = [
+pub const CLAIMS: [&str; 4] = [
     "x-forwarded-client-cert",
     "x-envoy-internal",
     "x-envoy-ip-tags",
