@@ -34,6 +34,7 @@ test: build
 	@scripts/istiod-setup.sh
 	@scripts/envoy-setup.sh
 	@scripts/h2spec-setup.sh
+	@scripts/grpc-setup.sh
 	$(CARGO) test --workspace --locked
 
 test-istio: build

@@ -53,3 +53,8 @@ fuzz proxy hbone
 fuzz proxy connect
 fuzz proxy listeners
 fuzz proxy proxy_protocol
+fuzz proxy http_request
+fuzz proxy http_answer
+fuzz proxy http_sniff
+fuzz proxy http_config
+fuzz proxy http1

@@ -20,6 +20,7 @@ use underpass_config::{
 use crate::capture::{Pod, SocketPool};
 use crate::handover;
 use crate::hbone::{connect, proxy_protocol, server::settings, target};
+pub use crate::http::fuzzing::{http_answer, http_config, http_request, http_sniff, http1};
 use crate::listener;
 
 /// What a client's connection begins with (RFC 9113, section 3.4); libFuzzer needn't find it.
@@ -35,10 +36,7 @@ const MESH: &str = "workloads:\n- {uid: web, name: web-1, namespace: shop, addre
 
 /// The bytes of a client behind the preface of HTTP/2, as a server of HBONE reads them. True if a request led anywhere.
 pub fn hbone(bytes: &[u8]) -> bool {
-    let wire = Wire {
-        left: [PREFACE, bytes].concat().into(),
-        patience: u8::MAX,
-    };
+    let wire = Wire::new([PREFACE, bytes].concat().into());
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     runtime.expect("a runtime").block_on(async {
         let Ok(mut connection) = settings(&HboneSettings::default()).handshake::<_, Bytes>(wire).await else {
@@ -179,6 +177,7 @@ pub fn proxy_protocol(bytes: &[u8]) -> bool {
     };
     let (client, destination) = (address(&ends[..19]), address(&ends[19..]));
     let identity: Option<Identity> = str::from_utf8(identity).ok().and_then(|text| text.parse().ok());
+    assert_line(client, destination);
     let header = proxy_protocol::header(client, destination, identity.as_ref());
     let (head, rest) = header.split_at(16);
     assert_eq!(&head[..13], b"\r\n\r\n\0\r\nQUIT\n\x21");
@@ -212,6 +211,24 @@ pub fn proxy_protocol(bytes: &[u8]) -> bool {
     said.is_some()
 }
 
+/// The header of version 1 says the same (section 2.1), in at most 107 bytes.
+fn assert_line(client: SocketAddr, destination: SocketAddr) {
+    let line = proxy_protocol::line(client, destination);
+    let words: Vec<&str> = line.strip_suffix("\r\n").expect("it ends").split(' ').collect();
+    let ["PROXY", "TCP4" | "TCP6", from, to, from_port, to_port] = words[..] else {
+        panic!("{line:?}");
+    };
+    assert!(line.len() <= 107, "{line:?}");
+    for (ip, port, end) in [(from, from_port, client), (to, to_port, destination)] {
+        let ip: IpAddr = ip.parse().expect("an address");
+        assert_eq!(
+            (ip.is_ipv4(), ip.to_canonical()),
+            (words[1] == "TCP4", end.ip().to_canonical())
+        );
+        assert_eq!(port.parse(), Ok(end.port()));
+    }
+}
+
 /// An address of 19 bytes: the family, then as many octets as it has, and the port at the end.
 fn address(bytes: &[u8]) -> SocketAddr {
     let octets = if bytes[0].is_multiple_of(2) {
@@ -230,9 +247,19 @@ fn ip(octets: &[u8]) -> IpAddr {
 }
 
 /// A peer that has sent everything already, takes everything, and closes after a while: h2 tells of no request of a connection whose end it has seen.
-struct Wire {
+pub(crate) struct Wire {
     left: Bytes,
     patience: u8,
+}
+
+impl Wire {
+    /// One that has sent `bytes`.
+    pub(crate) fn new(bytes: Bytes) -> Self {
+        Self {
+            left: bytes,
+            patience: u8::MAX,
+        }
+    }
 }
 
 impl AsyncRead for Wire {
@@ -292,5 +319,10 @@ mod tests {
         replay("connect", connect);
         replay("listeners", listeners);
         replay("proxy_protocol", proxy_protocol);
+        replay("http_request", http_request);
+        replay("http_answer", http_answer);
+        replay("http_sniff", http_sniff);
+        replay("http_config", http_config);
+        replay("http1", http1);
     }
 }

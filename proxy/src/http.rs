@@ -19,8 +19,11 @@ mod connection;
 pub mod discovery;
 mod download;
 mod exchange;
+mod farewell;
 pub mod flags;
 mod forward;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hygiene;
 mod idle;
 mod intake;

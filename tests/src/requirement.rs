@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::capture;
 use crate::envoy;
+use crate::grpc;
 use crate::h2spec;
 use crate::istiod;
 
@@ -23,6 +24,8 @@ pub enum Need {
     Istiod,
     /// h2spec (scripts/h2spec-setup.sh).
     H2spec,
+    /// grpc-go's interop client and server (scripts/grpc-setup.sh).
+    GrpcInterop,
     /// A stock Envoy (scripts/envoy-setup.sh).
     Envoy,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
@@ -59,6 +62,10 @@ impl Need {
             Need::H2spec => {
                 let why = "needs h2spec: run scripts/h2spec-setup.sh, which builds it";
                 h2spec::program().is_none().then(|| why.to_owned())
+            }
+            Need::GrpcInterop => {
+                let why = "needs grpc-go's interop programs: run scripts/grpc-setup.sh, which builds them";
+                grpc::interop().is_none().then(|| why.to_owned())
             }
             Need::Envoy => {
                 let why = "needs Envoy: run scripts/envoy-setup.sh, which fetches it";

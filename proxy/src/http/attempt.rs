@@ -31,6 +31,8 @@ pub enum Failure {
     Closed,
     /// The endpoint sent what is no response.
     Malformed,
+    /// The endpoint does not take what the request asks to speak; why, in words.
+    NotSpoken(Arc<str>),
     /// A limit of the cluster is reached.
     Overflow,
     /// It had its time.
@@ -199,7 +201,8 @@ pub fn of_stream(error: &h2::Error) -> Failure {
     }
 }
 
-fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
+/// The request as it goes on by HTTP/1.1; none if a rewrite has made it one that can't be written.
+pub fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     let mut request = Request::new(body);
     *request.method_mut() = intake.method.clone();
     *request.uri_mut() = match intake.switch {
@@ -234,7 +237,8 @@ fn expects_body(method: &Method) -> bool {
     .contains(method)
 }
 
-fn for_http2(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
+/// The same by HTTP/2.
+pub fn for_http2(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     let mut request = Request::new(body);
     *request.method_mut() = intake.method.clone();
     *request.version_mut() = Version::HTTP_2;

@@ -26,6 +26,7 @@ use underpass_config::{Decision, NodeSettings, Text};
 
 use super::arriving::Arriving;
 use super::exchange;
+use super::farewell::linger;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
 use super::parking::{BodyOpen, Parked, Parking};
 use super::permit::Permits;
@@ -201,6 +202,18 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
     }
 }
 
+/// How HTTP/1.1 is read.
+pub fn codec_of_http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .half_close(false)
+        .max_buf_size(MAX_HEAD.max(64 * 1024))
+        .max_headers(MAX_HEADERS);
+    builder
+}
+
 struct Serving<'a> {
     connection: &'a Arc<Connection>,
     guard: &'a FlowGuard,
@@ -281,10 +294,19 @@ impl Serving<'_> {
         match protocol {
             Protocol::Http1 => self.http1_while_used(early).await?,
             Protocol::Http2 => drop(Box::pin(self.http2(early)).await?),
+            Protocol::Neither => {
+                tracing::debug!(peer = %self.connection.session.source.address(), "a connection began with what is no HTTP");
+                return Ok(());
+            }
         }
         let switched = self.connection.switched().take();
         match switched {
             Some(switched) => Box::pin(self.tunnel(switched)).await,
+            None if protocol == Protocol::Http1 => tokio::select! {
+                biased;
+                ending = self.ended() => Err(ending),
+                () = Box::pin(linger(self.socket)) => Ok(()),
+            },
             None => Ok(()),
         }
     }
@@ -339,14 +361,9 @@ impl Serving<'_> {
                 Ok::<_, Infallible>(served.response)
             }
         });
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(None)
-            .half_close(false)
-            .max_buf_size(MAX_HEAD.max(64 * 1024))
-            .max_headers(MAX_HEADERS);
-        let codec = builder.serve_connection(self.io(early), service).with_upgrades();
+        let codec = codec_of_http1()
+            .serve_connection(self.io(early), service)
+            .with_upgrades();
         self.drive(codec, true).await
     }
 

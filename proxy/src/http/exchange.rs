@@ -174,21 +174,13 @@ impl Exchange<'_> {
         };
         if !is_let_to {
             record.details = "upgrade_failed".into();
-            let mut response = reply(self.audience, StatusCode::FORBIDDEN, Bytes::new());
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
-            return response;
+            return closing(reply(self.audience, StatusCode::FORBIDDEN, Bytes::new()));
         }
         if intake.switch.is_some() && !body.is_end_stream() {
             // Where the body ends and the other protocol begins, the endpoint may see otherwise.
             record.flags.add(Flags::PROTOCOL_ERROR);
             record.details = "upgrade_with_body".into();
-            let mut response = reply(self.audience, StatusCode::BAD_REQUEST, Bytes::new());
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
-            return response;
+            return closing(reply(self.audience, StatusCode::BAD_REQUEST, Bytes::new()));
         }
         let room = forward.retry.as_ref().map_or(0, |retry| retry.replay);
         let upload = Upload::new(body, room);
@@ -203,6 +195,8 @@ impl Exchange<'_> {
             audience: self.audience,
         };
         match job.send(record).await {
+            // Whoever asked may send what it wanted to speak without having waited for the answer.
+            Err(response) if intake.switch.is_some() => closing(response),
             Err(response) => response,
             Ok(answered)
                 if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS || answered.switched.is_some() =>
@@ -263,8 +257,15 @@ impl Exchange<'_> {
     }
 }
 
+/// An answer that is the last on its connection of HTTP/1.1.
+fn closing(mut response: Response<Download>) -> Response<Download> {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
 /// What the route makes of a request before it goes on. False: of its path, something that is none.
-fn rewrite(
+pub fn rewrite(
     intake: &mut Intake,
     host: &VirtualHost,
     route: &Route,

@@ -298,6 +298,8 @@ impl Job<'_> {
             }
             Err(Failure::Refused | Failure::Reset | Failure::Closed | Failure::Malformed) => Some(Outcome::Broke),
             Err(Failure::TimedOut | Failure::Idle) => Some(Outcome::TimedOut),
+            // Else whoever asks for what an endpoint does not speak could have it ejected.
+            Err(Failure::NotSpoken(_)) => None,
             Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => None,
         }
     }
@@ -432,7 +434,7 @@ impl Current {
 }
 
 /// The status of HTTP that one of gRPC, in the head of a response, stands for (Envoy's `grpcToHttpStatus`).
-fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     let code: u32 = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
     Some(match code {
         0 => 200,
@@ -459,7 +461,7 @@ fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool 
         Err(Failure::Refused) => retry.on.of_refused_stream(),
         Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
         Err(Failure::TimedOut | Failure::Idle) => retry.on.of_timeout(),
-        Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
+        Err(Failure::NotSpoken(_) | Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
     }
 }
 
@@ -499,9 +501,10 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failure::Refused => reset(Flags::UPSTREAM_RESET, "remote refused stream reset"),
         Failure::Reset => reset(Flags::UPSTREAM_RESET, "remote reset"),
         Failure::Closed => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
-        Failure::Malformed => {
-            let mut failed = reset(Flags::PROTOCOL_ERROR, "protocol error");
-            failed.status = StatusCode::BAD_GATEWAY;
+        Failure::Malformed => not_understood(reset(Flags::PROTOCOL_ERROR, "protocol error")),
+        Failure::NotSpoken(why) => {
+            let mut failed = not_understood(reset(Flags::PROTOCOL_ERROR, "protocol error"));
+            failed.details = format!("{}: {why}", failed.details);
             failed
         }
         Failure::TimedOut => Failed {
@@ -522,6 +525,14 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
             let details = "rewritten_request_is_invalid";
             Failed::new(StatusCode::INTERNAL_SERVER_ERROR, Flags::default(), details, "")
         }
+    }
+}
+
+/// The endpoint is there, and does not speak as it has to.
+fn not_understood(failed: Failed) -> Failed {
+    Failed {
+        status: StatusCode::BAD_GATEWAY,
+        ..failed
     }
 }
 

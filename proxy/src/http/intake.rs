@@ -20,7 +20,7 @@ pub const MAX_HEADERS: usize = 100;
 pub const MAX_HEAD: usize = 60 * 1024;
 
 /// By these Envoy lets a client say how its request is to be treated. Here its route says so, and they end here.
-static WISHES: [HeaderName; 12] = [
+pub static WISHES: [HeaderName; 12] = [
     HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-alt-stat-name"),
@@ -37,7 +37,7 @@ static WISHES: [HeaderName; 12] = [
 
 /// By these a proxy tells an endpoint what it knows of a client. From a client they are claims, and end here: who it is, it shows by its
 /// certificate (Envoy's `forward_client_cert_details: SANITIZE`).
-static CLAIMS: [HeaderName; 4] = [
+pub static CLAIMS: [HeaderName; 4] = [
     HeaderName::from_static("x-forwarded-client-cert"),
     HeaderName::from_static("x-envoy-internal"),
     HeaderName::from_static("x-envoy-ip-tags"),

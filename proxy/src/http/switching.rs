@@ -54,7 +54,7 @@ async fn by_stream(
     settling: std::time::Duration,
 ) -> Result<Answer, Failure> {
     let silent = |error: Silent| match error {
-        Silent::NotExtended => Failure::NotConnected(error.to_string().into()),
+        Silent::NotExtended => Failure::NotSpoken(error.to_string().into()),
         Silent::Broke(error) => attempt::of_stream(&error),
     };
     let reply = alone::connect(stream, request, settling).await.map_err(silent)?;

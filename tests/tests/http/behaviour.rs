@@ -1,5 +1,6 @@
 //! What the proxy promises beyond what Envoy can be asked for beside it.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -192,6 +193,25 @@ fn an_answer_before_the_request_has_ended_leaves_its_connection_to_no_other() {
         );
     }
     drop(early);
+}
+
+/// A socket that is closed with something unread resets, and a reset takes from a client what it has not read yet.
+#[test]
+fn a_client_that_is_still_sending_sees_the_answer() {
+    let scene = Scene::new();
+    let _proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    let head = get("/direct", "content-length: 8000000\r\n").replacen("GET", "POST", 1);
+    for _ in 0..4 {
+        let mut stream = scene.client.connect(scene.at).expect("the proxy accepts");
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream.write_all(&[b'x'; 8_000_000]).expect("it is not reset");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer and FIN");
+        assert!(
+            answer.starts_with("HTTP/1.1 418 ") && answer.ends_with("\r\n\r\nteapot"),
+            "{answer}"
+        );
+    }
 }
 
 /// A request's time is over when it is over, whether or not its client reads: nothing is held for it any longer.

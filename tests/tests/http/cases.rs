@@ -218,6 +218,8 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
         "connection: upgrade\r\nupgrade: websocket\r\n",
         "",
     );
+    // Only HTTP/1.1 has to say that there is no body.
+    add("POST", "/x", "web.test", "", "");
     add(
         "POST",
         "/big",

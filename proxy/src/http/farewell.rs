@@ -1,0 +1,28 @@
+//! The end of a connection of HTTP/1.1 whose client may still be sending.
+//!
+//! A socket that is closed with bytes that nobody has read resets, and a reset takes from the client what it has not read yet: the answer to a request that was
+//! answered before all of it had come. So the proxy says FIN and reads on, and throws away what it reads (RFC 9112, section 9.6).
+
+use std::time::Duration;
+
+use crate::stream::Stream;
+
+/// A client that sends nothing for so long has had time to see the answer (Envoy's `delayed_close_timeout`).
+const SILENCE: Duration = Duration::from_secs(1);
+/// One that sends on is read for so long.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What is read at once, in bytes.
+const PIECE: usize = 16 * 1024;
+
+/// Says FIN, and waits for the client's.
+pub async fn linger(socket: &Stream) {
+    if socket.end().is_err() {
+        // It is gone.
+        return;
+    }
+    let reading = async {
+        let mut piece = vec![0; PIECE];
+        while let Ok(Ok(1..)) = tokio::time::timeout(SILENCE, socket.receive(&mut piece)).await {}
+    };
+    let _ = tokio::time::timeout(PATIENCE, reading).await;
+}

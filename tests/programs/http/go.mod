@@ -1,0 +1,3 @@
+module underpass.test/http
+
+go 1.24
