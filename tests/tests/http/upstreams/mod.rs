@@ -1,6 +1,7 @@
 //! Connections to endpoints: what endpoints see of them, and clients of what goes wrong with them.
 
 mod balancing;
+mod broken;
 mod connections;
 mod dns;
 mod early;
@@ -9,5 +10,6 @@ mod idle;
 mod limits;
 mod place;
 mod proxy_protocol;
+mod tail;
 pub(crate) mod teller;
 mod tls;
