@@ -382,7 +382,7 @@ fn mistakes_in_how_clusters_are_connected_to() {
             "remove one",
         ),
         (
-            cluster("dns: {family: v5}"),
+            cluster("endpoints: ['api.example:443'], dns: {family: v5}"),
             "dns.family",
             "not a known value",
             "v4-only",

@@ -27,7 +27,7 @@ pub struct Permits {
 }
 
 /// Endpoints that one connection may reach without asking again.
-const KEPT: usize = 64;
+const KEPT: usize = 1024;
 
 #[derive(Debug)]
 struct Granted {
