@@ -17,15 +17,15 @@ use super::place::{ClusterPair, Place, endpoints};
 use crate::{client, streams};
 
 /// RFC 9113, section 6: types of frames.
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-pub(super) const SETTINGS: u8 = 4;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
-pub(super) const END_STREAM: u8 = 1;
-pub(super) const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 /// RFC 7541, appendix A: `:status: 200` of the static table.
-pub(super) const OK: u8 = 0x88;
+const OK: u8 = 0x88;
 /// Section 7.
 const NO_ERROR: u32 = 0;
 const CANCEL: u32 = 8;
@@ -47,7 +47,7 @@ enum Deed {
     Rest,
 }
 
-pub(super) fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
+fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     let mut frame = (content.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());

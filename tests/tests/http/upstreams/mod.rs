@@ -10,6 +10,5 @@ mod idle;
 mod limits;
 mod place;
 mod proxy_protocol;
-mod tail;
 pub(crate) mod teller;
 mod tls;
