@@ -38,7 +38,7 @@ pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, Sl
 pub use breakers::{Breakers, Held, Retries};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
-pub use discovery::{Discovery, DnsDiscovery, DnsKind, NamedEndpoint};
+pub use discovery::{Discovery, DnsDiscovery, DnsFamily, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
 pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels};
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};

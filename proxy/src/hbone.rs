@@ -26,7 +26,7 @@ pub mod inbound;
 pub mod limits;
 pub mod outbound;
 mod paced;
-mod pings;
+pub mod pings;
 pub mod pool;
 pub mod proxy_protocol;
 pub mod relay;

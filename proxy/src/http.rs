@@ -10,7 +10,7 @@
 //! any other (`connection`, `permit`); and in it each request lives alone, on the snapshot it began with. Nothing is shared on a request's
 //! way but atomics: pools are a core's own, and limits are counters of the cluster.
 //!
-//! **Framing is a library's**, both ways (hyper's; h2's alone for clients of HTTP/2, `streams`): what came in is parsed to a message and written anew, so that no byte of one message can
+//! **Framing is a library's**, both ways (hyper's for HTTP/1.1; h2's alone for HTTP/2, `streams` and `pool::http2`): what came in is parsed to a message and written anew, so that no byte of one message can
 //! become part of another. What only says something about one hop is taken off at each (`hygiene`).
 
 mod arriving;
@@ -52,6 +52,9 @@ pub enum Broken {
     /// The endpoint's part stopped.
     #[error("the endpoint's response broke off")]
     Upstream,
+    /// The endpoint has reset it.
+    #[error("the endpoint has reset the response")]
+    Reset,
     /// It took too long.
     #[error("the request took too long")]
     TimedOut,

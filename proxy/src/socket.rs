@@ -232,6 +232,7 @@ pub struct TcpQuality {
 
 /// Offsets in `struct tcp_info` (include/uapi/linux/tcp.h): part of the kernel's ABI, fields are only ever appended.
 mod tcp_info_offset {
+    pub(super) const UNACKED: usize = 24;
     pub(super) const LOST: usize = 32;
     pub(super) const RTT: usize = 68;
     pub(super) const ADVMSS: usize = 84;
@@ -251,6 +252,8 @@ pub struct Delivery {
     /// Whether some wait here, because the peer has no room for them (`tcpi_notsent_bytes`). What has been sent and not acknowledged may have come
     /// all the same: acknowledgements are delayed.
     pub is_waiting: bool,
+    /// Whether it has taken all (`tcpi_unacked` too).
+    pub is_all: bool,
 }
 
 /// Bytes that the peer may send before it is offered more, as last told to it (`tcpi_rcv_wnd`, which kernels have since 6.2; 0 before).
@@ -310,6 +313,7 @@ pub fn delivery(socket: &impl AsRawFd) -> Delivery {
     Delivery {
         taken: u64::from_ne_bytes(taken),
         is_waiting: field(&raw, tcp_info_offset::NOTSENT_BYTES) > 0,
+        is_all: field(&raw, tcp_info_offset::NOTSENT_BYTES) == 0 && field(&raw, tcp_info_offset::UNACKED) == 0,
     }
 }
 

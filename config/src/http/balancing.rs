@@ -23,6 +23,13 @@ pub enum HttpBalancing {
     Maglev(MaglevTable),
 }
 
+impl HttpBalancing {
+    /// Whether a request goes by its hash.
+    pub(super) fn is_consistent(self) -> bool {
+        matches!(self, Self::RingHash(_) | Self::Maglev(_))
+    }
+}
+
 /// Peak EWMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeakEwma {

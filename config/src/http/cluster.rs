@@ -2,9 +2,9 @@
 //!
 //! A cluster's settings are compared to tell whether an update changed it. Its state is shared by all that it becomes by updates, and by all cores: requests that are
 //! open, for the limits, which hold for the whole node; whose turn it is; which endpoints are ejected. What is chosen from ([`Table`]) is made of both, when one of them
-//! changes.
+//! changes; a large ring on a thread of its own, until which the old one leads on.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -72,11 +72,20 @@ pub enum UpstreamProtocol {
 #[derive(Debug)]
 pub struct Cluster {
     /// What the configuration says of it.
-    pub settings: ClusterSettings,
+    pub settings: Arc<ClusterSettings>,
+    choice: Arc<Choice>,
+}
+
+/// What is chosen from, and what that is made of.
+#[derive(Debug)]
+struct Choice {
+    settings: Arc<ClusterSettings>,
     endpoints: Vec<Arc<ClusterEndpoint>>,
     state: Arc<State>,
     table: ArcSwap<Table>,
     making: Mutex<()>,
+    /// Whether a thread is about to make another.
+    is_being_made: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -94,22 +103,32 @@ impl Cluster {
         let watches = settings.outliers.is_some();
         let endpoint = |settings: &EndpointSettings| Arc::new(ClusterEndpoint::new(settings.clone(), watches));
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
-        Self::with(settings, endpoints, Arc::default())
+        let new = Self::with(settings, endpoints, Arc::default());
+        if is_large(&new.settings) {
+            // Not left to the first request.
+            new.choice.make();
+        }
+        new
     }
 
     fn with(settings: ClusterSettings, endpoints: Vec<Arc<ClusterEndpoint>>, state: Arc<State>) -> Self {
+        let settings = Arc::new(settings);
         Self {
-            settings,
-            endpoints,
-            state,
-            table: ArcSwap::from_pointee(Table::empty()),
-            making: Mutex::default(),
+            settings: settings.clone(),
+            choice: Arc::new(Choice {
+                settings,
+                endpoints,
+                state,
+                table: ArcSwap::from_pointee(Table::empty()),
+                making: Mutex::default(),
+                is_being_made: AtomicBool::new(false),
+            }),
         }
     }
 
     /// `new` with the state of `old`: the same object if the settings are the same.
     pub(super) fn continuing(new: &Arc<Self>, old: &Arc<Self>) -> Arc<Self> {
-        let mut settings = new.settings.clone();
+        let mut settings = (*new.settings).clone();
         if let (Discovery::Dns(asked), Discovery::Dns(_)) = (&settings.discovery, &old.settings.discovery) {
             settings.endpoints = asked.still_named(&old.settings.endpoints);
         }
@@ -121,20 +140,20 @@ impl Cluster {
     pub fn with_addresses(old: &Arc<Self>, endpoints: Vec<EndpointSettings>) -> Arc<Self> {
         let settings = ClusterSettings {
             endpoints,
-            ..old.settings.clone()
+            ..(*old.settings).clone()
         };
         Self::changed(settings, old)
     }
 
     fn changed(mut settings: ClusterSettings, old: &Arc<Self>) -> Arc<Self> {
-        if settings == old.settings {
+        if settings == *old.settings {
             return old.clone();
         }
         if settings.transport == old.settings.transport {
             settings.transport = old.settings.transport.clone();
         }
         let watches = settings.outliers.is_some();
-        let known: std::collections::HashMap<_, _> = (old.endpoints.iter())
+        let known: std::collections::HashMap<_, _> = (old.endpoints().iter())
             .map(|endpoint| (endpoint.settings.address, endpoint))
             .collect();
         let endpoint = |settings: &EndpointSettings| {
@@ -144,70 +163,45 @@ impl Cluster {
             })
         };
         let endpoints = settings.endpoints.iter().map(endpoint).collect();
-        let changed = Arc::new(Self::with(settings, endpoints, old.state.clone()));
+        let changed = Arc::new(Self::with(settings, endpoints, old.choice.state.clone()));
         // Not left to the first request.
-        changed.make_table();
+        changed.choice.make();
         changed
     }
 
     /// Its endpoints.
     pub fn endpoints(&self) -> &[Arc<ClusterEndpoint>] {
-        &self.endpoints
+        &self.choice.endpoints
     }
 
     /// Room for one more request that has a connection; none at the limit.
     pub fn admit(&self) -> Option<Held> {
-        self.state.used.request(&self.settings.breakers)
+        self.choice.state.used.request(&self.settings.breakers)
     }
 
     /// Room for one more request that waits for a connection; none at the limit.
     pub fn admit_pending(&self) -> Option<Held> {
-        self.state.used.pending(&self.settings.breakers)
+        self.choice.state.used.pending(&self.settings.breakers)
     }
 
     /// Room for one more connection; none at the limit.
     pub fn admit_connection(&self) -> Option<Held> {
-        self.state.used.connection(&self.settings.breakers)
+        self.choice.state.used.connection(&self.settings.breakers)
     }
 
     /// Room for one more retry; none at the limit.
     pub fn admit_retry(&self) -> Option<Held> {
-        self.state.used.retry(&self.settings.breakers)
+        self.choice.state.used.retry(&self.settings.breakers)
     }
 
     /// The endpoint for the next request; none if there is none that is well. `random` gives any numbers.
     pub fn choose(&self, wish: &Wish<'_>, random: impl FnMut() -> u32) -> Option<Arc<ClusterEndpoint>> {
-        self.table().choose(&self.settings, wish, random).cloned()
-    }
-
-    fn table(&self) -> Guard<Arc<Table>> {
-        let table = self.table.load();
-        if table.generation == self.state.generation.load(Ordering::Acquire) {
-            return table;
-        }
-        self.make_table();
-        self.table.load()
-    }
-
-    /// Makes what is chosen from anew, unless another core is about to: one that is a moment old will do, but none at all will not.
-    fn make_table(&self) {
-        let _making = match self.making.try_lock() {
-            Ok(making) => making,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) if self.table.load().generation != u64::MAX => return,
-            Err(TryLockError::WouldBlock) => self.making.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-        };
-        // Before endpoints are looked at: what changes meanwhile makes another table.
-        let generation = self.state.generation.load(Ordering::Acquire);
-        if self.table.load().generation != generation {
-            let table = Table::new(&self.settings, &self.endpoints, &self.state.turn, generation);
-            self.table.store(Arc::new(table));
-        }
+        self.choice.table().choose(&self.settings, wish, random).cloned()
     }
 
     /// What is done about its outliers.
     pub fn detector(&self) -> &Detector {
-        &self.state.detector
+        &self.choice.state.detector
     }
 
     /// Notes what came of a try at one of its endpoints, and how long that took. What is to be told of it is given back.
@@ -229,10 +223,7 @@ impl Cluster {
         let Some(watched) = self.watched() else {
             return Vec::new();
         };
-        let events = self
-            .state
-            .detector
-            .note(watched, endpoint, outcome, Instant::now(), random);
+        let events = self.detector().note(watched, endpoint, outcome, Instant::now(), random);
         self.take_in(&events);
         events
     }
@@ -242,7 +233,7 @@ impl Cluster {
         let Some(watched) = self.watched() else {
             return Vec::new();
         };
-        let events = self.state.detector.compare(watched, now, random);
+        let events = self.detector().compare(watched, now, random);
         self.take_in(&events);
         events
     }
@@ -250,15 +241,80 @@ impl Cluster {
     fn watched(&self) -> Option<Watched<'_>> {
         Some(Watched {
             settings: self.settings.outliers.as_ref()?,
-            endpoints: &self.endpoints,
+            endpoints: self.endpoints(),
         })
     }
 
     fn take_in(&self, events: &[Event]) {
         if !events.is_empty() {
-            self.state.generation.fetch_add(1, Ordering::AcqRel);
-            self.make_table();
+            self.choice.state.generation.fetch_add(1, Ordering::AcqRel);
+            self.choice.renew();
         }
+    }
+}
+
+impl Choice {
+    fn table(self: &Arc<Self>) -> Guard<Arc<Table>> {
+        let table = self.table.load();
+        if table.generation == self.state.generation.load(Ordering::Acquire) {
+            return table;
+        }
+        self.renew();
+        self.table.load()
+    }
+
+    /// Makes what is chosen from anew: here, or, if that takes a while and there is an old one until then, on a thread of its own.
+    fn renew(self: &Arc<Self>) {
+        if self.table.load().generation == u64::MAX || !is_large(&self.settings) {
+            return self.make();
+        }
+        if self.is_being_made.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let choice = self.clone();
+        let made = std::thread::Builder::new().name("ring".to_owned()).spawn(move || {
+            choice.make();
+            // What has changed meanwhile, whoever chooses next will see.
+            choice.is_being_made.store(false, Ordering::Release);
+        });
+        if made.is_err() {
+            self.make();
+            self.is_being_made.store(false, Ordering::Release);
+        }
+    }
+
+    /// Makes what is chosen from anew, unless another core is about to: one that is a moment old will do, but none at all will not.
+    fn make(&self) {
+        let _making = match self.making.try_lock() {
+            Ok(making) => making,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) if self.table.load().generation != u64::MAX => return,
+            Err(TryLockError::WouldBlock) => self.making.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+        };
+        // Before endpoints are looked at: what changes meanwhile makes another table.
+        let generation = self.state.generation.load(Ordering::Acquire);
+        if self.table.load().generation != generation {
+            let table = Table::new(&self.settings, &self.endpoints, &self.state.turn, generation);
+            self.table.store(Arc::new(table));
+        }
+    }
+}
+
+/// Places of a ring or table whose making would hold up requests: some milliseconds.
+const LARGE: u64 = 100_000;
+
+/// Whether a choice takes a while to make.
+fn is_large(settings: &ClusterSettings) -> bool {
+    match settings.balancing {
+        HttpBalancing::Maglev(table) => table.table_size > LARGE,
+        HttpBalancing::RingHash(ring) => {
+            let weights = settings.endpoints.iter().map(|endpoint| u64::from(endpoint.weight));
+            // Each endpoint has a place at least.
+            let least = weights.clone().min().unwrap_or(1).max(1);
+            let places = (weights.sum::<u64>() / least).max(ring.minimum_ring_size);
+            places.min(ring.maximum_ring_size) > LARGE
+        }
+        _ => false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Endpoints that are known by name (`Cluster.DiscoveryType` `STRICT_DNS` and `LOGICAL_DNS`).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::{EndpointSettings, Labels};
@@ -21,6 +21,8 @@ pub enum Discovery {
 pub struct DnsDiscovery {
     /// What becomes of answers.
     pub kind: DnsKind,
+    /// Which of their addresses count.
+    pub family: DnsFamily,
     /// The names.
     pub names: Vec<NamedEndpoint>,
     /// How often it is asked where answers don't say how long they hold, or are not asked for that; and after a failure. Default 5 s, Envoy's.
@@ -58,6 +60,42 @@ pub enum DnsKind {
     Logical,
 }
 
+/// Which of a name's addresses count (`dns_lookup_family`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DnsFamily {
+    /// Those of IPv6; where there are none, those of IPv4. Envoy's default.
+    #[default]
+    Auto,
+    /// Those of IPv4.
+    V4Only,
+    /// Those of IPv6.
+    V6Only,
+    /// Those of IPv4; where there are none, those of IPv6.
+    V4Preferred,
+    /// All; of a logical cluster, one of IPv6 first.
+    All,
+}
+
+impl DnsFamily {
+    /// Whether addresses of IPv6 are asked for, and of IPv4.
+    pub fn asks(self) -> [bool; 2] {
+        [self != Self::V4Only, self != Self::V6Only]
+    }
+
+    /// Those that count of what is known of IPv6 and of IPv4.
+    pub fn chosen(self, [v6, v4]: [&[IpAddr]; 2]) -> [&[IpAddr]; 2] {
+        match self {
+            Self::V4Only => [v4, &[]],
+            Self::V6Only => [v6, &[]],
+            Self::Auto if v6.is_empty() => [v4, &[]],
+            Self::Auto => [v6, &[]],
+            Self::V4Preferred if v4.is_empty() => [v6, &[]],
+            Self::V4Preferred => [v4, &[]],
+            Self::All => [v6, v4],
+        }
+    }
+}
+
 /// A name whose addresses are endpoints. What is said of it is said of each of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedEndpoint {
@@ -85,6 +123,28 @@ impl NamedEndpoint {
             priority: self.priority,
             locality: self.locality.clone(),
             labels: self.labels.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_chosen_as_envoy_documents_it() {
+        let (v6, v4): (IpAddr, IpAddr) = ("fd00::1".parse().unwrap(), "10.0.0.1".parse().unwrap());
+        for (family, both, only_v6, only_v4) in [
+            (DnsFamily::Auto, &[v6][..], &[v6][..], &[v4][..]),
+            (DnsFamily::V4Only, &[v4], &[], &[v4]),
+            (DnsFamily::V6Only, &[v6], &[v6], &[]),
+            (DnsFamily::V4Preferred, &[v4], &[v6], &[v4]),
+            (DnsFamily::All, &[v6, v4], &[v6], &[v4]),
+        ] {
+            let chosen = |v6: &[IpAddr], v4: &[IpAddr]| family.chosen([v6, v4]).concat();
+            assert_eq!(chosen(&[v6], &[v4]), both, "{family:?}");
+            assert_eq!(chosen(&[v6], &[]), only_v6, "{family:?}");
+            assert_eq!(chosen(&[], &[v4]), only_v4, "{family:?}");
         }
     }
 }

@@ -158,10 +158,19 @@ impl ClusterEndpoint {
     /// What a request more would wait, by what it took to answer lately and by how many it has.
     pub(super) fn cost(&self, decay: Duration) -> f64 {
         let latency = self.load.latency.now(self.load.born.elapsed(), decay);
-        // One of which nothing is known is better than none, but not so good that all go there at once.
-        latency.max(1.0) * (f64::from(self.active()) + 1.0)
+        let active = f64::from(self.active());
+        // One of which nothing is known is tried by one request, and has others when that is answered, as Finagle's.
+        match latency < KNOWN && active > 0.0 {
+            true => UNKNOWN * active,
+            false => latency.max(KNOWN) * (active + 1.0),
+        }
     }
 }
+
+/// In microseconds: a latency that has fallen below says nothing.
+const KNOWN: f64 = 1.0;
+/// In microseconds: what one of which nothing is known is taken for, for each request that it has.
+const UNKNOWN: f64 = 1e6;
 
 /// A latency that rises at once, and falls as time passes (Finagle's peak EWMA): microseconds above, the millisecond since birth that they are of below.
 #[derive(Debug, Default)]

@@ -25,6 +25,14 @@ impl Health {
         }
     }
 
+    /// The same in parts of a million: one of many that is well is more than nothing.
+    pub fn parts(self) -> u64 {
+        match self.all {
+            0 => 0,
+            all => (OVERPROVISIONING * 10_000 * self.well as u64 / all as u64).min(1_000_000),
+        }
+    }
+
     fn is_below(self, threshold: u32) -> bool {
         (self.well as u64 * 100) < u64::from(threshold) * self.all as u64
     }

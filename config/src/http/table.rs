@@ -134,11 +134,16 @@ impl Set {
         let loads = loads(&health, settings.panic_threshold);
         let levels = priorities.into_iter().zip(loads).filter(|(_, load)| load.percent > 0);
         let levels = levels.map(|(endpoints, load)| {
-            let endpoints = match load.is_panicking {
-                true => endpoints,
-                false => well(&endpoints),
+            let localities = match load.is_panicking {
+                true => Vec::new(),
+                false => by_locality(settings, &endpoints),
             };
-            Level::new(settings, load.percent, load.is_panicking, endpoints, &turn)
+            let localities = match (localities.is_empty(), load.is_panicking) {
+                (false, _) => localities,
+                (true, true) => vec![Locality::only(endpoints)],
+                (true, false) => vec![Locality::only(well(&endpoints))],
+            };
+            Level::new(settings, load.percent, localities, &turn)
         });
         Self(levels.filter(|level| !level.members.is_empty()).collect())
     }
@@ -153,7 +158,9 @@ impl Set {
             [] => return None,
             [only] => only,
             several => {
-                let point = wish.hash.unwrap_or_else(|| u64::from(random())) % 100;
+                // As with Envoy: who is not sent to an endpoint by its hash is not to a priority either.
+                let hash = wish.hash.filter(|_| settings.balancing.is_consistent());
+                let point = hash.unwrap_or_else(|| u64::from(random())) % 100;
                 at_percent(several, point as u32)
             }
         };
@@ -213,33 +220,20 @@ impl Level {
     fn new(
         settings: &ClusterSettings,
         percent: u32,
-        is_panicking: bool,
-        members: Endpoints,
+        localities: Vec<Locality>,
         turn: &impl Fn() -> Arc<AtomicU32>,
     ) -> Self {
-        let localities = match is_panicking {
-            true => Vec::new(),
-            false => by_locality(settings, &members),
-        };
-        let localities = match localities.is_empty() {
-            true => vec![(1, members)],
-            false => localities,
-        };
         // In the order in which the members of a ring are counted.
-        let members = localities
-            .iter()
-            .flat_map(|(_, endpoints)| endpoints)
-            .cloned()
-            .collect();
-        let weights: Vec<u64> = localities.iter().map(|(weight, _)| *weight).collect();
+        let members = localities.iter().flat_map(|locality| &locality.well).cloned().collect();
+        let weights: Vec<u64> = localities.iter().map(|locality| locality.effective_weight).collect();
         let consistent = consistent(settings.balancing, &localities);
         let several = localities.len() > 1;
-        let groups = localities.into_iter().map(|(_, endpoints)| {
+        let groups = localities.into_iter().map(|locality| {
             let turn = match several {
                 true => Arc::new(AtomicU32::new(turn().load(Ordering::Relaxed))),
                 false => turn(),
             };
-            Group::new(endpoints, turn, settings.slow_start)
+            Group::new(locality.well, turn, settings.slow_start)
         });
         Self {
             percent,
@@ -281,38 +275,49 @@ impl Level {
     }
 }
 
-/// The members of each locality that has a weight, with what it weighs, which is less where few of its endpoints are well. Nothing where localities have none.
-fn by_locality(settings: &ClusterSettings, members: &[Arc<ClusterEndpoint>]) -> Vec<(u64, Endpoints)> {
-    let mut localities = Vec::new();
-    for (name, weight) in &settings.localities {
-        let is_here = |endpoint: &&Arc<ClusterEndpoint>| endpoint.settings.locality == *name;
-        let here: Endpoints = members.iter().filter(is_here).cloned().collect();
-        if here.is_empty() {
-            continue;
-        }
-        let priority = here[0].settings.priority;
-        let all = (settings.endpoints.iter())
-            .filter(|endpoint| endpoint.locality == *name && endpoint.priority == priority)
-            .count();
-        let health = Health { well: here.len(), all };
-        let weight = u64::from(*weight) * health.availability();
-        if weight > 0 {
-            localities.push((weight, here));
-        }
-    }
-    localities
+/// The endpoints of one place that get requests.
+#[derive(Debug)]
+struct Locality {
+    weight: u32,
+    /// Less, where few of its endpoints are well: what is chosen by turn or at random goes by it. A ring would be another with each that is ejected.
+    effective_weight: u64,
+    well: Endpoints,
 }
 
-fn consistent(balancing: HttpBalancing, localities: &[(u64, Endpoints)]) -> Option<Consistent> {
+impl Locality {
+    /// Where it doesn't matter where endpoints are.
+    fn only(endpoints: Endpoints) -> Self {
+        Self {
+            weight: 1,
+            effective_weight: 1,
+            well: endpoints,
+        }
+    }
+}
+
+/// The localities of a level's `endpoints` that have a weight. Nothing where localities have none.
+fn by_locality(settings: &ClusterSettings, endpoints: &[Arc<ClusterEndpoint>]) -> Vec<Locality> {
+    let localities = settings.localities.iter().filter_map(|(name, weight)| {
+        let is_here = |endpoint: &&Arc<ClusterEndpoint>| endpoint.settings.locality == *name;
+        let here: Endpoints = endpoints.iter().filter(is_here).cloned().collect();
+        let well = well(&here);
+        let effective_weight = u64::from(*weight) * health(&here).parts();
+        (!well.is_empty()).then_some(Locality {
+            weight: *weight,
+            effective_weight,
+            well,
+        })
+    });
+    localities.collect()
+}
+
+fn consistent(balancing: HttpBalancing, localities: &[Locality]) -> Option<Consistent> {
     let members = || {
-        let members = localities.iter().flat_map(|(weight, endpoints)| {
-            let sum: f64 = endpoints
-                .iter()
-                .map(|endpoint| f64::from(endpoint.settings.weight))
-                .sum();
-            endpoints.iter().map(move |endpoint| Member {
+        let members = localities.iter().flat_map(|Locality { weight, well, .. }| {
+            let sum: f64 = well.iter().map(|endpoint| f64::from(endpoint.settings.weight)).sum();
+            well.iter().map(move |endpoint| Member {
                 key: endpoint.settings.address.to_string(),
-                weight: *weight as f64 * f64::from(endpoint.settings.weight) / sum,
+                weight: f64::from(*weight) * f64::from(endpoint.settings.weight) / sum,
             })
         });
         members.collect::<Vec<_>>()

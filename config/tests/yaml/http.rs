@@ -370,6 +370,24 @@ fn mistakes_in_how_clusters_are_connected_to() {
             "v1",
         ),
         (
+            cluster("limits: {connections: 0}"),
+            "limits.connections",
+            "not a valid number",
+            "from 1",
+        ),
+        (
+            cluster("subsets: {selectors: [[a, b], [c], [b, a]]}"),
+            "subsets.selectors[2]",
+            "selectors[0] is the same",
+            "remove one",
+        ),
+        (
+            cluster("endpoints: ['api.example:443'], dns: {family: v5}"),
+            "dns.family",
+            "not a known value",
+            "v4-only",
+        ),
+        (
             cluster("connections: {requests: 0}"),
             "connections.requests",
             "not a valid number",

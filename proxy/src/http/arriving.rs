@@ -16,7 +16,7 @@ use super::parking::BodyOpen;
 pub enum Arriving {
     /// There is none.
     Nothing,
-    /// Read by hyper.
+    /// Read by hyper, which takes a stream of HTTP/2 that is reset without an error for a whole one: only HTTP/1.1.
     Read(Incoming),
     /// A request's, read by hyper. The client's connection knows as long as it is read.
     Asked {
@@ -40,8 +40,23 @@ pub struct Streamed {
 
 /// The body ended before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the body broke off")]
-pub struct BrokenOff;
+pub enum BrokenOff {
+    /// Its sender has reset the stream, with whatever code: END_STREAM alone is an end (RFC 9113, section 8.1).
+    #[error("the body was reset")]
+    Reset,
+    /// The connection has ended, or what came by it was no body.
+    #[error("the body broke off")]
+    Closed,
+}
+
+impl From<h2::Error> for BrokenOff {
+    fn from(error: h2::Error) -> Self {
+        match error.is_reset() || error.is_go_away() {
+            true => Self::Reset,
+            false => Self::Closed,
+        }
+    }
+}
 
 impl Arriving {
     /// The body that follows a head of HTTP/2. The codec holds it to the length that the head says.
@@ -67,7 +82,7 @@ impl Body for Arriving {
             Self::Nothing => Poll::Ready(None),
             Self::Read(incoming) | Self::Asked { body: incoming, .. } => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(|_| BrokenOff)))
+                Poll::Ready(frame.map(|frame| frame.map_err(|_| BrokenOff::Closed)))
             }
             Self::Stream(streamed) => streamed.poll_frame(cx),
         }
@@ -100,14 +115,14 @@ impl Streamed {
                     self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
-                Some(Err(_)) => return Poll::Ready(Some(Err(BrokenOff))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
                 None => self.has_data_ended = true,
             }
         }
         Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {
             Ok(Some(trailers)) => Some(Ok(Frame::trailers(trailers))),
             Ok(None) => None,
-            Err(_) => Some(Err(BrokenOff)),
+            Err(error) => Some(Err(error.into())),
         })
     }
 }

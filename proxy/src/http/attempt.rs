@@ -1,6 +1,5 @@
 //! One try of a request at one endpoint.
 
-use std::error::Error;
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
@@ -9,6 +8,8 @@ use hyper::body::Body;
 
 use super::arriving::Arriving;
 use super::intake::{Intake, check_framing};
+use super::pool::http1;
+use super::pool::http2::{self, ask};
 use super::pool::{Age, Lease, NotConnected, Sender, Speaks, Wanted};
 use super::switch::Switch;
 use super::tunnel::End;
@@ -88,19 +89,13 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         let body = upload.attempt();
         lease.sends(body.sent());
         let sent = match lease.sender() {
-            Some(Sender::Http1(sender)) => {
-                let request = for_http1(intake, body).ok_or(Failure::Unwritable)?;
-                sender.try_send_request(request).await.map_err(unsent)
-            }
-            Some(Sender::Http2(sender)) => {
-                let request = for_http2(intake, body).ok_or(Failure::Unwritable)?;
-                sender.try_send_request(request).await.map_err(unsent)
-            }
+            Some(Sender::Http1(sender)) => by_http1(sender, intake, body).await,
+            Some(Sender::Http2(sender)) => by_http2(sender, &mut lease, intake, body).await,
             None => return Err(Failure::Closed),
         };
-        let (is_unsent, error) = match sent {
+        let Unanswered { is_unsent, error } = match sent {
             Ok(response) if is_ambiguous(&response) => return Err(Failure::Malformed),
-            Ok(response) => return Ok(Answer::new(response.map(Arriving::Read), lease)),
+            Ok(response) => return Ok(Answer::new(response, lease)),
             Err(failed) => failed,
         };
         let failure = classify(&error, upload);
@@ -141,11 +136,65 @@ pub async fn send_by_http1(lease: &mut Lease, intake: &Intake, upload: &Upload) 
     let Some(Sender::Http1(sender)) = lease.sender() else {
         return Err(Failure::Closed);
     };
-    let request = for_http1(intake, upload.attempt()).ok_or(Failure::Unwritable)?;
-    match sender.try_send_request(request).await.map_err(unsent) {
+    match by_http1(sender, intake, upload.attempt()).await {
         Ok(response) if is_ambiguous(&response) => Err(Failure::Malformed),
+        Ok(response) => Ok(response),
+        Err(failed) => Err(classify(&failed.error, upload)),
+    }
+}
+
+/// A request that has no answer.
+struct Unanswered {
+    /// Whether nothing was sent.
+    is_unsent: bool,
+    error: SendError,
+}
+
+enum SendError {
+    Http1(hyper::Error),
+    Http2(h2::Error),
+    /// It can't be written.
+    Unwritable,
+}
+
+const UNWRITABLE: Unanswered = Unanswered {
+    is_unsent: false,
+    error: SendError::Unwritable,
+};
+
+async fn by_http1(
+    sender: &mut http1::Sender,
+    intake: &Intake,
+    body: Attempt,
+) -> Result<Response<Arriving>, Unanswered> {
+    let request = for_http1(intake, body).ok_or(UNWRITABLE)?;
+    match sender.try_send_request(request).await {
         Ok(response) => Ok(response.map(Arriving::Read)),
-        Err((_, error)) => Err(classify(&error, upload)),
+        Err(mut failed) => Err(Unanswered {
+            is_unsent: failed.take_message().is_some(),
+            error: SendError::Http1(failed.into_error()),
+        }),
+    }
+}
+
+async fn by_http2(
+    sender: http2::Sender,
+    lease: &mut Lease,
+    intake: &Intake,
+    body: Attempt,
+) -> Result<Response<Arriving>, Unanswered> {
+    let request = for_http2(intake, &body).ok_or(UNWRITABLE)?;
+    match ask(sender, request, body).await {
+        Ok((response, uploading)) => {
+            lease.uploads(uploading);
+            let (head, stream) = response.into_parts();
+            let body = Arriving::of_stream(&head.headers, stream);
+            Ok(Response::from_parts(head, body))
+        }
+        Err(failed) => Err(Unanswered {
+            is_unsent: failed.is_unsent,
+            error: SendError::Http2(failed.error),
+        }),
     }
 }
 
@@ -154,41 +203,25 @@ fn is_ambiguous<B>(response: &Response<B>) -> bool {
     response.version() == Version::HTTP_11 && check_framing(response.headers()).is_err()
 }
 
-/// Whether nothing was sent, and what went wrong.
-fn unsent<T>(mut error: hyper::client::conn::TrySendError<T>) -> (bool, hyper::Error) {
-    let is_unsent = error.take_message().is_some();
-    (is_unsent, error.into_error())
-}
-
-fn of_http2(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(error) = cause.downcast_ref::<h2::Error>() {
-            return Some(error);
-        }
-        source = cause.source();
-    }
-    None
-}
-
 /// Whether the endpoint has said GOAWAY, and that it has not looked at this stream.
-fn is_unseen(error: &hyper::Error) -> bool {
-    of_http2(error).is_some_and(|error| error.is_go_away() && error.is_remote())
+fn is_unseen(error: &SendError) -> bool {
+    matches!(error, SendError::Http2(error) if error.is_go_away() && error.is_remote())
 }
 
-fn classify(error: &hyper::Error, upload: &Upload) -> Failure {
+fn classify(error: &SendError, upload: &Upload) -> Failure {
+    if matches!(error, SendError::Unwritable) {
+        return Failure::Unwritable;
+    }
     if upload.has_broken() {
         return Failure::ClientGone;
     }
     if is_unseen(error) {
         return Failure::Refused;
     }
-    if let Some(error) = of_http2(error) {
-        return of_stream(error);
-    }
-    match error.is_parse() {
-        true => Failure::Malformed,
-        false => Failure::Closed,
+    match error {
+        SendError::Http2(error) => of_stream(error),
+        SendError::Http1(error) if error.is_parse() => Failure::Malformed,
+        SendError::Http1(_) | SendError::Unwritable => Failure::Closed,
     }
 }
 
@@ -238,8 +271,8 @@ fn expects_body(method: &Method) -> bool {
 }
 
 /// The same by HTTP/2.
-pub fn for_http2(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
-    let mut request = Request::new(body);
+pub fn for_http2(intake: &Intake, body: &Attempt) -> Option<Request<()>> {
+    let mut request = Request::new(());
     *request.method_mut() = intake.method.clone();
     *request.version_mut() = Version::HTTP_2;
     *request.uri_mut() = Uri::builder()
@@ -249,5 +282,13 @@ pub fn for_http2(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
         .build()
         .ok()?;
     *request.headers_mut() = intake.headers.clone();
+    if let Some(length) = body.size_hint().exact()
+        && (length > 0 || expects_body(&intake.method))
+    {
+        let headers = request.headers_mut();
+        headers
+            .entry(CONTENT_LENGTH)
+            .or_insert_with(|| HeaderValue::from(length));
+    }
     Some(request)
 }

@@ -9,7 +9,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ pub struct Connection {
     /// What may be parked of it.
     pub parking: Parking,
     switched: Mutex<Option<Switched>>,
+    /// Why the proxy has ended it, once it has.
+    ending: OnceLock<Ending>,
     counted: Mutex<Vec<([Text; 3], Arc<RequestCounts>)>>,
 }
 
@@ -88,6 +90,11 @@ impl Connection {
     pub fn request_ended(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Why the proxy has ended it, if it has.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending.get().copied()
     }
 
     fn switched(&self) -> std::sync::MutexGuard<'_, Option<Switched>> {
@@ -138,6 +145,7 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         ended: AtomicU32::new(0),
         parking: Parking::default(),
         switched: Mutex::default(),
+        ending: OnceLock::new(),
         counted: Mutex::default(),
     });
     let serving = Serving {
@@ -406,8 +414,8 @@ impl Serving<'_> {
                         is_finishing = true;
                         Pin::new(&mut codec).finish();
                     }
-                    Silence::Idle | Silence::Stuck => return Err(Ending::IdleTimeout),
-                    Silence::SlowHead => return Err(Ending::HandshakeFailed),
+                    Silence::Idle | Silence::Stuck => return Err(self.end(Ending::IdleTimeout)),
+                    Silence::SlowHead => return Err(self.end(Ending::HandshakeFailed)),
                 },
             }
         }
@@ -448,13 +456,18 @@ impl Serving<'_> {
 
     /// Resolves when it has to end: policy, or the drain's deadline.
     async fn ended(&self) -> Ending {
-        poll_fn(|cx| {
+        let ending = poll_fn(|cx| {
             if let Poll::Ready(ending) = self.guard.flow().poll_end(cx) {
                 return Poll::Ready(ending);
             }
             self.connection.permits.poll_revoked(cx)
-        })
-        .await
+        });
+        self.end(ending.await)
+    }
+
+    /// Notes why, before what is open is dropped for it: its requests tell the same.
+    fn end(&self, ending: Ending) -> Ending {
+        *self.connection.ending.get_or_init(|| ending)
     }
 }
 

@@ -9,11 +9,12 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig};
+use hickory_resolver::lookup_ip::LookupIp;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::{Resolver, TokioResolver};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
 use underpass_config::http::{Cluster, Discovery, DnsDiscovery, DnsKind, EndpointSettings, Http};
 use underpass_config::{Config, Text, Touched};
 
@@ -65,36 +66,55 @@ fn wanted(http: &Http) -> HashMap<Text, DnsDiscovery> {
 
 /// Each family is asked for by itself: what cannot be told of one says nothing of the other.
 const FAMILIES: [LookupIpStrategy; 2] = [LookupIpStrategy::Ipv6Only, LookupIpStrategy::Ipv4Only];
+/// How long the answer for one family waits for that for the other (RFC 8305, section 3).
+const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 
-/// What is known of one name.
-struct Known {
-    /// In the order of [`FAMILIES`].
-    addresses: [Vec<IpAddr>; 2],
-    ask_at: Instant,
+/// What is known of one name, in the order of [`FAMILIES`].
+type Known = [Vec<IpAddr>; 2];
+
+/// What DNS says of one name, by its place among the cluster's: the addresses of some families, by their place in [`FAMILIES`].
+struct News {
+    name: usize,
+    addresses: Vec<(usize, Vec<IpAddr>)>,
 }
 
+/// Asks for a cluster's names, each by itself: one of which nothing is said holds up no other.
 async fn ask(node: Weak<Node>, cluster: Text, settings: DnsDiscovery) {
-    let resolvers = FAMILIES.map(|family| resolver(&settings, family));
-    let resolvers = match resolvers.into_iter().collect::<Result<Vec<_>, _>>() {
-        Ok(resolvers) => resolvers,
-        Err(error) => {
-            tracing::error!(%cluster, %error, "DNS can't be asked for a cluster's endpoints: check /etc/resolv.conf, or set `dns.servers`");
-            return;
-        }
-    };
+    let resolvers = resolvers(&cluster, &settings).await;
     let Some(mut known) = node
         .upgrade()
         .map(|node| known_before(&node.snapshot().config.http, &cluster, &settings))
     else {
         return;
     };
-    loop {
-        ask_for_what_is_due(&resolvers, &cluster, &settings, &mut known).await;
+    let (tell, mut told) = mpsc::channel(settings.names.len().max(1));
+    let mut asking = JoinSet::new();
+    for (name, named) in settings.names.iter().enumerate() {
+        let question = Question {
+            name,
+            host: named.host.clone(),
+            cluster: cluster.clone(),
+            refresh: settings.refresh,
+            holds_for_ttl: settings.holds_for_ttl,
+            resolvers: resolvers.clone(),
+            tell: tell.clone(),
+        };
+        asking.spawn(question.ask_again_and_again());
+    }
+    drop(tell);
+    let mut next = told.recv().await;
+    while let Some(news) = next {
+        for (family, addresses) in news.addresses {
+            known[news.name][family] = addresses;
+        }
+        if let Ok(more) = told.try_recv() {
+            next = Some(more);
+            continue;
+        }
         let Some(node) = node.upgrade() else { return };
         publish(&node, &cluster, &settings, &known);
         drop(node);
-        let next = known.iter().map(|known| known.ask_at).min();
-        tokio::time::sleep_until(next.unwrap_or(Instant::now() + LONGEST)).await;
+        next = told.recv().await;
     }
 }
 
@@ -109,12 +129,25 @@ fn known_before(http: &Http, cluster: &Text, settings: &DnsDiscovery) -> Vec<Kno
         };
         let addresses = endpoints.iter().filter(is_of_it).map(|endpoint| endpoint.address.ip());
         let (v6, v4) = addresses.partition(IpAddr::is_ipv6);
-        Known {
-            addresses: [v6, v4],
-            ask_at: Instant::now(),
-        }
+        [v6, v4]
     });
     names.collect()
+}
+
+/// Who is asked for the families that are wanted. Where that can't be found out, it is tried again.
+async fn resolvers(cluster: &Text, settings: &DnsDiscovery) -> [Option<TokioResolver>; 2] {
+    let [v6, v4] = settings.family.asks();
+    loop {
+        let make =
+            |(is_asked, family): (bool, LookupIpStrategy)| is_asked.then(|| resolver(settings, family)).transpose();
+        match (make((v6, FAMILIES[0])), make((v4, FAMILIES[1]))) {
+            (Ok(v6), Ok(v4)) => return [v6, v4],
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!(%cluster, %error, "DNS can't be asked for a cluster's endpoints: check /etc/resolv.conf, or set `dns.servers`");
+            }
+        }
+        tokio::time::sleep(settings.refresh).await;
+    }
 }
 
 fn resolver(settings: &DnsDiscovery, family: LookupIpStrategy) -> Result<TokioResolver, NetError> {
@@ -136,54 +169,94 @@ fn resolver(settings: &DnsDiscovery, family: LookupIpStrategy) -> Result<TokioRe
     builder.build()
 }
 
-async fn ask_for_what_is_due(
-    resolvers: &[TokioResolver],
-    cluster: &Text,
-    settings: &DnsDiscovery,
-    known: &mut [Known],
-) {
-    let now = Instant::now();
-    let mut asking = JoinSet::new();
-    for (index, (name, known)) in settings.names.iter().zip(known.iter_mut()).enumerate() {
-        if known.ask_at > now {
-            continue;
-        }
-        // No answer holds for longer, and what is not answered at all is asked again then.
-        known.ask_at = now + LONGEST;
-        for (family, resolver) in resolvers.iter().enumerate() {
-            let (resolver, host) = (resolver.clone(), name.host.clone());
-            asking.spawn(async move { (index, family, resolver.lookup_ip(&*host).await) });
+/// What is asked about one name.
+struct Question {
+    name: usize,
+    host: Text,
+    cluster: Text,
+    refresh: Duration,
+    holds_for_ttl: bool,
+    resolvers: [Option<TokioResolver>; 2],
+    tell: mpsc::Sender<News>,
+}
+
+impl Question {
+    async fn ask_again_and_again(self) {
+        while let Some(holds) = self.ask().await {
+            tokio::time::sleep(holds).await;
         }
     }
-    while let Some(answered) = asking.join_next().await {
-        let Ok((index, family, answer)) = answered else {
-            continue;
+
+    /// Asks once, and says how long the answer holds; nothing if nobody wants to know any more.
+    async fn ask(&self) -> Option<Duration> {
+        let mut lookups = JoinSet::new();
+        for (family, resolver) in self.resolvers.iter().enumerate() {
+            if let Some(resolver) = resolver.clone() {
+                let host = self.host.clone();
+                lookups.spawn(async move { (family, resolver.lookup_ip(&*host).await) });
+            }
+        }
+        let mut holds = LONGEST;
+        let mut addresses = Vec::new();
+        loop {
+            let delay = if addresses.is_empty() {
+                LONGEST
+            } else {
+                RESOLUTION_DELAY
+            };
+            match tokio::time::timeout(delay, lookups.join_next()).await {
+                // It is told later, if it is.
+                Err(_) => self.tell(&mut addresses).await?,
+                Ok(None) => break,
+                Ok(Some(Err(_))) => {}
+                Ok(Some(Ok((family, answer)))) => {
+                    let (said, for_so_long) = self.read(family, answer);
+                    holds = holds.min(for_so_long);
+                    addresses.extend(said.map(|said| (family, said)));
+                }
+            }
+        }
+        self.tell(&mut addresses).await?;
+        Some(holds)
+    }
+
+    async fn tell(&self, addresses: &mut Vec<(usize, Vec<IpAddr>)>) -> Option<()> {
+        if addresses.is_empty() {
+            return Some(());
+        }
+        let addresses = std::mem::take(addresses);
+        let news = News {
+            name: self.name,
+            addresses,
         };
-        let (name, known) = (&settings.names[index], &mut known[index]);
-        let addresses = &mut known.addresses[family];
-        let holds = match answer {
+        self.tell.send(news).await.ok()
+    }
+
+    /// What an answer says, if anything, and how long that holds.
+    fn read(&self, family: usize, answer: Result<LookupIp, NetError>) -> (Option<Vec<IpAddr>>, Duration) {
+        let (cluster, host) = (&self.cluster, &*self.host);
+        match answer {
             Ok(answer) => {
-                *addresses = answer.iter().filter(is_of_a_host).collect();
+                let addresses = answer.iter().filter(is_of_a_host).collect();
                 let ttl = answer
                     .valid_until()
                     .saturating_duration_since(std::time::Instant::now());
                 // A hosts file says nothing of time: what it says holds for as long as anything may.
-                match settings.holds_for_ttl && ttl < LONGEST {
+                let holds = match self.holds_for_ttl && ttl < LONGEST {
                     true => ttl.max(SHORTEST),
-                    false => settings.refresh,
-                }
+                    false => self.refresh,
+                };
+                (Some(addresses), holds)
             }
             Err(NetError::Dns(DnsError::NoRecordsFound(_))) => {
-                tracing::debug!(%cluster, host = &*name.host, family = ?FAMILIES[family], "DNS has no address");
-                addresses.clear();
-                settings.refresh
+                tracing::debug!(%cluster, host, family = ?FAMILIES[family], "DNS has no address");
+                (Some(Vec::new()), self.refresh)
             }
             Err(error) => {
-                tracing::warn!(%cluster, host = &*name.host, %error, "DNS can't be asked: the addresses that were known stay");
-                settings.refresh
+                tracing::warn!(%cluster, host, %error, "DNS can't be asked: the addresses that were known stay");
+                (None, self.refresh)
             }
-        };
-        known.ask_at = known.ask_at.min(Instant::now() + holds);
+        }
     }
 }
 
@@ -225,7 +298,8 @@ fn endpoints(settings: &DnsDiscovery, known: &[Known]) -> Vec<EndpointSettings> 
             DnsKind::Strict => usize::MAX,
             DnsKind::Logical => 1,
         };
-        for ip in known.addresses.iter().flatten().take(used) {
+        let [v6, v4] = known;
+        for ip in settings.family.chosen([v6, v4]).into_iter().flatten().take(used) {
             let address = SocketAddr::new(ip.to_canonical(), name.port);
             // Two names may lead to one host.
             if !endpoints.iter().any(|endpoint| endpoint.address == address) {
@@ -243,7 +317,7 @@ fn endpoints(settings: &DnsDiscovery, known: &[Known]) -> Vec<EndpointSettings> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use underpass_config::http::NamedEndpoint;
+    use underpass_config::http::{DnsFamily, NamedEndpoint};
 
     fn of(kind: DnsKind, answers: &[&[&str]]) -> Vec<String> {
         let names = answers.iter().map(|_| NamedEndpoint {
@@ -256,6 +330,7 @@ mod tests {
         });
         let settings = DnsDiscovery {
             kind,
+            family: DnsFamily::All,
             names: names.collect(),
             refresh: DnsDiscovery::REFRESH,
             holds_for_ttl: true,
@@ -263,12 +338,9 @@ mod tests {
         };
         let known: Vec<Known> = answers
             .iter()
-            .map(|addresses| Known {
-                addresses: [
-                    addresses.iter().map(|address| address.parse().unwrap()).collect(),
-                    Vec::new(),
-                ],
-                ask_at: Instant::now(),
+            .map(|addresses| {
+                let addresses = addresses.iter().map(|address| address.parse().unwrap());
+                [addresses.collect(), Vec::new()]
             })
             .collect();
         let endpoints = endpoints(&settings, &known);

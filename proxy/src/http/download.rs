@@ -11,8 +11,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
 
 use super::Broken;
-use super::arriving::Arriving;
-use super::flags::Flags;
+use super::arriving::{Arriving, BrokenOff};
 use super::forward::Holds;
 use super::idle::Activity;
 use super::pool::Lease;
@@ -24,6 +23,7 @@ pub struct Download {
     content: Content,
     /// Ends with the body.
     record: Option<Box<Record>>,
+    is_cut_short: bool,
 }
 
 #[derive(Debug)]
@@ -63,7 +63,8 @@ impl End {
 }
 
 /// A body that is taken away at its deadline, whether or not it is asked for: a client that does not read holds neither a connection to an endpoint
-/// nor a place in a cluster for longer.
+/// nor a place in a cluster for longer. When all of it has come there is no deadline any more, but a client that takes nothing of it is still not waited for
+/// longer than nothing may move.
 #[derive(Debug)]
 struct Timed {
     slot: Arc<Mutex<Slot>>,
@@ -75,6 +76,8 @@ struct Timed {
 struct Slot {
     /// Or why it was taken away.
     streamed: Result<Streamed, Broken>,
+    /// Why the client is not waited for any more.
+    given_up: Option<Broken>,
     waiting: Option<Waker>,
 }
 
@@ -92,6 +95,7 @@ impl Download {
         Self {
             content: Content::Whole((!bytes.is_empty()).then_some(bytes)),
             record: None,
+            is_cut_short: false,
         }
     }
 
@@ -106,6 +110,7 @@ impl Download {
         Self {
             content: Content::Streamed(Timed::new(streamed, end)),
             record: None,
+            is_cut_short: false,
         }
     }
 
@@ -127,8 +132,34 @@ impl Download {
                 record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 record.is_complete |= is_last;
             }
-            Poll::Ready(Some(Err(why))) => record.flags.add(flag(*why)),
+            Poll::Ready(Some(Err(why))) => record.broke(*why),
         }
+    }
+
+    /// Ready when the client is to be waited for no more, which has not taken what it was given.
+    pub fn poll_given_up(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        match &mut self.content {
+            Content::Whole(_) => Poll::Pending,
+            Content::Streamed(timed) => timed.poll_given_up(cx),
+        }
+    }
+
+    /// Notes that the client has taken some of it.
+    pub fn moves(&self) {
+        if let Content::Streamed(timed) = &self.content {
+            timed.activity.note();
+        }
+    }
+
+    /// The client does not get what it was given last: it is gone, or is waited for no more.
+    pub fn is_cut_short(&mut self, why: Option<Broken>) {
+        if let Some(record) = &mut self.record {
+            record.is_complete = false;
+            if let Some(why) = why {
+                record.broke(why);
+            }
+        }
+        self.is_cut_short = true;
     }
 }
 
@@ -169,9 +200,9 @@ impl Drop for Download {
         };
         let Some(record) = &mut self.record else { return };
         // A body without content is asked for nothing.
-        record.is_complete |= has_ended;
+        record.is_complete |= has_ended && !self.is_cut_short;
         if let Some(why) = taken {
-            record.flags.add(flag(why));
+            record.broke(why);
         }
     }
 }
@@ -182,12 +213,18 @@ impl Timed {
         let activity = end.activity.clone();
         let slot = Arc::new(Mutex::new(Slot {
             streamed: Ok(streamed),
+            given_up: None,
             waiting: None,
         }));
         let weak = Arc::downgrade(&slot);
         let timer = is_timed.then(|| {
             let timer = tokio::spawn(async move {
-                let why = end.came().await;
+                let mut why = end.came().await;
+                let is_here = |slot: &Arc<Mutex<Slot>>| locked(slot).has_ended();
+                if why == Broken::TimedOut && weak.upgrade().as_ref().is_some_and(is_here) {
+                    end.deadline = None;
+                    why = end.came().await;
+                }
                 if let Some(slot) = weak.upgrade() {
                     take_away(&slot, why);
                 }
@@ -202,7 +239,18 @@ impl Timed {
     }
 
     fn has_ended(&self) -> bool {
-        self.slot().streamed.as_ref().is_ok_and(|streamed| streamed.has_ended)
+        self.slot().has_ended()
+    }
+
+    fn poll_given_up(&self, cx: &mut Context<'_>) -> Poll<Broken> {
+        let mut slot = self.slot();
+        match slot.given_up {
+            Some(why) => Poll::Ready(why),
+            None => {
+                slot.waiting = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 
     /// Why it was taken away, if it was.
@@ -242,21 +290,20 @@ fn locked(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn flag(why: Broken) -> Flags {
-    match why {
-        Broken::TimedOut => Flags::UPSTREAM_TIMEOUT,
-        Broken::Idle => Flags::IDLE,
-        Broken::Downstream | Broken::Upstream | Broken::Superseded => Flags::UPSTREAM_CLOSED,
+impl Slot {
+    fn has_ended(&self) -> bool {
+        self.streamed.as_ref().is_ok_and(|streamed| streamed.has_ended)
     }
 }
 
-/// Takes a body away, unless it has come to its end, and has whoever waits for it told why.
+/// Takes a body away, unless it has come to its end, and has whoever waits for it, or for its client, told why.
 fn take_away(slot: &Mutex<Slot>, why: Broken) {
     let mut slot = locked(slot);
-    if slot.streamed.as_ref().map_or(true, |streamed| streamed.has_ended) {
-        return;
-    }
-    let taken = std::mem::replace(&mut slot.streamed, Err(why));
+    slot.given_up = Some(why);
+    let taken = match slot.streamed.as_ref().is_ok_and(|streamed| !streamed.has_ended) {
+        true => Some(std::mem::replace(&mut slot.streamed, Err(why))),
+        false => None,
+    };
     let waiting = slot.waiting.take();
     // What is given back takes other locks.
     drop(slot);
@@ -278,11 +325,14 @@ impl Streamed {
                 self.has_ended = self.incoming.is_end_stream();
                 Some(Ok(frame))
             }
-            Some(Err(_)) => {
+            Some(Err(why)) => {
                 if let Some(lease) = self.lease.take() {
                     lease.broke();
                 }
-                Some(Err(Broken::Upstream))
+                Some(Err(match why {
+                    BrokenOff::Reset => Broken::Reset,
+                    BrokenOff::Closed => Broken::Upstream,
+                }))
             }
         })
     }

@@ -71,9 +71,11 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
     response.headers_mut().insert(SERVER, SERVER_NAME);
     // Whoever is answered before its body was looked at may go on sending it: nothing that follows it would be read.
     let is_unread = has_body && record.upload.as_ref().is_none_or(|upload| !upload.was_asked_for());
+    // Nor is what follows one that may have ended elsewhere.
+    let is_doubtful = (record.upload.as_ref()).is_some_and(|upload| has_body && !upload.has_plain_end());
     let is_refused = is_connect && exchange.switched.is_none();
     let is_last = connection.session.node.is_draining() && exchange.switched.is_none();
-    if is_http1 && (is_unread || is_refused || is_last) {
+    if is_http1 && (is_unread || is_doubtful || is_refused || is_last) {
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));

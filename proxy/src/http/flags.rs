@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::ending::Ending;
+
 /// A set of flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Flags(u16);
@@ -38,8 +40,11 @@ impl Flags {
     /// Nothing of it moved for too long (SI).
     pub const IDLE: Self = Self(1 << 14);
 
+    /// The proxy is stopping, or the client's pod is gone; our own word, as in the log of connections (DRAIN).
+    pub const DRAINED: Self = Self(1 << 15);
+
     /// In Envoy's order (`ResponseFlagUtils`).
-    const WORDS: [(Self, &'static str); 15] = [
+    const WORDS: [(Self, &'static str); 16] = [
         (Self::NO_HEALTHY_UPSTREAM, "UH"),
         (Self::UPSTREAM_TIMEOUT, "UT"),
         (Self::UPSTREAM_RESET, "UR"),
@@ -50,12 +55,20 @@ impl Flags {
         (Self::DELAY_INJECTED, "DI"),
         (Self::FAULT_INJECTED, "FI"),
         (Self::DENIED, "DENY"),
+        (Self::DRAINED, "DRAIN"),
         (Self::CLIENT_GONE, "DC"),
         (Self::RETRIES_USED_UP, "URX"),
         (Self::IDLE, "SI"),
         (Self::NO_CLUSTER, "NC"),
         (Self::PROTOCOL_ERROR, "DPE"),
     ];
+
+    /// That of what ended a request's connection, the same as the connection's (`Ending::response_flag`).
+    pub fn of_ending(ending: Ending) -> Self {
+        let word = ending.response_flag();
+        let flag = Self::WORDS.into_iter().find(|(_, flag)| *flag == word);
+        flag.map_or(Self::CLIENT_GONE, |(flag, _)| flag)
+    }
 
     /// Adds those of `other`.
     pub fn add(&mut self, other: Self) {
@@ -92,5 +105,17 @@ mod tests {
         flags.add(Flags::RETRIES_USED_UP);
         flags.add(Flags::CONNECT_FAILED);
         assert_eq!(flags.to_string(), "UF,URX");
+    }
+
+    #[test]
+    fn an_ending_is_flagged_as_it_is_for_connections() {
+        for ending in [
+            Ending::PolicyRevoked,
+            Ending::Drained,
+            Ending::IdleTimeout,
+            Ending::HandshakeFailed,
+        ] {
+            assert_eq!(Flags::of_ending(ending).to_string(), ending.response_flag());
+        }
     }
 }

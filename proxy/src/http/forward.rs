@@ -21,6 +21,7 @@ use super::connection::Connection;
 use super::download::{Deadline, Download, End};
 use super::flags::Flags;
 use super::intake::{Intake, X_ENVOY_SERVICE_TIME};
+use super::permit::Permit;
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, reply};
@@ -40,6 +41,7 @@ const DISCARD_PATIENCE: Duration = Duration::from_secs(1);
 pub struct Holds {
     retry: Option<Held>,
     endpoint: Option<Held>,
+    permit: Option<Permit>,
 }
 
 /// A request that goes to a cluster.
@@ -223,11 +225,12 @@ impl Job<'_> {
                 ));
             };
             let address = endpoint.settings.address;
-            if let Err(denied) = self.connection.permits.ask(&self.connection.session, address) {
+            let permit = self.connection.permits.ask(&self.connection.session, address);
+            holds.permit = Some(permit.map_err(|denied| {
                 let details = format!("policy: {}", denied.why);
                 let text = "RBAC: access denied";
-                return Err(Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, &details, text));
-            }
+                Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, &details, text)
+            })?);
             self.refuse_the_proxys_own(address)?;
             holds.endpoint = Some(endpoint.hold());
             record.endpoint = Some(address);

@@ -193,7 +193,7 @@ fn goes_on_by_http2(intake: &Intake) {
     if intake.switch.is_some() {
         return;
     }
-    let Some(request) = for_http2(intake, nothing().attempt()) else {
+    let Some(request) = for_http2(intake, &nothing().attempt()) else {
         panic!("it can't be written: {intake:?}");
     };
     let again = Intake::new(request.into_parts().0).unwrap_or_else(|unfit| panic!("{unfit:?}: {intake:?}"));

@@ -21,17 +21,26 @@ use crate::session::Session;
 /// What one connection's client may reach.
 #[derive(Debug, Default)]
 pub struct Permits {
-    /// As many as the clusters that it used have endpoints: none is forgotten while a request may be on its way there.
+    /// None is forgotten while a request may be on its way there; beyond [`KEPT`] others are, where DNS or updates bring ever new endpoints.
     granted: Mutex<Vec<Granted>>,
     changed: AtomicWaker,
 }
+
+/// Endpoints that one connection may reach without asking again.
+const KEPT: usize = 1024;
 
 #[derive(Debug)]
 struct Granted {
     address: SocketAddr,
     generation: u64,
     watch: FlowGuard,
+    /// One for each request that may be on its way there, and this.
+    users: Arc<()>,
 }
+
+/// A way that policy has allowed, for one request: until it is dropped, a later denial ends the connection.
+#[derive(Debug)]
+pub struct Permit(#[allow(dead_code, reason = "it is counted")] Arc<()>);
 
 /// Policy denies it, or the node serves nobody any more.
 #[derive(Debug)]
@@ -49,7 +58,7 @@ impl Permits {
     ///
     /// # Errors
     /// When it is denied.
-    pub fn ask(&self, session: &Session, address: SocketAddr) -> Result<(), Denied> {
+    pub fn ask(&self, session: &Session, address: SocketAddr) -> Result<Permit, Denied> {
         loop {
             let snapshot = session.node.snapshot();
             if let Some(answer) = self.ask_by(session, &snapshot, address) {
@@ -59,7 +68,7 @@ impl Permits {
     }
 
     /// By one snapshot; nothing if another has taken its place meanwhile.
-    fn ask_by(&self, session: &Session, snapshot: &Snapshot, address: SocketAddr) -> Option<Result<(), Denied>> {
+    fn ask_by(&self, session: &Session, snapshot: &Snapshot, address: SocketAddr) -> Option<Result<Permit, Denied>> {
         let config = &snapshot.config;
         let network = &config.node.network;
         let destination = match session.node.pods.at(address.ip()) {
@@ -81,9 +90,9 @@ impl Permits {
                 workload => workload,
             },
         };
-        let is_known = |granted: &Granted| granted.address == address && granted.generation == snapshot.generation;
-        if self.granted().iter().any(is_known) {
-            return Some(Ok(()));
+        let is_known = |granted: &&Granted| granted.address == address && granted.generation == snapshot.generation;
+        if let Some(granted) = self.granted().iter().find(is_known) {
+            return Some(Ok(Permit(granted.users.clone())));
         }
         self.judge(session, snapshot, address, destination)
     }
@@ -94,7 +103,7 @@ impl Permits {
         snapshot: &Snapshot,
         address: SocketAddr,
         destination: Option<&Arc<Workload>>,
-    ) -> Option<Result<(), Denied>> {
+    ) -> Option<Result<Permit, Denied>> {
         let config = &snapshot.config;
         let source = session.source.refreshed(&config.mesh, &config.node);
         if destination
@@ -127,16 +136,35 @@ impl Permits {
             watch.abandon();
             return None;
         }
+        let permit = self.grant(address, snapshot.generation, watch);
+        self.changed.wake();
+        Some(Ok(permit))
+    }
+
+    fn grant(&self, address: SocketAddr, generation: u64, watch: FlowGuard) -> Permit {
         let mut granted = self.granted();
-        granted.retain(|known| known.address != address);
+        let before = granted.iter().position(|known| known.address == address);
+        // Those that are on their way there by what was granted before are still.
+        let before = before.map(|index| granted.swap_remove(index));
+        let users = before.as_ref().map_or_else(Arc::default, |known| known.users.clone());
+        let forgotten: Vec<Granted> = match granted.len() >= KEPT {
+            true => granted
+                .extract_if(.., |known| Arc::strong_count(&known.users) == 1)
+                .collect(),
+            false => Vec::new(),
+        };
+        let permit = Permit(users.clone());
         granted.push(Granted {
             address,
-            generation: snapshot.generation,
+            generation,
             watch,
+            users,
         });
         drop(granted);
-        self.changed.wake();
-        Some(Ok(()))
+        for known in forgotten.into_iter().chain(before) {
+            known.watch.abandon();
+        }
+        permit
     }
 
     /// Ready when an endpoint that was allowed is denied.

@@ -28,16 +28,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use underpass_config::Text;
-use underpass_config::http::{Cluster, ClusterEndpoint, ClusterSettings, Held as Admitted, Outcome, Transport};
+use underpass_config::http::{
+    Cluster, ClusterEndpoint, ClusterSettings, Discovery, DnsKind, Held as Admitted, Outcome, Transport,
+};
 
 pub use dial::NotConnected;
 use dial::{Dial, Opened};
-use http1::{Carrier, Idle};
+use http1::{Carrier, Codec, Idle};
 use http2::{Given, Group, Place};
 use originations::Originations;
 use slots::Queues;
 use waiting::{Groups, Handing, Waiting};
 
+use super::idle::Activity;
 use super::outliers;
 use super::upload::Sent;
 use crate::node::Node;
@@ -195,6 +198,8 @@ pub struct Lease {
     /// Its place among the cluster's requests.
     request: Option<Admitted>,
     sent: Sent,
+    /// What still sends the request's body.
+    uploading: Option<Codec>,
     /// Whether others have used it before.
     pub is_reused: bool,
 }
@@ -203,7 +208,7 @@ pub struct Lease {
 enum Held {
     Http1(Carrier),
     Http2(Place),
-    Alone { _below: Option<alone::Below> },
+    Alone { below: Option<alone::Below> },
 }
 
 /// Where a connection is wanted to.
@@ -234,6 +239,7 @@ impl Wanted<'_> {
             connection: Some(connection),
             request: None,
             sent: Sent::default(),
+            uploading: None,
             is_reused,
         }
     }
@@ -259,14 +265,26 @@ impl Wanted<'_> {
         Ok((dial, stream))
     }
 
-    /// Notes a connection that nobody else will use: what is below its stream, if it is one of HTTP/2.
-    pub fn alone(&self, below: Option<alone::Below>) -> Lease {
-        self.lease(Held::Alone { _below: below }, false)
+    /// A place among the cluster's requests, for one that goes by [`Wanted::stream`].
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn admit(&self) -> Result<Admitted, NotConnected> {
+        self.cluster.admit().ok_or(NotConnected::Overflow)
+    }
+
+    /// Notes a connection that nobody else will use, with its request's place: what is below its stream, if it is one of HTTP/2.
+    pub fn alone(&self, below: Option<alone::Below>, request: Admitted) -> Lease {
+        let mut lease = self.lease(Held::Alone { below }, false);
+        lease.request = Some(request);
+        lease
     }
 
     /// As [`Wanted::alone`], one of HTTP/1.1.
-    pub fn alone_by_http1(&self, carrier: Carrier) -> Lease {
-        self.http1_lease(carrier, false)
+    pub fn alone_by_http1(&self, carrier: Carrier, request: Admitted) -> Lease {
+        let mut lease = self.http1_lease(carrier, false);
+        lease.request = Some(request);
+        lease
     }
 
     /// A connection: one that is there, or a new one.
@@ -371,6 +389,11 @@ impl Lease {
         self.sent = sent;
     }
 
+    /// Has what still sends the request's body end with it.
+    pub fn uploads(&mut self, uploading: Option<Codec>) {
+        self.uploading = uploading;
+    }
+
     /// The way to send a request by it.
     pub fn sender(&mut self) -> Option<Sender<'_>> {
         match self.connection.as_mut()? {
@@ -386,6 +409,13 @@ impl Lease {
         match &self.connection {
             Some(Held::Http1(carrier)) => self.is_reused && carrier.was_not_received(),
             Some(Held::Http2(_) | Held::Alone { .. }) | None => false,
+        }
+    }
+
+    /// Resolves when the endpoint's kernel has all of a tunnel that is over, as far as there is a codec between; what moves meanwhile is noted.
+    pub async fn flushed(&mut self, activity: &Activity) {
+        if let Some(Held::Alone { below: Some(below) }) = &mut self.connection {
+            below.over(activity).await;
         }
     }
 
@@ -429,7 +459,7 @@ pub enum Sender<'a> {
     /// As HTTP/1.1.
     Http1(&'a mut http1::Sender),
     /// As HTTP/2.
-    Http2(&'a mut http2::Sender),
+    Http2(http2::Sender),
 }
 
 /// Starts to look for old connections now and then, for as long as there are any.
@@ -451,6 +481,11 @@ fn sweep_later(node: &Arc<Node>, core: usize, cluster: &ClusterSettings) {
             }
         }
     });
+}
+
+/// Whether DNS names another endpoint of the same service each time, and one that was named before again: connections there are kept, as Envoy does.
+fn is_turned_round(cluster: &ClusterSettings) -> bool {
+    matches!(&cluster.discovery, Discovery::Dns(dns) if dns.kind == DnsKind::Logical)
 }
 
 /// How long a cluster's connections may go unlooked at: what is too old goes soon after.
@@ -490,9 +525,10 @@ impl Pool {
             let mut endpoints = cluster.endpoints().iter();
             let is_endpoint = Arc::ptr_eq(&cluster.settings.transport, &key.transport)
                 && node.http.originations.edition_in_force(&key.transport) == key.edition
-                && endpoints.any(|endpoint| endpoint.settings.address == key.address);
+                && (is_turned_round(&cluster.settings)
+                    || endpoints.any(|endpoint| endpoint.settings.address == key.address));
             next = next.min(pause(&cluster.settings));
-            is_endpoint.then_some(&cluster.settings)
+            is_endpoint.then_some(&*cluster.settings)
         };
         self.handing.sweep();
         let ended = self.http1.sweep(|key| cluster_of(key).is_some());

@@ -9,11 +9,13 @@ use http::{Method, Version};
 use underpass_config::Text;
 use underpass_config::http::Route;
 
+use super::Broken;
 use super::connection::Connection;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
 use super::upload::Upload;
-use crate::telemetry::Value;
+use crate::ending::Ending;
+use crate::telemetry::{RequestCounts, Value};
 
 /// What is told of a request. Dropping it tells.
 #[derive(Debug)]
@@ -104,6 +106,45 @@ impl Record {
         self.began.elapsed()
     }
 
+    /// Notes that its response has broken off after its beginning, in Envoy's words.
+    pub fn broke(&mut self, why: Broken) {
+        let (flag, details) = match why {
+            Broken::TimedOut => (Flags::UPSTREAM_TIMEOUT, "response_timeout"),
+            Broken::Idle => (Flags::IDLE, "stream_idle_timeout"),
+            Broken::Reset => (
+                Flags::UPSTREAM_RESET,
+                "upstream_reset_after_response_started{remote_reset}",
+            ),
+            Broken::Downstream | Broken::Upstream | Broken::Superseded => (
+                Flags::UPSTREAM_CLOSED,
+                "upstream_reset_after_response_started{connection_termination}",
+            ),
+        };
+        self.flags.add(flag);
+        self.details = details.into();
+    }
+
+    /// Its client is gone, or was sent away by the proxy, which is then told as of the connection.
+    pub fn lost_client(&mut self) {
+        match self.connection.ending() {
+            None | Some(Ending::DownstreamReset) => self.flags.add(Flags::CLIENT_GONE),
+            Some(ending) => {
+                self.flags.add(Flags::of_ending(ending));
+                self.details = ending.word().into();
+            }
+        }
+    }
+
+    /// The counters of its route and cluster.
+    pub fn counts(&self) -> Arc<RequestCounts> {
+        let (host, route) = match &self.route {
+            Some((host, route)) => (&**host, &*route.name),
+            None => ("-", "-"),
+        };
+        let cluster = self.cluster.as_deref().unwrap_or("-");
+        self.connection.counts(host, route, cluster)
+    }
+
     fn fields(&self) -> Vec<(&'static str, Value)> {
         let text = |value: &str| Value::Text(value.to_owned());
         let shown = |value: Option<String>| Value::Text(value.unwrap_or_else(|| "-".to_owned()));
@@ -176,16 +217,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         if !self.is_complete && (self.flags == Flags::default() || self.status == 0) {
             // Nobody else broke it off.
-            self.flags.add(Flags::CLIENT_GONE);
+            self.lost_client();
         }
         let telemetry = &self.connection.session.node.telemetry;
-        let (host, route) = match &self.route {
-            Some((host, route)) => (&**host, &*route.name),
-            None => ("-", "-"),
-        };
-        let cluster = self.cluster.as_deref().unwrap_or("-");
-        let counts = self.connection.counts(host, route, cluster);
-        counts.count(self.status, self.flags, self.attempts);
+        self.counts().count(self.status, self.flags, self.attempts);
         if telemetry.access_log.is_on() {
             telemetry
                 .access_log

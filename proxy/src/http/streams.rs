@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderValue, TE, TR
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper::body::Body;
 
+use super::Broken;
 use super::arriving::Arriving;
 use super::connection::Connection;
 use super::download::Download;
@@ -29,9 +31,12 @@ use crate::hbone::FRAMES_KEPT;
 
 /// Requests that a client may have open on one connection.
 const STREAMS: u32 = 256;
-/// What a client may send of one request's body before any of it was taken on, and of all of them.
+/// What a client may send of one request's body before any of it was taken on.
 const STREAM_WINDOW: u32 = 1 << 18;
+/// And of all of them, beside what each that has a body may: bodies that stand still hold up none beside them.
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// But no more than this, of which Envoy grants half as much again (`initial_connection_window_size`).
+const LARGEST_WINDOW: u32 = 1 << 24;
 /// Streams that a client may reset before they were looked at (CVE-2023-44487).
 const RESET_UNSEEN: usize = 20;
 
@@ -43,6 +48,25 @@ pub struct Streams {
     owner: Arc<Connection>,
     state: State,
     is_finishing: bool,
+    /// Streams that the client may send by.
+    senders: Arc<AtomicU32>,
+    window: u32,
+}
+
+/// One stream that the client may send by.
+struct Sends(Arc<AtomicU32>);
+
+impl Sends {
+    fn note(senders: &Arc<AtomicU32>) -> Self {
+        senders.fetch_add(1, Ordering::Relaxed);
+        Self(senders.clone())
+    }
+}
+
+impl Drop for Sends {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 enum State {
@@ -67,6 +91,8 @@ impl Streams {
             owner,
             state: State::Begins(Box::new(builder.handshake(Gathered::new(wire)))),
             is_finishing: false,
+            senders: Arc::default(),
+            window: CONNECTION_WINDOW,
         }
     }
 
@@ -93,16 +119,34 @@ impl Future for Streams {
                     }
                     this.state = State::Serves(Box::new(connection));
                 }
-                State::Serves(connection) => match ready!(connection.poll_accept(cx)) {
-                    None => return Poll::Ready(Ok(())),
-                    Some(Err(error)) => return Poll::Ready(Err(error)),
-                    Some(Ok((request, respond))) => {
-                        tokio::spawn(serve(this.owner.clone(), request, respond));
+                State::Serves(connection) => {
+                    let window = window(this.senders.load(Ordering::Relaxed));
+                    if window != this.window {
+                        this.window = window;
+                        connection.set_target_window_size(window);
                     }
-                },
+                    match ready!(connection.poll_accept(cx)) {
+                        None => return Poll::Ready(Ok(())),
+                        Some(Err(error)) => return Poll::Ready(Err(error)),
+                        Some(Ok((request, respond))) => {
+                            let sends = (!request.body().is_end_stream()).then(|| Sends::note(&this.senders));
+                            let serving = serve(this.owner.clone(), request, respond);
+                            tokio::spawn(async move {
+                                serving.await;
+                                drop(sends);
+                            });
+                        }
+                    }
+                }
             }
         }
     }
+}
+
+/// The connection's window while so many streams may send.
+fn window(senders: u32) -> u32 {
+    let of_streams = senders.saturating_mul(STREAM_WINDOW);
+    CONNECTION_WINDOW.saturating_add(of_streams).min(LARGEST_WINDOW)
 }
 
 /// Serves one stream to its end.
@@ -126,7 +170,7 @@ async fn serve(owner: Arc<Connection>, request: Request<RecvStream>, mut respond
         false => (Arriving::of_stream(&parts.headers, stream), None),
     };
     let served = {
-        let serving = exchange::serve(owner, Request::from_parts(parts, body));
+        let serving = exchange::serve(owner.clone(), Request::from_parts(parts, body));
         let gone = poll_fn(|cx| respond.poll_reset(cx));
         tokio::select! {
             biased;
@@ -150,7 +194,8 @@ async fn serve(owner: Arc<Connection>, request: Request<RecvStream>, mut respond
         // What a client sends beside a refusal is its own.
         _ if is_all => {}
         _ => {
-            if let Err(reason) = send(body, &mut stream).await {
+            let patience = owner.session.node.snapshot().config.node.timeouts.idle;
+            if let Err(reason) = send(body, &mut stream, patience).await {
                 stream.send_reset(reason);
             }
         }
@@ -183,31 +228,51 @@ fn complete(headers: &mut HeaderMap, body: &Download, is_without_body: bool) {
     }
 }
 
-/// Sends a body; an error is what its stream is to be reset with.
-async fn send(mut body: Download, stream: &mut SendStream<Bytes>) -> Result<(), Reason> {
-    // Of a stream that is reset already, that is no news.
-    let gone = |_| Reason::CANCEL;
+/// Why a body is sent no further.
+enum Stopped {
+    /// The client has reset its stream, or is gone.
+    Gone,
+    /// It takes nothing, and is waited for no more.
+    GivenUp(Broken),
+    /// The body broke off, which is on its account.
+    Broken,
+}
+
+/// Sends a body, within `patience` for each piece that its client has no window for; an error is what its stream is to be reset with.
+async fn send(mut body: Download, stream: &mut SendStream<Bytes>, patience: Duration) -> Result<(), Reason> {
+    match send_all(&mut body, stream, patience).await {
+        Ok(()) => Ok(()),
+        Err(Stopped::Broken) => Err(Reason::INTERNAL_ERROR),
+        Err(Stopped::GivenUp(why)) => {
+            body.is_cut_short(Some(why));
+            Err(Reason::INTERNAL_ERROR)
+        }
+        Err(Stopped::Gone) => {
+            body.is_cut_short(None);
+            // Of a stream that is reset already, that is no news.
+            Err(Reason::CANCEL)
+        }
+    }
+}
+
+async fn send_all(body: &mut Download, stream: &mut SendStream<Bytes>, patience: Duration) -> Result<(), Stopped> {
+    let gone = |_| Stopped::Gone;
     loop {
         let frame = poll_fn(|cx| {
             if stream.poll_reset(cx).is_ready() {
-                return Poll::Ready(Err(Reason::CANCEL));
+                return Poll::Ready(Err(Stopped::Gone));
             }
-            Pin::new(&mut body).poll_frame(cx).map(Ok)
+            Pin::new(&mut *body).poll_frame(cx).map(Ok)
         });
         let frame = match frame.await? {
             None => return stream.send_data(Bytes::new(), true).map_err(gone),
-            Some(Err(_)) => return Err(Reason::INTERNAL_ERROR),
+            Some(Err(_)) => return Err(Stopped::Broken),
             Some(Ok(frame)) => frame,
         };
         match frame.into_data() {
             Ok(bytes) => {
                 let is_last = body.is_end_stream();
-                if !bytes.is_empty() {
-                    // As little as there may be: what is claimed is missing elsewhere, and the codec claims the rest when it has the bytes.
-                    stream.reserve_capacity(1);
-                    room(stream).await?;
-                }
-                stream.send_data(bytes, is_last).map_err(gone)?;
+                send_bytes(bytes, is_last, body, stream, patience).await?;
                 if is_last {
                     return Ok(());
                 }
@@ -222,19 +287,54 @@ async fn send(mut body: Download, stream: &mut SendStream<Bytes>) -> Result<(), 
     }
 }
 
-/// Waits until some of what is to be sent may be.
-async fn room(stream: &mut SendStream<Bytes>) -> Result<(), Reason> {
+/// Sends `bytes` of `body` as the client has a window for them: what the codec is given beyond that nobody would see again.
+async fn send_bytes(
+    mut bytes: Bytes,
+    is_last: bool,
+    body: &mut Download,
+    stream: &mut SendStream<Bytes>,
+    patience: Duration,
+) -> Result<(), Stopped> {
+    let gone = |_| Stopped::Gone;
+    while !bytes.is_empty() {
+        stream.reserve_capacity(bytes.len());
+        let room = match stream.capacity() {
+            0 => {
+                let in_time = tokio::time::timeout(patience, room(stream, body)).await;
+                in_time.unwrap_or(Err(Stopped::GivenUp(Broken::Idle)))?
+            }
+            room => room,
+        };
+        let piece = bytes.split_to(room.min(bytes.len()));
+        let ends = is_last && bytes.is_empty();
+        stream.send_data(piece, ends).map_err(gone)?;
+        body.moves();
+        if ends {
+            return Ok(());
+        }
+    }
+    match is_last {
+        true => stream.send_data(Bytes::new(), true).map_err(gone),
+        false => Ok(()),
+    }
+}
+
+/// Waits until some of what is to be sent may be, and says how much. The body it is of may be taken away meanwhile.
+async fn room(stream: &mut SendStream<Bytes>, body: &mut Download) -> Result<usize, Stopped> {
     poll_fn(|cx| {
         if stream.poll_reset(cx).is_ready() {
-            return Poll::Ready(Err(Reason::CANCEL));
+            return Poll::Ready(Err(Stopped::Gone));
+        }
+        if let Poll::Ready(why) = body.poll_given_up(cx) {
+            return Poll::Ready(Err(Stopped::GivenUp(why)));
         }
         while stream.capacity() == 0 {
             match ready!(stream.poll_capacity(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(Err(Reason::CANCEL)),
+                Some(Err(_)) | None => return Poll::Ready(Err(Stopped::Gone)),
             }
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(stream.capacity()))
     })
     .await
 }

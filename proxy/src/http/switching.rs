@@ -29,7 +29,7 @@ pub async fn attempt(
         let (_, stream) = wanted.stream().await?;
         return Ok(Answer {
             response: Response::new(Arriving::Nothing),
-            lease: wanted.alone(None),
+            lease: wanted.alone(None, wanted.admit()?),
             switched: Some(End::connection(stream)),
         });
     }
@@ -42,7 +42,8 @@ pub async fn attempt(
         let request = by_http2(intake, switch).ok_or(Failure::Unwritable)?;
         return by_stream(&wanted, stream, request, limit).await;
     }
-    let mut lease = wanted.alone_by_http1(open_http1(stream).await?);
+    let request = wanted.admit()?;
+    let mut lease = wanted.alone_by_http1(open_http1(stream).await?, request);
     let response = send_by_http1(&mut lease, intake, upload).await?;
     switched(switch, Answer::new(response, lease)).await
 }
@@ -57,9 +58,10 @@ async fn by_stream(
         Silent::NotExtended => Failure::NotSpoken(error.to_string().into()),
         Silent::Broke(error) => attempt::of_stream(&error),
     };
+    let admitted = wanted.admit()?;
     let reply = alone::connect(stream, request, settling).await.map_err(silent)?;
     let (head, receive) = reply.response.into_parts();
-    let lease = wanted.alone(Some(reply.below));
+    let lease = wanted.alone(Some(reply.below), admitted);
     if !head.status.is_success() {
         let body = Arriving::of_stream(&head.headers, receive);
         return Ok(Answer::new(Response::from_parts(head, body), lease));

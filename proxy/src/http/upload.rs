@@ -42,6 +42,7 @@ struct State {
     /// Whether its length was said beforehand.
     has_length: bool,
     has_ended: bool,
+    has_trailers: bool,
     /// As much has come as was announced; the end itself may come by itself, and nobody asks for it.
     is_all_here: bool,
     has_broken: bool,
@@ -59,6 +60,7 @@ impl Upload {
             incoming,
             kept: Kept::new(room),
             has_ended,
+            has_trailers: false,
             has_broken: false,
             received: 0,
             attempt: 0,
@@ -136,6 +138,13 @@ impl Upload {
     pub fn is_complete(&self) -> bool {
         let state = self.state();
         state.has_ended || state.is_all_here
+    }
+
+    /// Whether everybody sees its end where we do, if it came by HTTP/1.1: its length was said beforehand, or the last chunk has come and nothing behind it. The
+    /// codec lets the lines of trailers, even the one that has none, end with a bare LF or not, and so what begins with one can hide a request that another sees.
+    pub fn has_plain_end(&self) -> bool {
+        let state = self.state();
+        state.has_length || state.has_ended && !state.has_trailers
     }
 
     /// Whether any of it was asked for.
@@ -311,7 +320,10 @@ impl State {
                 self.kept.keep(data);
             }
             // Trailers are not sent twice: rare, and then the request is tried once.
-            None => self.kept.settle(),
+            None => {
+                self.has_trailers = true;
+                self.kept.settle();
+            }
         }
     }
 }

@@ -64,6 +64,11 @@ impl Pulse {
         self.queue.as_ref().is_some_and(|queue| queue.is_waited_in())
     }
 
+    /// Bytes moved in both directions.
+    pub fn moved(&self) -> u64 {
+        self.moved.total()
+    }
+
     /// Keeps the socket from now on, if it is still there.
     pub fn keep(&self) -> Option<Kept> {
         Some(Kept {

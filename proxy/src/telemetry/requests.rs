@@ -34,6 +34,8 @@ pub struct RequestCounts {
     clean: Box<[AtomicU64; STATUSES]>,
     flagged: Mutex<BTreeMap<(u16, Flags), u64>>,
     retries: AtomicU64,
+    /// By tunnels' clients, and to them.
+    tunneled: [AtomicU64; 2],
 }
 
 impl Default for RequestCounts {
@@ -42,6 +44,7 @@ impl Default for RequestCounts {
             clean: Box::new([const { AtomicU64::new(0) }; STATUSES]),
             flagged: Mutex::default(),
             retries: AtomicU64::new(0),
+            tunneled: Default::default(),
         }
     }
 }
@@ -61,6 +64,16 @@ impl RequestCounts {
                 *flagged.entry((status, flags)).or_default() += 1;
             }
         }
+    }
+
+    /// Counts bytes that a tunnel's client has sent, when its endpoint's side has taken them.
+    pub fn tunnel_received(&self, bytes: u64) {
+        self.tunneled[0].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that a tunnel's client was sent.
+    pub fn tunnel_sent(&self, bytes: u64) {
+        self.tunneled[1].fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Each status and flags with its count.
@@ -119,6 +132,18 @@ impl Collector for RequestCollector {
         for (names, counts) in &all {
             let retries = counts.retries.load(Ordering::Relaxed);
             ConstCounter::new(retries).encode(family.encode_family(&labels(names))?)?;
+        }
+        let help = "Bytes of tunnels (WebSockets, CONNECT), as they pass; received: from clients";
+        let mut family = encoder.encode_descriptor("underpass_http_tunnel_bytes", help, None, MetricType::Counter)?;
+        for (names, counts) in &all {
+            for (direction, bytes) in ["received", "sent"].into_iter().zip(&counts.tunneled) {
+                let bytes = bytes.load(Ordering::Relaxed);
+                if bytes > 0 {
+                    let mut labels = labels(names);
+                    labels.push(("direction", direction.to_owned()));
+                    ConstCounter::new(bytes).encode(family.encode_family(&labels)?)?;
+                }
+            }
         }
         Ok(())
     }

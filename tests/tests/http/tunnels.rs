@@ -49,6 +49,8 @@ fn bytes_pass_both_ways_until_both_have_finished() {
                 "{client} to {endpoint}: {field} is not in {line}"
             );
         }
+        let counted = [place.tunneled("received"), place.tunneled("sent")];
+        assert_eq!(counted, [sent as u64, 20], "{client} to {endpoint}");
     }
 }
 
@@ -150,6 +152,15 @@ fn a_tunnel_does_not_outlive_a_policy_that_denies_it() {
         place.deny();
         assert!(tunnel.ends_broken(), "{client} to {endpoint}");
         assert_eq!(place.endpoint_saw(), Saw::Broken, "{client} to {endpoint}");
+        let line = place.line();
+        let says = [
+            r#""response_flags":"DENY""#,
+            r#""response_code_details":"policy_revoked""#,
+        ];
+        assert!(
+            says.iter().all(|said| line.contains(said)),
+            "{client} to {endpoint}: {line}"
+        );
     }
 }
 
@@ -164,6 +175,50 @@ fn a_tunnel_lasts_through_a_drain_until_its_deadline() {
         assert_eq!(tunnel.read(1), b"x", "{client}");
         assert!(tunnel.ends_broken(), "{client}");
         assert_eq!(place.endpoint_saw(), Saw::Broken, "{client}");
+        assert!(place.line().contains(r#""response_flags":"DRAIN""#), "{client}");
+    }
+}
+
+/// What an endpoint says last, before it takes nothing more, comes to its client, which is sending meanwhile.
+#[test]
+fn the_last_words_of_an_endpoint_that_breaks_off_come_to_its_client() {
+    for (client, endpoint) in ways().into_iter().filter(|(_, endpoint)| *endpoint != "h2") {
+        let place = Place::start("");
+        let mut tunnel = Client::open(&place, client, endpoint, "last");
+        assert_eq!(tunnel.read(1), b"?", "{client} to {endpoint}");
+        place.while_stopped(|| {
+            place.endpoint_breaks_off();
+            tunnel.send(&[7; 1000]);
+        });
+        assert_eq!(
+            tunnel.read(endpoint::LAST),
+            vec![9; endpoint::LAST],
+            "{client} to {endpoint}"
+        );
+        assert!(tunnel.ends_broken(), "{client} to {endpoint}");
+        assert!(
+            place.line().contains(r#""response_flags":"UC""#),
+            "{client} to {endpoint}"
+        );
+    }
+}
+
+/// A tunnel has a place among the requests that its cluster may have, whatever it goes by.
+#[test]
+fn a_tunnel_counts_among_its_clusters_requests() {
+    for (client, endpoint) in ways() {
+        let place = Place::start_with("", "limits: {requests: 1}, ");
+        let mut tunnel = Client::open(&place, client, endpoint, "echo");
+        let target = match endpoint {
+            "tcp" => "CONNECT web.test:80".to_owned(),
+            _ => format!("/{endpoint}/echo"),
+        };
+        assert_eq!(Client::refused(&place, client, &target), 503, "{client} to {endpoint}");
+        tunnel.finish();
+        assert!(tunnel.ends_complete());
+        // Its place is another's.
+        place.line();
+        Client::open(&place, client, endpoint, "echo");
     }
 }
 

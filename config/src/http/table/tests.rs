@@ -221,3 +221,112 @@ fn a_new_endpoint_comes_to_its_share_slowly() {
     let counts = counts(cluster, &Wish::default(), 1000);
     assert!(counts[&3] < 200 && counts[&1] > 350, "{counts:?}");
 }
+
+fn at(n: u8, locality: &str, more: &str) -> String {
+    format!("{{address: '10.0.0.{n}:80', locality: {locality}{more}}}")
+}
+
+/// Of a subset, its own endpoints count, not those that the cluster has there beside.
+#[test]
+fn localities_of_a_subset_are_as_well_as_the_subset_is() {
+    let endpoints = [
+        at(1, "r/a", ", labels: {v: '1'}"),
+        at(2, "r/a", ", labels: {v: '2'}"),
+        at(3, "r/a", ", labels: {v: '2'}"),
+        at(4, "r/b", ", labels: {v: '1'}"),
+    ];
+    let cluster = cluster(&format!(
+        "balancing: round-robin, panic_threshold: 0, {OUTLIERS}, localities: {{r/a: 1, r/b: 1}}, subsets: {{selectors: [[v]]}}, endpoints: [{}]",
+        endpoints.join(", ")
+    ));
+    let one = Labels::new([("v".into(), "1".into())]);
+    let wish = Wish {
+        labels: Some(&one),
+        ..Wish::default()
+    };
+    assert_eq!(counts(&cluster, &wish, 100), [(1, 50), (4, 50)].into());
+}
+
+/// With a hash that always leads to the same of two priorities, the other would get nothing.
+#[test]
+fn priorities_are_chosen_by_hash_only_where_endpoints_are() {
+    let endpoints = "{address: '10.0.0.1:80'}, {address: '10.0.0.2:80'}, {address: '10.0.0.3:80', priority: 1}";
+    for (balancing, is_by_hash) in [
+        ("round-robin", false),
+        ("least-request", false),
+        ("random", false),
+        ("maglev", true),
+    ] {
+        let cluster = cluster(&format!(
+            "balancing: {balancing}, panic_threshold: 0, {OUTLIERS}, endpoints: [{endpoints}]"
+        ));
+        eject(&cluster, 0);
+        let wish = Wish {
+            hash: Some(0),
+            ..Wish::default()
+        };
+        assert_eq!(counts(&cluster, &wish, 1000).len() == 1, is_by_hash, "{balancing}");
+    }
+}
+
+/// What a locality weighs on a ring does not change with each of its endpoints that is ejected: all hashes would lead elsewhere.
+#[test]
+fn a_ring_goes_by_what_localities_weigh_however_well_they_are() {
+    let endpoints = [at(1, "r/a", ""), at(2, "r/a", ""), at(3, "r/b", ""), at(4, "r/b", "")].join(", ");
+    let cluster = cluster(&format!(
+        "balancing: maglev, panic_threshold: 0, {OUTLIERS}, localities: {{r/a: 1, r/b: 1}}, endpoints: [{endpoints}]"
+    ));
+    eject(&cluster, 0);
+    let mut of_b = 0;
+    for hash in 0..20_000u64 {
+        let hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let wish = Wish {
+            hash: Some(hash),
+            ..Wish::default()
+        };
+        of_b += counts(&cluster, &wish, 1).keys().filter(|at| **at > 2).count();
+    }
+    assert!(of_b.abs_diff(10_000) < 500, "{of_b} of 20000");
+}
+
+/// Endpoints of which nothing is known are tried one request at a time, and don't get all of them.
+#[test]
+fn an_endpoint_without_history_does_not_get_every_draw() {
+    let cluster = cluster("balancing: peak-ewma, endpoints: ['10.0.0.1:80', '10.0.0.2:80']");
+    let known = cluster.endpoints()[0].clone();
+    cluster.note(
+        &known,
+        Outcome::Answered(200),
+        std::time::Duration::from_millis(5),
+        || 0,
+    );
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let chosen = cluster.choose(&Wish::default(), || random.u32(..)).unwrap();
+        held.push((chosen.settings.address, chosen.hold()));
+    }
+    let unknown = held
+        .iter()
+        .filter(|(address, _)| *address != known.settings.address)
+        .count();
+    assert!((1..50).contains(&unknown), "{unknown}");
+}
+
+/// A large ring is made beside those who choose: until it is there, the old one leads on.
+#[test]
+fn whoever_ejects_does_not_wait_for_a_large_ring() {
+    let cluster = cluster(&format!(
+        "balancing: maglev, maglev: {{table_size: 5000011}}, panic_threshold: 0, {OUTLIERS}, endpoints: ['10.0.0.1:80', '10.0.0.2:80']"
+    ));
+    assert_eq!(counts(&cluster, &Wish::default(), 100).len(), 2);
+    eject(&cluster, 0);
+    // A table of five million places takes longer than this.
+    let before = counts(&cluster, &Wish::default(), 100);
+    assert_eq!(before.len(), 2, "the choice was held up: {before:?}");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while counts(&cluster, &Wish::default(), 100).len() == 2 {
+        assert!(std::time::Instant::now() < end, "the new ring does not come");
+        std::thread::yield_now();
+    }
+}

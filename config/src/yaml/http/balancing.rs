@@ -214,7 +214,14 @@ impl SubsetsShape<'_> {
             names.dedup();
             names
         });
-        let compiled = compiled.collect();
+        let compiled: Vec<Vec<Text>> = compiled.collect();
+        for (index, names) in compiled.iter().enumerate() {
+            // Each of its subsets would have its endpoints twice.
+            if let Some(first) = compiled[..index].iter().position(|other| other == names) {
+                let problem = format!("selectors[{first}] is the same");
+                reading.report(selectors.item(index), &names.join(", "), problem, "remove one");
+            }
+        }
         let default = labels(&self.default, reading);
         let word = reading.choice(path.field("fallback"), self.fallback.as_ref(), &FALLBACKS);
         if (word == Some(2)) == default.is_empty() {

@@ -17,7 +17,7 @@ use super::outliers::OutliersShape;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
 use crate::Text;
 use crate::http::{
-    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsKind, EndpointSettings, HttpBalancing, Labels,
+    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsFamily, DnsKind, EndpointSettings, HttpBalancing, Labels,
     NamedEndpoint, Retries, Transport, UpstreamProtocol,
 };
 use crate::settings::is_hostname;
@@ -68,6 +68,7 @@ struct EndpointShape<'a> {
 struct DnsShape<'a> {
     #[serde(borrow)]
     kind: Option<Scalar<'a>>,
+    family: Option<Scalar<'a>>,
     refresh: Option<Scalar<'a>>,
     ttl: Option<Scalar<'a>>,
     servers: Vec<Scalar<'a>>,
@@ -97,6 +98,13 @@ const PROTOCOLS: [(&str, UpstreamProtocol); 4] = [
     ("http2", UpstreamProtocol::Http2),
     ("as-downstream", UpstreamProtocol::AsDownstream),
     ("negotiated", UpstreamProtocol::Negotiated),
+];
+const DNS_FAMILIES: [(&str, DnsFamily); 5] = [
+    ("auto", DnsFamily::Auto),
+    ("v4-only", DnsFamily::V4Only),
+    ("v6-only", DnsFamily::V6Only),
+    ("v4-preferred", DnsFamily::V4Preferred),
+    ("all", DnsFamily::All),
 ];
 const DNS_KINDS: [(&str, DnsKind); 2] = [("strict", DnsKind::Strict), ("logical", DnsKind::Logical)];
 /// Envoy's `DEFAULT_CONNECT_TIMEOUT`.
@@ -251,14 +259,20 @@ impl BreakersShape<'_> {
     fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Breakers {
         let mut limits = Breakers::default();
         let mut retries = None;
-        for (field, value, limit) in [
-            ("connections", &self.connections, &mut limits.connections),
-            ("pending_requests", &self.pending_requests, &mut limits.pending_requests),
-            ("requests", &self.requests, &mut limits.requests),
+        for (field, value, least, limit) in [
+            // Who may have none would wait for one for ever.
+            ("connections", &self.connections, 1, &mut limits.connections),
+            (
+                "pending_requests",
+                &self.pending_requests,
+                0,
+                &mut limits.pending_requests,
+            ),
+            ("requests", &self.requests, 0, &mut limits.requests),
         ] {
             let count = value
                 .as_ref()
-                .and_then(|value| reading.count(path.field(field), value, 0..=u32::MAX));
+                .and_then(|value| reading.count(path.field(field), value, least..=u32::MAX));
             *limit = count.unwrap_or(*limit);
         }
         if let Some(value) = &self.retries {
@@ -349,6 +363,9 @@ impl DnsShape<'_> {
         DnsDiscovery {
             kind: reading
                 .choice(path.field("kind"), self.kind.as_ref(), &DNS_KINDS)
+                .unwrap_or_default(),
+            family: reading
+                .choice(path.field("family"), self.family.as_ref(), &DNS_FAMILIES)
                 .unwrap_or_default(),
             names,
             refresh: reading.duration(path.field("refresh"), self.refresh.as_ref(), DnsDiscovery::REFRESH),

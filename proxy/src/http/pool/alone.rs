@@ -17,15 +17,40 @@ use super::http2::{FRAME, STREAM_WINDOW};
 use super::stream::Stream;
 use crate::gathered::Gathered;
 use crate::hbone::FRAMES_KEPT;
+use crate::http::idle::Activity;
 use crate::http::intake::MAX_HEAD;
+use crate::http::wire::Pulse;
 
-/// What the end of the last stream may take to be written.
+/// What the reset of a stream may take to be written.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// How often it is looked whether the tail of a tunnel moves.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// The connection below: it ends when this is dropped.
+/// The connection below: it ends soon after this is dropped.
 #[derive(Debug)]
 pub struct Below {
     _alive: oneshot::Sender<()>,
+    is_over: oneshot::Receiver<()>,
+    pulse: Pulse,
+}
+
+impl Below {
+    /// Resolves when the connection has ended, as it does by itself when its stream has, and all of it is written. Notes what moves meanwhile.
+    pub async fn over(&mut self, activity: &Activity) {
+        let mut moved = self.pulse.moved();
+        // Who is told that it is over may not be told twice.
+        while !self.is_over.is_terminated() {
+            tokio::select! {
+                biased;
+                _ = &mut self.is_over => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let now = self.pulse.moved();
+            if std::mem::replace(&mut moved, now) != now {
+                activity.note();
+            }
+        }
+    }
 }
 
 /// What an endpoint has answered.
@@ -66,30 +91,37 @@ pub async fn connect(stream: Stream, request: Request<()>, settling: Duration) -
         .max_header_list_size(MAX_HEAD as u32)
         .data_frame_budget(FRAMES_KEPT)
         .enable_push(false);
+    let pulse = stream.pulse();
     let (sender, mut connection) = builder.handshake(Gathered::new(stream)).await?;
     let settled = tokio::time::timeout(settling, settled(&mut connection)).await;
     settled.unwrap_or(Err(h2::Reason::SETTINGS_TIMEOUT.into()))?;
     if is_extended && !sender.is_extended_connect_protocol_enabled() {
         return Err(Silent::NotExtended);
     }
-    let (below, is_over) = oneshot::channel::<()>();
+    let (alive, is_left) = oneshot::channel::<()>();
+    let (over, is_over) = oneshot::channel::<()>();
     tokio::spawn(async move {
-        let over = async {
-            let _ = is_over.await;
+        let _over = over;
+        let left = async {
+            let _ = is_left.await;
             tokio::time::sleep(FAREWELL).await;
         };
         tokio::select! {
             result = connection => if let Err(error) = result {
                 tracing::debug!(%error, "the connection below a tunnel ended");
             },
-            () = over => {}
+            () = left => {}
         }
     });
     let (response, send) = send(sender, request).await?;
     Ok(Reply {
         response,
         send,
-        below: Below { _alive: below },
+        below: Below {
+            _alive: alive,
+            is_over,
+            pulse,
+        },
     })
 }
 

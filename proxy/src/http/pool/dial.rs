@@ -171,6 +171,6 @@ pub async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
     Ok(Carrier::new(sender, pulse, Codec::new(task.abort_handle())))
 }
 
-fn failed(error: hyper::Error) -> NotConnected {
+fn failed(error: impl std::error::Error) -> NotConnected {
     NotConnected::Failed(error.to_string().into())
 }

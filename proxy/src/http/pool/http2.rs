@@ -6,168 +6,29 @@
 //!
 //! A dial that fails is the failure of those that no other dial under way has room for, all at once: none is tried for each of them in turn.
 
-use std::collections::VecDeque;
-use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+mod connection;
+mod request;
 
-use atomic_waker::AtomicWaker;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
 use tokio::sync::oneshot;
-use underpass_config::http::{ClusterSettings, ConnectionSettings};
+use underpass_config::http::ClusterSettings;
+
+pub use connection::{ALLOWED, FRAME, STREAM_WINDOW, Shared, open};
+pub use request::{Sender, ask};
 
 use super::Age;
 use super::SERVED_WHILE_WANTED;
 use super::dial::{Dial, NotConnected, Opened};
 use super::http1::Carrier;
 use super::slots;
-use super::stream::Stream;
-use crate::gathered::Gathered;
-use crate::http::upload::Attempt;
-use crate::http::wire::Pulse;
+use connection::SharedState;
 
 /// Connections of one core to one endpoint.
 const CONNECTIONS: usize = 16;
-/// What an endpoint may send of one response before any of it was passed on.
-pub const STREAM_WINDOW: u32 = 128 << 10;
-
-/// The codec's end of a connection.
-pub type Sender = http2::SendRequest<Attempt>;
-
-/// A connection.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    sender: Sender,
-    state: Arc<SharedState>,
-}
-
-#[derive(Debug)]
-struct SharedState {
-    born: Instant,
-    streams: AtomicU32,
-    served: AtomicU32,
-    /// Streams that the endpoint lets it have.
-    room: AtomicU32,
-    pulse: Pulse,
-    /// Requests that it has served while others wanted its place.
-    served_others: AtomicU32,
-    is_leaving: AtomicBool,
-    /// Wakes its driver, which only looks at that when a request is sent, once the endpoint must have said it.
-    driver: AtomicWaker,
-    has_answered: AtomicBool,
-    /// Since when it has had none.
-    idle_since: Mutex<Instant>,
-    /// Where it is told of what its endpoint allows, and of its end.
-    group: Mutex<Weak<Group>>,
-}
-
-/// The largest frame that an endpoint may send: what is read at once.
-pub const FRAME: u32 = 64 << 10;
-
-/// Streams that an endpoint is taken to allow until it says how many: the least that RFC 9113, section 6.5.2, recommends.
-pub const ALLOWED: u32 = 100;
-
-/// Makes a connection of a stream, whose endpoint is taken to allow `allowed` streams until it says how many.
-///
-/// # Errors
-/// When the stream breaks.
-pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -> hyper::Result<Shared> {
-    let pulse = stream.pulse();
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .initial_max_send_streams(allowed as usize)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .max_frame_size(FRAME)
-        // Responses that nobody reads can't fill it.
-        .initial_connection_window_size(settings.streams.saturating_mul(STREAM_WINDOW));
-    if let Some(ping) = settings.ping {
-        builder
-            .keep_alive_interval(ping.interval)
-            .keep_alive_timeout(ping.timeout)
-            .keep_alive_while_idle(true);
-    }
-    let (sender, connection) = builder.handshake(TokioIo::new(Gathered::new(stream))).await?;
-    let state = Arc::new(SharedState {
-        born: Instant::now(),
-        streams: AtomicU32::new(0),
-        served: AtomicU32::new(0),
-        room: AtomicU32::new(allowed),
-        pulse,
-        served_others: AtomicU32::new(0),
-        is_leaving: AtomicBool::new(false),
-        driver: AtomicWaker::new(),
-        has_answered: AtomicBool::new(false),
-        idle_since: Mutex::new(Instant::now()),
-        group: Mutex::default(),
-    });
-    let told = state.clone();
-    tokio::spawn(async move {
-        let mut connection = std::pin::pin!(connection);
-        let running = std::future::poll_fn(|cx| {
-            told.driver.register(cx.waker());
-            let polled = connection.as_mut().poll(cx);
-            told.allow(u32::try_from(connection.current_max_send_streams()).unwrap_or(u32::MAX));
-            polled
-        });
-        if let Err(error) = running.await {
-            tracing::debug!(%error, "an HTTP/2 connection to an endpoint ended");
-        }
-        if let Some(group) = told.group() {
-            group.hand_on();
-        }
-    });
-    Ok(Shared { sender, state })
-}
-
-impl SharedState {
-    /// Notes how many streams the endpoint allows. One that allows none for now is asked to hold what it is sent until it allows some.
-    fn allow(&self, streams: u32) {
-        let streams = streams.max(1);
-        if self.room.swap(streams, Ordering::Relaxed) != streams
-            && let Some(group) = self.group()
-        {
-            group.state().allowed = streams;
-            group.hand_on();
-        }
-    }
-
-    fn group(&self) -> Option<Arc<Group>> {
-        self.group.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
-    }
-}
-
-impl Shared {
-    fn streams(&self) -> u32 {
-        self.state.streams.load(Ordering::Relaxed)
-    }
-
-    /// Whether it may be given requests. What it has goes on in any case.
-    fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
-        let limits = &cluster.connections;
-        !self.sender.is_closed()
-            && !self.state.is_leaving.load(Ordering::Relaxed)
-            && self.state.served.load(Ordering::Relaxed) < limits.requests
-            && limits
-                .lifetime
-                .is_none_or(|lifetime| self.state.born.elapsed() < lifetime)
-    }
-
-    fn has_room(&self, cluster: &ClusterSettings) -> bool {
-        let room = self.state.room.load(Ordering::Relaxed);
-        self.streams() < room.min(cluster.connections.streams)
-    }
-
-    fn idle_since(&self) -> Instant {
-        *self.state.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn has_idled(&self, limit: Duration) -> bool {
-        self.streams() == 0 && self.idle_since().elapsed() >= limit
-    }
-}
 
 /// A request's place on a connection.
 #[derive(Debug)]
@@ -180,8 +41,8 @@ pub struct Place {
 
 impl Place {
     fn on(shared: &Shared, group: &Arc<Group>) -> Self {
-        shared.state.streams.fetch_add(1, Ordering::Relaxed);
-        let before = shared.state.served.fetch_add(1, Ordering::Relaxed);
+        shared.0.streams.fetch_add(1, Ordering::Relaxed);
+        let before = shared.0.served.fetch_add(1, Ordering::Relaxed);
         Self {
             shared: shared.clone(),
             group: group.clone(),
@@ -190,26 +51,21 @@ impl Place {
     }
 
     /// The way to send the request.
-    pub fn sender(&mut self) -> &mut Sender {
-        &mut self.shared.sender
+    pub fn sender(&self) -> Sender {
+        self.shared.sender()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.shared.state.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
-            let mut since = self
-                .shared
-                .state
-                .idle_since
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *since = Instant::now();
+        let state = &self.shared.0;
+        if state.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            state.rests();
         }
-        if !self.shared.state.has_answered.swap(true, Ordering::Relaxed) {
-            self.shared.state.driver.wake();
+        if !state.has_answered.swap(true, Ordering::Relaxed) {
+            state.driver.wake();
         }
-        if self.shared.state.pulse.is_wanted() {
+        if state.pulse.is_wanted() {
             self.group.make_way(&self.shared);
         }
         self.group.hand_on();
@@ -323,21 +179,34 @@ impl Group {
     }
 
     fn add(self: &Arc<Self>, state: &mut State, shared: &Shared) {
-        *shared.state.group.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
+        *shared.0.group.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
         state.has_chosen_http1 = false;
         state.connections.push(shared.clone());
+    }
+
+    /// The endpoint allows so many streams.
+    fn allow(self: &Arc<Self>, streams: u32) {
+        self.state().allowed = streams;
+        self.hand_on();
+    }
+
+    /// A connection takes no more requests.
+    fn let_go(self: &Arc<Self>, gone: &SharedState) {
+        let is_gone = |shared: &mut Shared| std::ptr::eq(Arc::as_ptr(&shared.0), gone);
+        let gone: Vec<Shared> = self.state().connections.extract_if(.., is_gone).collect();
+        // What is given back takes other locks.
+        drop(gone);
+        self.hand_on();
     }
 
     /// Somebody waits for a connection of the cluster to go. This one does, when it has no work here, or has done enough.
     fn make_way(&self, shared: &Shared) {
         let mut state = self.state();
         state.waiting.retain(|waiter| !waiter.give.is_closed());
-        let served = shared.state.served_others.fetch_add(1, Ordering::Relaxed);
+        let served = shared.0.served_others.fetch_add(1, Ordering::Relaxed);
         if state.waiting.is_empty() || served >= SERVED_WHILE_WANTED {
-            shared.state.is_leaving.store(true, Ordering::Relaxed);
-            state
-                .connections
-                .retain(|other| !Arc::ptr_eq(&other.state, &shared.state));
+            shared.0.is_leaving.store(true, Ordering::Relaxed);
+            state.connections.retain(|other| !Arc::ptr_eq(&other.0, &shared.0));
         }
     }
 
@@ -428,7 +297,7 @@ impl Group {
                 Some(cluster) => shared.may_go_on(cluster) && !shared.has_idled(cluster.idle_timeout),
                 None => shared.streams() > 0,
             };
-            !shared.sender.is_closed() && is_kept
+            !shared.is_closed() && is_kept
         });
         !state.connections.is_empty() || state.dialing > 0 || !state.waiting.is_empty()
     }
@@ -450,7 +319,7 @@ impl State {
         self.connections.retain(|shared| shared.may_go_on(cluster));
         // Where no other can be made, an old one has to do.
         let since = born_since.filter(|_| self.connections.len() < CONNECTIONS);
-        let is_new = |shared: &&Shared| since.is_none_or(|since| shared.state.born >= since);
+        let is_new = |shared: &&Shared| since.is_none_or(|since| shared.0.born >= since);
         let free = (self.connections.iter()).filter(|shared| is_new(shared) && shared.has_room(cluster));
         free.min_by_key(|shared| shared.streams()).cloned()
     }

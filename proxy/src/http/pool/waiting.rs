@@ -44,7 +44,7 @@ impl Waiting {
         self.count += 1;
         let mut ended = Vec::new();
         if of_endpoint > limits.endpoint {
-            let excess = (of_endpoint - limits.endpoint) as usize;
+            let excess = (of_endpoint - limits.endpoint + limits.endpoint / 16) as usize;
             ended = self.end_longest(excess, |key| (&key.cluster, key.address) == (&endpoint.0, endpoint.1));
         }
         if self.count > limits.share {
@@ -99,15 +99,28 @@ impl Waiting {
 
 /// Those of a core who wait for a connection while there may be no more.
 #[derive(Debug, Default)]
-pub struct Handing(HashMap<Key, VecDeque<oneshot::Sender<Carrier>>, RandomState>);
+pub struct Handing(HashMap<Key, Line, RandomState>);
+
+/// Those who wait for connections of one kind.
+#[derive(Debug, Default)]
+struct Line {
+    waiting: VecDeque<oneshot::Sender<Carrier>>,
+    /// Those that were still there when they were last looked through: that is done when there are twice as many, so that it costs each of them the same.
+    left: usize,
+}
+
+/// Fewer are not looked through.
+const FEW: usize = 16;
 
 impl Handing {
     /// Waits for one of a key.
     pub fn wait(&mut self, key: &Key) -> oneshot::Receiver<Carrier> {
         let (give, given) = oneshot::channel();
-        let waiting = self.0.entry(key.clone()).or_default();
-        waiting.retain(|other| !other.is_closed());
-        waiting.push_back(give);
+        let line = self.0.entry(key.clone()).or_default();
+        if line.waiting.len() >= FEW.max(2 * line.left) {
+            line.forget_gone();
+        }
+        line.waiting.push_back(give);
         given
     }
 
@@ -117,25 +130,32 @@ impl Handing {
 
     /// Forgets those who have got another, or wait no more.
     pub fn sweep(&mut self) {
-        self.0.retain(|_, waiting| {
-            waiting.retain(|other| !other.is_closed());
-            !waiting.is_empty()
+        self.0.retain(|_, line| {
+            line.forget_gone();
+            !line.waiting.is_empty()
         });
     }
 
     /// Gives one to whoever waits longest for one of its key; without anybody it is closed.
     pub fn hand(&mut self, key: &Key, mut carrier: Carrier) {
-        let Some(waiting) = self.0.get_mut(key) else { return };
+        let Some(line) = self.0.get_mut(key) else { return };
         carrier.hand_on();
-        while let Some(next) = waiting.pop_front() {
+        while let Some(next) = line.waiting.pop_front() {
             match next.send(carrier) {
                 Ok(()) => break,
                 Err(back) => carrier = back,
             }
         }
-        if waiting.is_empty() {
+        if line.waiting.is_empty() {
             self.0.remove(key);
         }
+    }
+}
+
+impl Line {
+    fn forget_gone(&mut self) {
+        self.waiting.retain(|other| !other.is_closed());
+        self.left = self.waiting.len();
     }
 }
 

@@ -18,14 +18,14 @@ mod strict;
 
 use std::net::SocketAddr;
 
-use underpass_tests::{Host, Proxy, World};
+use underpass_tests::{Host, Proxy, World, wait};
 
 use strict::Strict;
 
 /// A proxy before two endpoints: what is for `web.test` goes to one, what is for `secret.test` to the other.
 struct Place {
     proxy: Proxy,
-    _world: World,
+    world: World,
     client: Host,
     at: SocketAddr,
     web: Strict,
@@ -56,6 +56,9 @@ http:
       routes:
       - {{match: {{path: /denied}}, direct: {{status: 403}}}}
       - {{match: {{regex: '/regex/(a+)+(.*)*!'}}, direct: {{status: 200}}}}
+      - {{match: {{path: /said}}, direct: {{status: 200, body: said}}}}
+      - {{match: {{path: /hasty}}, forward: {{cluster: web, timeout: 1s}}}}
+      - {{match: {{path: /idle}}, forward: {{cluster: web, timeout: 0s, idle_timeout: 1s}}}}
       - {{match: {{prefix: /ws}}, forward: {{cluster: web, upgrades: [websocket]}}}}
       - {{forward: {{cluster: web}}}}
 ",
@@ -67,11 +70,21 @@ http:
         std::fs::write(&file, yaml).expect("write the configuration");
         Self {
             proxy: Proxy::start_with_file(&world, &us, file),
-            _world: world,
+            world,
             client,
             at,
             web,
             secret,
         }
+    }
+
+    /// The log's line of its one request for `path`.
+    fn line(&self, path: &str) -> String {
+        let log = self.world.directory().join("access.log");
+        wait::some(wait::SOON, "the request is logged", || {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            let path = format!("\"path\":\"{path}\"");
+            text.lines().find(|line| line.contains(&path)).map(str::to_owned)
+        })
     }
 }

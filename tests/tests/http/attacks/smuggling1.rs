@@ -10,7 +10,7 @@ use underpass_tests::wait;
 
 use super::Place;
 use super::strict::Arrived;
-use crate::client::{ask, get};
+use crate::client::{Client, ask, get};
 
 /// What some reader would take for a request of its own.
 const HIDDEN: &str = "GET /denied HTTP/1.1\r\nhost: secret.test\r\nx-hidden: 1\r\n\r\n";
@@ -388,4 +388,32 @@ fn replace(bytes: &[u8], what: &[u8], by: &[u8]) -> Vec<u8> {
     }
     replaced.extend_from_slice(rest);
     replaced
+}
+
+/// Where a lenient reader sees the end of a body before the last line of its trailers, what follows is a request to it, and to us a trailer. So nothing that follows is
+/// answered: of two answers the second would be taken for another's.
+#[test]
+fn nothing_is_answered_behind_a_body_that_may_have_ended_before() {
+    let place = Place::new();
+    let next = "GET /next HTTP/1.1\r\nhost: web.test\r\n\r\n";
+    for end in [
+        "0\r\n\nGET /hidden HTTP/1.1\r\nhost: web.test\r\n\r\n",
+        "0\r\nx: y\n\nGET /hidden HTTP/1.1\r\nhost: web.test\r\n\r\n",
+        "0\r\nx: y\r\n\r\n",
+    ] {
+        let mut client = Client::connect(&place.client, place.at);
+        client.send(&post(
+            "transfer-encoding: chunked\r\n",
+            &format!("5\r\nabcde\r\n{end}{next}"),
+        ));
+        client.answer(false);
+        assert!(client.is_closed(), "{end:?}");
+    }
+    // What ends plainly is followed by another.
+    let mut client = Client::connect(&place.client, place.at);
+    for _ in 0..3 {
+        client.send(&post("transfer-encoding: chunked\r\n", "5\r\nabcde\r\n0\r\n\r\n"));
+        assert_eq!(client.answer(false).status, 200);
+    }
+    assert!(place.web.seen().arrived.iter().all(|request| request.target == "/PATH"));
 }

@@ -1,7 +1,9 @@
-//! Endpoints that agree to a tunnel, and do in it what its path says: `echo`, `bye`, `break`, `stuck`.
+//! Endpoints that agree to a tunnel, and do in it what its path says: `echo`, `bye`, `break`, `stuck`, `last`.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use h2::{Reason, RecvStream, SendStream, server};
 use http::{Method, Request, Response};
 use socket2::SockRef;
 use tokio::runtime::Handle;
+use underpass_tests::wait;
 
 /// How a tunnel ended, for its endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,19 +24,39 @@ pub(super) enum Saw {
     Broken,
 }
 
+/// Tells an endpoint that it is time.
+#[derive(Debug, Default)]
+pub(super) struct Flag(AtomicBool);
+
+impl Flag {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Bytes of an endpoint's last words: what a connection takes at once that nobody reads.
+pub(super) const LAST: usize = 20_000;
+
 /// Long enough for whatever is to be noticed meanwhile.
 const STUCK: Duration = Duration::from_secs(600);
 
 /// Starts an endpoint of HTTP/1.1; `is_bare`: of none, which does what the first byte says.
-pub(super) fn http1(listener: TcpListener, is_bare: bool) -> Receiver<Saw> {
+pub(super) fn http1(listener: TcpListener, is_bare: bool, cue: &Arc<Flag>) -> Receiver<Saw> {
+    let cue = cue.clone();
     let (tell, told) = channel();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let tell = tell.clone();
+            let (tell, cue) = (tell.clone(), cue.clone());
             thread::spawn(move || {
                 let path = if is_bare { deed(&stream) } else { agree(&stream) };
                 if let Ok(path) = path {
-                    let _ = tell.send(act(&stream, &path));
+                    let saw = act(&stream, &path, &cue);
+                    drop(stream);
+                    let _ = tell.send(saw);
                 }
             });
         }
@@ -68,7 +91,7 @@ fn agree(mut stream: &TcpStream) -> io::Result<String> {
     Ok(path.rsplit('/').next().unwrap_or_default().to_owned())
 }
 
-fn act(mut stream: &TcpStream, deed: &str) -> Saw {
+fn act(mut stream: &TcpStream, deed: &str, cue: &Flag) -> Saw {
     let mut buffer = [0; 4096];
     match deed {
         "bye" => {
@@ -77,6 +100,13 @@ fn act(mut stream: &TcpStream, deed: &str) -> Saw {
         "break" => {
             let _ = stream.read(&mut buffer);
             // It closes when it is dropped.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            return Saw::Broken;
+        }
+        "last" => {
+            let _ = stream.write_all(b"?");
+            wait::eventually(wait::SOON, "the cue", || cue.is_set());
+            let _ = stream.write_all(&[9; LAST]);
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
             return Saw::Broken;
         }

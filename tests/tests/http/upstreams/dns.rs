@@ -1,7 +1,7 @@
 //! Endpoints that are known by name.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
@@ -19,6 +19,10 @@ struct Says {
     /// RFC 1035's RCODE: 2 SERVFAIL, 3 NXDOMAIN.
     code: u8,
     is_mute: bool,
+    /// The first label of a name of which nothing is said.
+    is_silent_of: &'static str,
+    /// What is said of IPv6.
+    v6: Vec<Ipv6Addr>,
     asked: u32,
 }
 
@@ -63,21 +67,36 @@ impl Names {
     }
 }
 
-/// RFC 1035, section 4: the question again, and an address for each (or, of another type than A, none).
+/// RFC 1035, section 4: the question again, and the addresses of its type (A; AAAA, RFC 3596).
 fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
     let labels = query.get(12..)?.iter().position(|byte| *byte == 0)?;
     let question = query.get(12..12 + labels + 5)?;
-    let is_a = question[labels + 1..labels + 3] == [0, 1];
-    let addresses: Vec<_> = says.addresses.iter().filter(|_| is_a && says.code == 0).collect();
+    let is_of = |kind: u8| question[labels + 1..labels + 3] == [0, kind] && says.code == 0;
+    if !says.is_silent_of.is_empty() && question[1..].starts_with(says.is_silent_of.as_bytes()) {
+        return None;
+    }
+    let v4 = says
+        .addresses
+        .iter()
+        .filter(|_| is_of(1))
+        .filter_map(|address| match address {
+            IpAddr::V4(v4) => Some((1, v4.octets().to_vec())),
+            IpAddr::V6(_) => None,
+        });
+    let v6 = says
+        .v6
+        .iter()
+        .filter(|_| is_of(28))
+        .map(|v6| (28, v6.octets().to_vec()));
+    let addresses: Vec<_> = v4.chain(v6).collect();
     let mut answer = query[..2].to_vec();
     answer.extend([0x81, 0x80 | says.code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
     answer.extend(question);
-    for address in addresses {
-        let IpAddr::V4(v4) = address else { continue };
-        answer.extend([0xc0, 12, 0, 1, 0, 1]);
+    for (kind, octets) in addresses {
+        answer.extend([0xc0, 12, 0, kind, 0, 1]);
         answer.extend(says.ttl.to_be_bytes());
-        answer.extend([0, 4]);
-        answer.extend(v4.octets());
+        answer.extend([0, octets.len() as u8]);
+        answer.extend(octets);
     }
     Some(answer)
 }
@@ -224,4 +243,114 @@ fn an_update_keeps_the_addresses_that_are_known() {
         assert_eq!(place.ask("/web/x", "").status, 200, "{n}");
         names.says().is_mute = true;
     }
+}
+
+/// One name of a cluster of which nobody says anything holds up none of the others.
+#[test]
+fn a_name_without_an_answer_holds_up_no_other() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let a = Teller::default().start(&place.world.host(), 9001);
+    names.say(&[&a]);
+    names.says().is_silent_of = "mute";
+    let fields = format!(
+        "endpoints: ['web.test.example:9001', 'mute.test.example:9001'], dns: {{refresh: 1s, servers: ['{}']}}",
+        names.at
+    );
+    let proxy = place.start(&place.yaml(&[("web", fields)], ""));
+    wait::eventually(wait::SOON, "it is known", || place.ask("/web/x", "").status == 200);
+    assert!(
+        !proxy.log().contains("DNS can't be asked"),
+        "the other is waited for: {}",
+        proxy.log()
+    );
+}
+
+/// Which addresses of a name with both kinds are endpoints, as `dns_lookup_family` says it.
+#[test]
+fn the_family_of_addresses_is_chosen_as_with_envoy() {
+    if !available(&[Need::Envoy]) {
+        return;
+    }
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let a = Teller::default().start(&place.world.host(), 9001);
+    // On loopback there is one address of IPv6 only, where whoever listens is told from the others by the port.
+    names.say(&[&a]);
+    names.says().v6 = vec![Ipv6Addr::LOCALHOST];
+    let families = [
+        ("auto", "AUTO"),
+        ("v4-only", "V4_ONLY"),
+        ("v6-only", "V6_ONLY"),
+        ("v4-preferred", "V4_PREFERRED"),
+        ("all", "ALL"),
+    ];
+    let pairs: Vec<ClusterPair> = families
+        .iter()
+        .map(|(ours, envoys)| {
+            let mut pair = clusters(&names).swap_remove(0);
+            pair.name = ours;
+            pair.ours = pair.ours.replace("dns: {", &format!("dns: {{family: {ours}, "));
+            pair.envoys["dns_lookup_family"] = json!(envoys);
+            pair
+        })
+        .collect();
+    let _both = place.start_both(&pairs);
+    let v4 = a.address.ip().to_string();
+    for (name, _) in families {
+        let reaches = |at| {
+            let seen =
+                (0..8).map(|_| crate::client::ask(&place.client, at, &crate::client::get(&format!("/{name}/x"), "")));
+            let seen: BTreeSet<(u16, String)> = seen
+                .map(|seen| (seen.status, seen.header("x-server").unwrap_or("-").to_owned()))
+                .collect();
+            seen
+        };
+        // Nobody listens at `[::1]:9001`: those that go there are refused.
+        let (there, refused) = ((200, v4.clone()), (503, "-".to_owned()));
+        let expected: BTreeSet<_> = match name {
+            "auto" | "v6-only" => [refused].into(),
+            "all" => [there, refused].into(),
+            _ => [there].into(),
+        };
+        for (who, at) in [("we", place.ours()), ("Envoy", place.envoys())] {
+            wait::eventually(wait::SOON, &format!("{name}: {who}"), || reaches(at) == expected);
+        }
+    }
+}
+
+/// A service that names another of its hosts each time: connections to those that it has named before wait for their next turn, as long as any may.
+#[test]
+fn connections_of_a_logical_cluster_outlive_the_answer_that_led_to_them() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let [a, b] = [(), ()].map(|()| Teller::default().start(&place.world.host(), 9001));
+    names.say(&[&a]);
+    let fields = |kind: &str| {
+        format!(
+            "idle_timeout: 30s, connections: {{lifetime: 20s}}, endpoints: ['web.test.example:9001'], dns: {{kind: {kind}, refresh: 1s, servers: ['{}']}}",
+            names.at
+        )
+    };
+    let _proxy = place.start(&place.yaml(&[("strict", fields("strict")), ("logical", fields("logical"))], ""));
+    for name in ["strict", "logical"] {
+        wait::eventually(wait::SOON, "it is known", || {
+            place.ask(&format!("/{name}/x"), "").status == 200
+        });
+    }
+    assert_eq!(a.open(), 2);
+    names.say(&[&b]);
+    for name in ["strict", "logical"] {
+        wait::eventually(wait::SOON, "the other is", || {
+            place.ask(&format!("/{name}/x"), "").header("x-server") == Some(&b.address.ip().to_string())
+        });
+    }
+    // Old connections have been looked through when that of the strict cluster is gone.
+    wait::eventually(wait::SOON, "the strict one's is closed", || a.open() < 2);
+    assert_eq!(a.open(), 1);
+    names.say(&[&a]);
+    wait::eventually(wait::SOON, "the first is again", || {
+        place.ask("/logical/x", "").header("x-server") == Some(&a.address.ip().to_string())
+    });
+    assert_eq!((a.open(), a.accepted()), (1, 2));
 }

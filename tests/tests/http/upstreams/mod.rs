@@ -1,6 +1,7 @@
 //! Connections to endpoints: what endpoints see of them, and clients of what goes wrong with them.
 
 mod balancing;
+mod broken;
 mod connections;
 mod dns;
 mod early;

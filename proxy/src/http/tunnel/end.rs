@@ -1,0 +1,252 @@
+//! One end of a tunnel: a connection of its own, or a stream of HTTP/2.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::FAREWELL;
+use crate::http::pool::stream::Stream;
+use crate::http::wire::Wire;
+use crate::socket;
+use crate::stream::Stream as Socket;
+
+/// What is read at once of a connection, in bytes.
+const PIECE: usize = 16 * 1024;
+
+/// How often it is looked whether the last bytes have arrived.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// One end of it. One that is dropped before both ways have ended is reset.
+#[derive(Debug)]
+pub struct End {
+    kind: Kind,
+    /// What its peer gets to know of a reset.
+    pub(super) reason: Reason,
+    /// Both ways have ended: it is not reset.
+    pub(super) is_complete: bool,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A connection of its own, of which `early` was read before.
+    Connection { stream: Stream, early: Bytes },
+    /// A stream of HTTP/2.
+    Stream {
+        send: SendStream<Bytes>,
+        receive: RecvStream,
+        unsent: Arc<AtomicUsize>,
+    },
+}
+
+/// Bytes that the codec has, until it has written them.
+struct Unsent {
+    bytes: Bytes,
+    all: Arc<AtomicUsize>,
+}
+
+impl Unsent {
+    fn track(bytes: Bytes, all: &Arc<AtomicUsize>) -> Bytes {
+        all.fetch_add(bytes.len(), Ordering::Relaxed);
+        let all = all.clone();
+        Bytes::from_owner(Self { bytes, all })
+    }
+}
+
+impl AsRef<[u8]> for Unsent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+impl End {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            reason: Reason::CANCEL,
+            is_complete: false,
+        }
+    }
+
+    /// A connection that has carried nothing.
+    pub fn connection(stream: Stream) -> Self {
+        let early = Bytes::new();
+        Self::new(Kind::Connection { stream, early })
+    }
+
+    /// A stream of HTTP/2 whose heads are exchanged.
+    pub fn stream(send: SendStream<Bytes>, receive: RecvStream) -> Self {
+        let unsent = Arc::default();
+        Self::new(Kind::Stream { send, receive, unsent })
+    }
+
+    /// A client's connection that has spoken HTTP/1.1.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of_client(upgraded: Upgraded) -> io::Result<Self> {
+        let parts = upgraded.downcast::<TokioIo<Wire>>().map_err(|_| unknown())?;
+        Ok(Self::new(Kind::Connection {
+            stream: Stream::Plain(parts.io.into_inner()),
+            early: parts.read_buf,
+        }))
+    }
+
+    /// An endpoint's connection that has spoken HTTP/1.1.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of_endpoint(upgraded: Upgraded) -> io::Result<Self> {
+        let parts = upgraded.downcast::<TokioIo<Stream>>().map_err(|_| unknown())?;
+        Ok(Self::new(Kind::Connection {
+            stream: parts.io.into_inner(),
+            early: parts.read_buf,
+        }))
+    }
+
+    /// The socket below, if it is this end's own.
+    pub(super) fn socket(&self) -> Option<Arc<Socket>> {
+        match &self.kind {
+            Kind::Connection { stream, .. } => Some(stream.socket().clone()),
+            Kind::Stream { .. } => None,
+        }
+    }
+
+    /// Reads what is there; `None` is the end.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        match &mut self.kind {
+            Kind::Connection { early, .. } if !early.is_empty() => Poll::Ready(Ok(Some(std::mem::take(early)))),
+            Kind::Connection { stream, .. } => {
+                // A tunnel that is idle holds no buffer.
+                let mut piece = [0; PIECE];
+                let mut buffer = ReadBuf::new(&mut piece);
+                ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+                let read = buffer.filled();
+                Poll::Ready(Ok((!read.is_empty()).then(|| Bytes::copy_from_slice(read))))
+            }
+            Kind::Stream { receive, .. } => loop {
+                match ready!(receive.poll_data(cx)) {
+                    // One that is there for its END_STREAM.
+                    Some(Ok(bytes)) if bytes.is_empty() => {}
+                    Some(Ok(bytes)) => return Poll::Ready(Ok(Some(bytes))),
+                    Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                    None => return Poll::Ready(Ok(None)),
+                }
+            },
+        }
+    }
+
+    /// The other end has taken `count` of the bytes that were read: as many more may come.
+    pub(super) fn taken(&mut self, count: usize) {
+        if let Kind::Stream { receive, .. } = &mut self.kind {
+            // Fails only for bytes that were never received.
+            let _ = receive.flow_control().release_capacity(count);
+        }
+    }
+
+    /// Writes some of `bytes`, which are not none, and says how many.
+    pub(super) fn poll_write(&mut self, bytes: &Bytes, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Connection { stream, .. } => {
+                let written = ready!(Pin::new(stream).poll_write(cx, bytes))?;
+                match written {
+                    0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    written => Poll::Ready(Ok(written)),
+                }
+            }
+            Kind::Stream { send, unsent, .. } => {
+                send.reserve_capacity(bytes.len());
+                while send.capacity() == 0 {
+                    match ready!(send.poll_capacity(cx)) {
+                        Some(Ok(_)) => {}
+                        Some(Err(_)) | None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+                    }
+                }
+                let room = send.capacity().min(bytes.len());
+                let piece = Unsent::track(bytes.slice(..room), unsent);
+                send.send_data(piece, false).map_err(io::Error::other)?;
+                Poll::Ready(Ok(room))
+            }
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Connection { stream, .. } => Pin::new(stream).poll_flush(cx),
+            Kind::Stream { .. } => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub(super) fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Connection { stream, .. } => Pin::new(stream).poll_shutdown(cx),
+            Kind::Stream { send, .. } => Poll::Ready(send.send_data(Bytes::new(), true).map_err(io::Error::other)),
+        }
+    }
+
+    /// Resolves when the peer's kernel has all that was written, or takes nothing more of it: a reset forgets what is on its way.
+    pub(super) async fn delivered(&self) {
+        let (mut before, mut since) = (None, Instant::now());
+        loop {
+            let left = match &self.kind {
+                Kind::Connection { stream, .. } => {
+                    let delivery = socket::delivery(&**stream.socket());
+                    (!delivery.is_all).then_some(delivery.taken)
+                }
+                // Behind what the codec has written comes the reset.
+                Kind::Stream { unsent, .. } => match unsent.load(Ordering::Relaxed) {
+                    0 => None,
+                    left => Some(left as u64),
+                },
+            };
+            if left.is_none() || left == before && since.elapsed() >= FAREWELL {
+                return;
+            }
+            if left != before {
+                (before, since) = (left, Instant::now());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Ready when the peer has reset its stream, or the connection below is gone; also while nothing is read.
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.kind {
+            // `reset` tells.
+            Kind::Connection { .. } => Poll::Pending,
+            Kind::Stream { send, .. } => send.poll_reset(cx).map(drop),
+        }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if self.is_complete {
+            return;
+        }
+        match &mut self.kind {
+            Kind::Connection { stream, .. } => socket::reset_on_close(&**stream.socket()),
+            Kind::Stream { send, .. } => send.send_reset(self.reason),
+        }
+    }
+}
+
+fn unknown() -> io::Error {
+    io::Error::other("it is no connection of the proxy's")
+}

@@ -1,0 +1,232 @@
+//! Endpoints of HTTP/2 that break off in the middle of an answer, with and without an error; and ones that have answered and read no further. Written by hand, since
+//! a library's server would not.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use bytes::Bytes;
+use h2::Reason;
+use http::Request;
+use serde_json::json;
+use tokio::runtime::Runtime;
+use underpass_tests::{Host, Need, available, wait};
+
+use super::place::{ClusterPair, Place, endpoints};
+use crate::{client, streams};
+
+/// RFC 9113, section 6: types of frames.
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+/// RFC 7541, appendix A: `:status: 200` of the static table.
+const OK: u8 = 0x88;
+/// Section 7.
+const NO_ERROR: u32 = 0;
+const CANCEL: u32 = 8;
+
+/// What an endpoint does when it has sent the head of its answer and a part of the body.
+#[derive(Clone, Copy)]
+enum Deed {
+    /// RST_STREAM with this code.
+    Reset(u32),
+    /// GOAWAY, by which it has not looked at the request, though it has begun to answer it.
+    GoAwayBefore,
+    /// GOAWAY behind the request, and the end of the connection.
+    GoAwayBehind,
+    /// The end of the connection.
+    Close,
+    /// END_STREAM, and RST_STREAM without an error: it wants nothing more of the request (section 8.1).
+    Enough,
+    /// END_STREAM; it neither reads the rest of the request nor says so.
+    Rest,
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
+    let mut frame = (content.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(content);
+    frame
+}
+
+/// Starts one that does it with every request, and tells of the streams that are reset, with their codes.
+fn start(host: &Host, port: u16, deed: Deed) -> (SocketAddr, Receiver<u32>) {
+    let listener = host.listen(port);
+    let address = listener.local_addr().expect("a socket");
+    let (tell, told) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let tell = tell.clone();
+            thread::spawn(move || serve(stream, deed, &tell));
+        }
+    });
+    (address, told)
+}
+
+fn serve(mut stream: TcpStream, deed: Deed, tell: &Sender<u32>) -> io::Result<()> {
+    stream.read_exact(&mut [0; 24])?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut content = vec![0; length as usize];
+        stream.read_exact(&mut content)?;
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        match head[3] {
+            SETTINGS if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
+            HEADERS => {
+                stream.write_all(&act(deed, id))?;
+                if matches!(deed, Deed::GoAwayBehind | Deed::Close) {
+                    return Ok(());
+                }
+            }
+            RST_STREAM => {
+                let _ = tell.send(u32::from_be_bytes([content[0], content[1], content[2], content[3]]));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn act(deed: Deed, id: u32) -> Vec<u8> {
+    let is_end = matches!(deed, Deed::Enough | Deed::Rest);
+    let mut answer = frame(HEADERS, END_HEADERS, id, &[OK]);
+    answer.extend(frame(DATA, if is_end { END_STREAM } else { 0 }, id, b"a part"));
+    let go_away = |last: u32| frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
+    answer.extend(match deed {
+        Deed::Reset(code) => frame(RST_STREAM, 0, id, &code.to_be_bytes()),
+        Deed::Enough => frame(RST_STREAM, 0, id, &NO_ERROR.to_be_bytes()),
+        Deed::GoAwayBefore => go_away(0),
+        Deed::GoAwayBehind => go_away(id),
+        Deed::Close | Deed::Rest => Vec::new(),
+    });
+    answer
+}
+
+fn pair(name: &'static str, address: SocketAddr) -> ClusterPair {
+    ClusterPair {
+        name,
+        ours: format!("protocol: http2, endpoints: ['{address}']"),
+        envoys: json!({"load_assignment": endpoints(&[address]), "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}}}}}),
+    }
+}
+
+fn get(name: &str) -> Request<()> {
+    let uri = format!("http://web.test/{name}/x");
+    Request::get(uri).body(()).expect("a request")
+}
+
+/// Whatever ends an answer but its END_STREAM, breaks it off for the client too, by HTTP/1.1 as by HTTP/2, and is told as Envoy tells it.
+#[test]
+fn an_answer_that_its_endpoint_breaks_off_never_looks_complete() {
+    if !available(&[Need::Envoy]) {
+        return;
+    }
+    let place = Place::new();
+    let deeds = [
+        ("reset", Deed::Reset(NO_ERROR), "UR"),
+        ("cancelled", Deed::Reset(CANCEL), "UR"),
+        ("unseen", Deed::GoAwayBefore, "UR"),
+        ("going", Deed::GoAwayBehind, "UC"),
+        ("closed", Deed::Close, "UC"),
+    ];
+    let clusters: Vec<ClusterPair> = (9001..)
+        .zip(deeds)
+        .map(|(port, (name, deed, _))| pair(name, start(&place.them, port, deed).0))
+        .collect();
+    let _both = place.start_both(&clusters);
+    let runtime = Runtime::new().expect("a runtime");
+    for (name, _, flag) in deeds {
+        for at in [place.ours(), place.envoys()] {
+            let request = client::get(&format!("/{name}/x"), "");
+            let by_http1 = client::ask(&place.client, at, &request);
+            let by_http2 = runtime.block_on(streams::ask(&place.client, at, get(name), Bytes::new()));
+            for seen in [by_http1, by_http2] {
+                // A proxy that learns of both at once may as well say that there was no answer.
+                let is_broken = seen.status == 503 || seen.status == 0 || (seen.status == 200 && !seen.is_whole);
+                assert!(is_broken, "{name} at {at}: {seen:?}");
+            }
+        }
+        let (ours, envoys) = (format!("\"path\":\"/{name}/x\""), format!("/{name}/x "));
+        wait::eventually(wait::SOON, "both are logged", || {
+            place.logged(&ours) == 2 && place.logged_by_envoy(&envoys) == 2
+        });
+        let log = std::fs::read_to_string(place.world.directory().join("access.log")).expect("a log");
+        let envoy_log = std::fs::read_to_string(place.world.directory().join("envoy.log")).expect("a log");
+        let of_it = |log: &str, path: &str| -> Vec<String> {
+            let lines = log.lines().filter(|line| line.contains(path));
+            lines.map(str::to_owned).collect()
+        };
+        for line in of_it(&log, &ours) {
+            assert!(
+                line.contains(&format!("\"response_flags\":\"{flag}\"")),
+                "{name}: {line}"
+            );
+        }
+        for line in of_it(&envoy_log, &envoys) {
+            assert!(line.contains(&format!(" {flag} ")), "{name}: Envoy tells {line}");
+        }
+    }
+}
+
+/// What has come whole is whole, though its endpoint wants nothing more of the request.
+#[test]
+fn an_answer_that_has_come_whole_is_whole_though_its_stream_is_reset() {
+    let place = Place::new();
+    let (address, _told) = start(&place.them, 9001, Deed::Enough);
+    let _proxy = place.start(&place.yaml(&[("web", format!("protocol: http2, endpoints: ['{address}']"))], ""));
+    let runtime = Runtime::new().expect("a runtime");
+    for _ in 0..20 {
+        let seen = runtime.block_on(streams::ask(&place.client, place.ours(), get("web"), Bytes::new()));
+        assert_eq!((seen.status, &*seen.body, seen.is_whole), (200, "a part", true));
+        let seen = client::ask(&place.client, place.ours(), &client::get("/web/x", ""));
+        assert_eq!((seen.status, &*seen.body, seen.is_whole), (200, "a part", true));
+    }
+}
+
+/// A request's body belongs to its answer: when that has ended, nobody sends on, and both peers are told.
+#[test]
+fn an_upload_ends_with_its_answer_on_both_sides() {
+    if !available(&[Need::Envoy]) {
+        return;
+    }
+    let place = Place::new();
+    let (address, told) = start(&place.them, 9001, Deed::Rest);
+    let _both = place.start_both(&[pair("web", address)]);
+    let runtime = Runtime::new().expect("a runtime");
+    for at in [place.ours(), place.envoys()] {
+        let reason = runtime.block_on(async {
+            let stream = place.client.connect(at).expect("the proxy accepts");
+            stream.set_nonblocking(true).expect("a socket");
+            let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+            let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+            tokio::spawn(connection);
+            let mut sender = sender.ready().await.expect("room");
+            let request = Request::post("http://web.test/web/x").body(()).expect("a request");
+            let (response, mut send) = sender.send_request(request, false).expect("a stream");
+            send.send_data(Bytes::from(vec![7; 100]), false).expect("a stream");
+            let mut body = response.await.expect("an answer").into_body();
+            while let Some(bytes) = body.data().await {
+                bytes.expect("a whole answer");
+            }
+            let reset = std::future::poll_fn(|cx| send.poll_reset(cx));
+            tokio::time::timeout(wait::soon(), reset)
+                .await
+                .expect("the client is told")
+                .expect("a reset")
+        });
+        assert_eq!(reason, Reason::NO_ERROR, "{at}");
+        told.recv_timeout(wait::soon())
+            .unwrap_or_else(|_| panic!("the endpoint of {at} is not told"));
+    }
+}
