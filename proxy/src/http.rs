@@ -16,14 +16,17 @@
 mod arriving;
 mod attempt;
 mod connection;
+mod cors;
 pub mod discovery;
 mod download;
 mod exchange;
+mod facts;
 pub mod flags;
 mod forward;
 mod hygiene;
 mod idle;
 mod intake;
+mod mirror;
 pub mod outliers;
 mod permit;
 pub mod pool;
@@ -33,6 +36,7 @@ mod sniff;
 mod streams;
 mod switch;
 mod switching;
+mod tap;
 mod tunnel;
 mod upload;
 mod wire;
@@ -54,6 +58,9 @@ pub enum Broken {
     /// Nothing of it moved for too long.
     #[error("nothing of the request moved")]
     Idle,
+    /// It lasted too long, whatever moved.
+    #[error("the request lasted too long")]
+    Lasted,
     /// Another try has taken its place.
     #[error("the request is tried again")]
     Superseded,

@@ -14,8 +14,8 @@ use super::breakers::{Held, Used};
 use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
 use super::table::{LocalityWeights, Table, Wish};
 use super::{
-    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, SlowStart, Subsets,
-    Transport,
+    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts, SlowStart,
+    Subsets, Transport,
 };
 use crate::Text;
 
@@ -86,6 +86,7 @@ struct State {
     /// How often an endpoint was ejected or taken back.
     generation: AtomicU64,
     detector: Detector,
+    mirrored: MirrorCounts,
 }
 
 impl Cluster {
@@ -208,6 +209,11 @@ impl Cluster {
     /// What is done about its outliers.
     pub fn detector(&self) -> &Detector {
         &self.state.detector
+    }
+
+    /// What came of the copies of requests that went to it.
+    pub fn mirrored(&self) -> &MirrorCounts {
+        &self.state.mirrored
     }
 
     /// Notes what came of a try at one of its endpoints, and how long that took. What is to be told of it is given back.

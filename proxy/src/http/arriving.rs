@@ -9,6 +9,8 @@ use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
+use super::tap::Tap;
+
 /// A body on its way here.
 #[derive(Debug)]
 pub enum Arriving {
@@ -18,6 +20,8 @@ pub enum Arriving {
     Read(Incoming),
     /// A stream of HTTP/2.
     Stream(Streamed),
+    /// A copy of another.
+    Tapped(Tap),
 }
 
 /// The body that a stream of HTTP/2 carries.
@@ -61,6 +65,7 @@ impl Body for Arriving {
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| BrokenOff)))
             }
             Self::Stream(streamed) => streamed.poll_frame(cx),
+            Self::Tapped(tap) => tap.poll_frame(cx),
         }
     }
 
@@ -69,6 +74,7 @@ impl Body for Arriving {
             Self::Nothing => true,
             Self::Read(incoming) => incoming.is_end_stream(),
             Self::Stream(streamed) => streamed.stream.is_end_stream(),
+            Self::Tapped(tap) => tap.is_end_stream(),
         }
     }
 
@@ -77,6 +83,7 @@ impl Body for Arriving {
             Self::Nothing => SizeHint::with_exact(0),
             Self::Read(incoming) => incoming.size_hint(),
             Self::Stream(streamed) => streamed.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Tapped(tap) => tap.size_hint(),
         }
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::Broken;
 use super::arriving::Arriving;
-use super::flags::Flags;
 use super::forward::Holds;
 use super::idle::Activity;
 use super::pool::Lease;
@@ -39,6 +39,8 @@ pub type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct End {
     /// It has to have come to its end by then.
     pub deadline: Option<Deadline>,
+    /// And by then, too.
+    pub lasts_until: Option<Instant>,
     /// When the request has last moved.
     pub activity: Activity,
     /// How long it may do nothing.
@@ -54,11 +56,21 @@ impl End {
                 None => std::future::pending().await,
             }
         };
+        let lasting = until(self.lasts_until);
         tokio::select! {
             biased;
             () = late => Broken::TimedOut,
+            () = lasting => Broken::Lasted,
             () = self.activity.ceased(self.limit) => Broken::Idle,
         }
+    }
+}
+
+/// Resolves at an instant, if there is one.
+pub async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -127,7 +139,7 @@ impl Download {
                 record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
                 record.is_complete |= is_last;
             }
-            Poll::Ready(Some(Err(why))) => record.flags.add(flag(*why)),
+            Poll::Ready(Some(Err(why))) => record.broke(*why),
         }
     }
 }
@@ -171,14 +183,15 @@ impl Drop for Download {
         // A body without content is asked for nothing.
         record.is_complete |= has_ended;
         if let Some(why) = taken {
-            record.flags.add(flag(why));
+            record.broke(why);
         }
     }
 }
 
 impl Timed {
     fn new(streamed: Streamed, mut end: End) -> Self {
-        let is_timed = !streamed.has_ended && (end.deadline.is_some() || end.limit.is_some());
+        let has_limit = end.deadline.is_some() || end.lasts_until.is_some() || end.limit.is_some();
+        let is_timed = !streamed.has_ended && has_limit;
         let activity = end.activity.clone();
         let slot = Arc::new(Mutex::new(Slot {
             streamed: Ok(streamed),
@@ -240,14 +253,6 @@ impl Drop for Timed {
 
 fn locked(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn flag(why: Broken) -> Flags {
-    match why {
-        Broken::TimedOut => Flags::UPSTREAM_TIMEOUT,
-        Broken::Idle => Flags::IDLE,
-        Broken::Downstream | Broken::Upstream | Broken::Superseded => Flags::UPSTREAM_CLOSED,
-    }
 }
 
 /// Takes a body away, unless it has come to its end, and has whoever waits for it told why.

@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Version};
+use tokio::time::Instant;
 use underpass_config::Text;
 use underpass_config::http::Route;
 
+use super::Broken;
 use super::connection::Connection;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
@@ -46,7 +48,12 @@ pub struct Record {
     pub sent: u64,
     /// Whether the client has all of the response.
     pub is_complete: bool,
+    /// Whether the proxy has broken it off for what Envoy has no flag for.
+    pub was_cut_off: bool,
 }
+
+/// The details of a request that has lasted too long: Envoy has no flag for it.
+pub const MAX_DURATION: &str = "max_duration_timeout";
 
 /// What the client asked for, as the log has it.
 #[derive(Debug)]
@@ -82,6 +89,7 @@ impl Record {
             tunneled: 0,
             sent: 0,
             is_complete: false,
+            was_cut_off: false,
         }
     }
 
@@ -97,6 +105,35 @@ impl Record {
             authority: intake.authority.clone(),
             named: NAMED.map(|name| intake.headers.get(name).cloned()),
         });
+    }
+
+    /// Notes why its response has ended before its end.
+    pub fn broke(&mut self, why: Broken) {
+        self.flags.add(match why {
+            Broken::TimedOut => Flags::UPSTREAM_TIMEOUT,
+            Broken::Idle => Flags::IDLE,
+            Broken::Lasted => {
+                self.was_cut_off = true;
+                self.details = MAX_DURATION.into();
+                Flags::default()
+            }
+            Broken::Downstream | Broken::Upstream | Broken::Superseded => Flags::UPSTREAM_CLOSED,
+        });
+    }
+
+    /// What it came by.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// When it came, by the calendar.
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// When it came.
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     /// Since it came.
@@ -174,7 +211,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.is_complete && (self.flags == Flags::default() || self.status == 0) {
+        if !self.is_complete && !self.was_cut_off && (self.flags == Flags::default() || self.status == 0) {
             // Nobody else broke it off.
             self.flags.add(Flags::CLIENT_GONE);
         }

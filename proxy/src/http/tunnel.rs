@@ -23,7 +23,10 @@ use h2::{Reason, RecvStream, SendStream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
+use super::Broken;
+use super::download::until;
 use super::flags::Flags;
 use super::forward::Holds;
 use super::idle::Activity;
@@ -49,6 +52,9 @@ pub enum Broke {
     /// Nothing moved.
     #[error("nothing moved for too long")]
     Idle,
+    /// It lasted too long.
+    #[error("it lasted too long")]
+    Lasted,
 }
 
 /// One end of it. One that is dropped before both ways have ended is reset.
@@ -234,6 +240,8 @@ async fn reset(socket: Option<Arc<Socket>>) {
 pub struct Terms {
     /// How long it may do nothing; none: no limit.
     pub idle_timeout: Option<Duration>,
+    /// When it has to have ended, whatever moves; none: no limit.
+    pub lasts_until: Option<Instant>,
     /// What a peer gets to know of a reset.
     pub reason: Reason,
 }
@@ -271,7 +279,7 @@ impl Tunnel {
         this.endpoint.reason = this.terms.reason;
         let activity = Activity::begin();
         let (client_reset, endpoint_reset) = (reset(client.socket()), reset(this.endpoint.socket()));
-        let idle_timeout = this.terms.idle_timeout;
+        let (idle_timeout, lasts_until) = (this.terms.idle_timeout, this.terms.lasts_until);
         let result = {
             let Tunnel { endpoint, record, .. } = &mut *this;
             let mut pump = Pump::default();
@@ -282,6 +290,7 @@ impl Tunnel {
                 () = client_reset => Err(Broke::Client),
                 () = endpoint_reset => Err(Broke::Endpoint),
                 () = activity.ceased(idle_timeout) => Err(Broke::Idle),
+                () = until(lasts_until) => Err(Broke::Lasted),
             }
         };
         match result {
@@ -290,11 +299,10 @@ impl Tunnel {
                 this.endpoint.is_complete = true;
                 this.record.is_complete = true;
             }
-            Err(broke) => this.record.flags.add(match broke {
-                Broke::Client => Flags::CLIENT_GONE,
-                Broke::Endpoint => Flags::UPSTREAM_CLOSED,
-                Broke::Idle => Flags::IDLE,
-            }),
+            Err(Broke::Client) => this.record.flags.add(Flags::CLIENT_GONE),
+            Err(Broke::Endpoint) => this.record.broke(Broken::Upstream),
+            Err(Broke::Idle) => this.record.broke(Broken::Idle),
+            Err(Broke::Lasted) => this.record.broke(Broken::Lasted),
         }
         result
     }

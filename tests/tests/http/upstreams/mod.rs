@@ -7,7 +7,7 @@ mod early;
 mod going;
 mod idle;
 mod limits;
-mod place;
+pub(crate) mod place;
 mod proxy_protocol;
 pub(crate) mod teller;
 mod tls;
