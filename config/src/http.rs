@@ -11,13 +11,18 @@ mod balancing;
 mod breakers;
 mod cluster;
 mod connections;
+mod cors;
 mod discovery;
 mod domains;
 mod endpoint;
+mod fault;
 mod hash_policy;
 mod headers;
 mod loads;
 mod matching;
+mod mirror;
+mod normalization;
+mod operators;
 mod outliers;
 mod path_index;
 mod retry;
@@ -27,6 +32,7 @@ mod route;
 mod table;
 #[cfg(test)]
 mod tests;
+mod times;
 mod transport;
 
 use std::collections::HashMap;
@@ -38,13 +44,18 @@ pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, Sl
 pub use breakers::{Breakers, Held, Retries};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
+pub use cors::{Cors, CorsList, CorsOrigins};
 pub use discovery::{Discovery, DnsDiscovery, DnsFamily, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
 pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels};
+pub use fault::{Abort, Delay, Fault};
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub(crate) use headers::is_editable;
-pub use headers::{HeaderEdit, HeaderEdits};
+pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
 pub use matching::{Field, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
+pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
+pub use normalization::PathNormalization;
+pub use operators::{BadFormat, Fact, Facts, Format, Part, Stage, known as known_operators};
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
@@ -52,9 +63,10 @@ pub use outliers::{
 pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
-    ConnectMode, DirectResponse, Fault, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+    ConnectMode, DirectResponse, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
 pub use table::{LocalityWeights, Wish};
+pub use times::{GrpcTimeout, StreamDuration, Times};
 pub use transport::{KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamTls};
 
 use crate::Text;

@@ -25,10 +25,12 @@ fn every_example_loads() {
     for known in [
         "capture.yaml",
         "http.yaml",
+        "mirror.yaml",
         "node.yaml",
         "policy.yaml",
         "proxies.yaml",
         "relay.yaml",
+        "routes.yaml",
         "services.yaml",
         "upstreams.yaml",
         "balancing.yaml",

@@ -16,9 +16,11 @@
 mod arriving;
 mod attempt;
 mod connection;
+mod cors;
 pub mod discovery;
 mod download;
 mod exchange;
+mod facts;
 mod farewell;
 pub mod flags;
 mod forward;
@@ -27,6 +29,7 @@ pub mod fuzzing;
 mod hygiene;
 mod idle;
 mod intake;
+mod mirror;
 pub mod outliers;
 mod parking;
 mod permit;
@@ -37,6 +40,7 @@ mod sniff;
 mod streams;
 mod switch;
 mod switching;
+mod tap;
 mod tunnel;
 mod upload;
 mod wire;
@@ -61,6 +65,9 @@ pub enum Broken {
     /// Nothing of it moved for too long.
     #[error("nothing of the request moved")]
     Idle,
+    /// It lasted too long, whatever moved.
+    #[error("the request lasted too long")]
+    Lasted,
     /// Another try has taken its place.
     #[error("the request is tried again")]
     Superseded,

@@ -8,6 +8,7 @@ mod control_plane;
 mod labels;
 mod line_writer;
 mod metrics;
+mod mirrors;
 mod offload;
 mod outliers;
 mod requests;
@@ -82,6 +83,7 @@ impl Telemetry {
         registry.register_collector(Box::new(requests::RequestCollector(requests.clone())));
         let clusters = outliers::Clusters::default();
         registry.register_collector(Box::new(outliers::OutlierCollector(clusters.clone())));
+        registry.register_collector(Box::new(mirrors::MirrorCollector(clusters.clone())));
         let refusals = Mutex::new(VecDeque::with_capacity(REFUSALS_KEPT));
         Self {
             registry,

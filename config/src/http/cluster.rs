@@ -14,8 +14,8 @@ use super::breakers::{Held, Used};
 use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
 use super::table::{LocalityWeights, Table, Wish};
 use super::{
-    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, SlowStart, Subsets,
-    Transport,
+    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts, SlowStart,
+    Subsets, Transport,
 };
 use crate::Text;
 
@@ -95,6 +95,7 @@ struct State {
     /// How often an endpoint was ejected or taken back.
     generation: AtomicU64,
     detector: Detector,
+    mirrored: MirrorCounts,
 }
 
 impl Cluster {
@@ -202,6 +203,11 @@ impl Cluster {
     /// What is done about its outliers.
     pub fn detector(&self) -> &Detector {
         &self.choice.state.detector
+    }
+
+    /// What came of the copies of requests that went to it.
+    pub fn mirrored(&self) -> &MirrorCounts {
+        &self.choice.state.mirrored
     }
 
     /// Notes what came of a try at one of its endpoints, and how long that took. What is to be told of it is given back.

@@ -2,15 +2,52 @@
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
+use super::operators::{Facts, Format};
+
 /// What becomes of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HeaderEdit {
+pub struct HeaderEdit {
+    /// Which.
+    pub name: HeaderName,
+    /// Its value.
+    pub value: HeaderText,
+    /// What becomes of those that are there.
+    pub action: AppendAction,
+}
+
+/// What becomes of the values that a field has (`HeaderAppendAction`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendAction {
     /// It is added, beside what is there (`APPEND_IF_EXISTS_OR_ADD`).
-    Add(HeaderName, HeaderValue),
+    Add,
     /// It takes the place of what is there (`OVERWRITE_IF_EXISTS_OR_ADD`).
-    Set(HeaderName, HeaderValue),
+    Set,
     /// It is added if there is none (`ADD_IF_ABSENT`).
-    Default(HeaderName, HeaderValue),
+    Default,
+    /// It takes the place of what is there, if there is something (`OVERWRITE_IF_EXISTS`).
+    Replace,
+}
+
+/// The value of a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HeaderText {
+    /// Always the same.
+    Fixed(HeaderValue),
+    /// What operators say of each request.
+    Told(Format),
+}
+
+impl HeaderText {
+    /// The value; nothing if operators have nothing to say (as in Envoy, where `keep_empty_value` is off).
+    fn written(&self, edited: &HeaderMap, facts: &dyn Facts) -> Option<HeaderValue> {
+        match self {
+            Self::Fixed(value) => Some(value.clone()),
+            Self::Told(format) => {
+                let text = format.written(edited, facts);
+                HeaderValue::from_bytes(&text).ok().filter(|value| !value.is_empty())
+            }
+        }
+    }
 }
 
 /// Edits of one place of the configuration: what is removed goes first.
@@ -23,23 +60,29 @@ pub struct HeaderEdits {
 }
 
 impl HeaderEdits {
-    /// Does them.
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    /// Does them. All see what was there when the removed fields were gone; what takes a place goes before what is added (as in Envoy).
+    pub fn apply(&self, headers: &mut HeaderMap, facts: &dyn Facts) {
         for name in &self.remove {
             headers.remove(name);
         }
-        for edit in &self.edits {
-            match edit {
-                HeaderEdit::Add(name, value) => {
-                    headers.append(name.clone(), value.clone());
-                }
-                HeaderEdit::Set(name, value) => {
-                    headers.insert(name.clone(), value.clone());
-                }
-                HeaderEdit::Default(name, value) => {
-                    headers.entry(name.clone()).or_insert_with(|| value.clone());
-                }
-            }
+        if self.edits.is_empty() {
+            return;
+        }
+        let is_due = |edit: &&HeaderEdit| match edit.action {
+            AppendAction::Add | AppendAction::Set => true,
+            AppendAction::Default => !headers.contains_key(&edit.name),
+            AppendAction::Replace => headers.contains_key(&edit.name),
+        };
+        let due = self.edits.iter().filter(is_due);
+        let written: Vec<_> = due
+            .filter_map(|edit| Some((edit, edit.value.written(headers, facts)?)))
+            .collect();
+        let takes_place = |edit: &HeaderEdit| matches!(edit.action, AppendAction::Set | AppendAction::Replace);
+        for (edit, value) in written.iter().filter(|(edit, _)| takes_place(edit)) {
+            headers.insert(edit.name.clone(), value.clone());
+        }
+        for (edit, value) in written.iter().filter(|(edit, _)| !takes_place(edit)) {
+            headers.append(edit.name.clone(), value.clone());
         }
     }
 }

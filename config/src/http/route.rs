@@ -7,7 +7,10 @@ use http::{HeaderValue, StatusCode};
 
 use super::domains::DomainIndex;
 use super::path_index::PathIndex;
-use super::{Cluster, Domain, HashPolicy, HeaderEdits, Labels, PathRewrite, RequestView, RetryPolicy, RouteMatch};
+use super::{
+    Cluster, Cors, Domain, Fault, GrpcTimeout, HashPolicy, HeaderEdits, Labels, Mirror, PathNormalization, PathRewrite,
+    RequestView, RetryPolicy, RouteMatch, StreamDuration,
+};
 use crate::Text;
 
 /// The routes of one listener.
@@ -15,6 +18,8 @@ use crate::Text;
 pub struct RouteTable {
     /// Unique name.
     pub name: Text,
+    /// What becomes of paths before they are looked at.
+    pub normalization: PathNormalization,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
@@ -87,6 +92,10 @@ pub struct Forward {
     pub host: Option<HeaderValue>,
     /// From the request's end to the response's; none: no limit. Default 15 s.
     pub timeout: Option<Duration>,
+    /// What takes its place for gRPC; none: nothing does.
+    pub grpc_timeout: Option<GrpcTimeout>,
+    /// What takes the place of both.
+    pub duration: Option<StreamDuration>,
     /// How long nothing of it may move, neither from the client nor from the endpoint; none: no limit. Default 5 min (`idle_timeout`).
     pub idle_timeout: Option<Duration>,
     /// When it is tried again.
@@ -99,6 +108,10 @@ pub struct Forward {
     pub fault: Option<Fault>,
     /// What decides which endpoint it goes to, where the cluster goes by that.
     pub hash: Vec<HashPolicy>,
+    /// Which pages of other origins may read its answers; none: nothing is said of that.
+    pub cors: Option<Cors>,
+    /// Who gets copies.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// What becomes of CONNECT.
@@ -108,20 +121,6 @@ pub enum ConnectMode {
     Tcp,
     /// The endpoint is asked by CONNECT in its turn.
     Pass,
-}
-
-/// What goes wrong on purpose (`extensions.filters.http.fault.v3`), in parts of a million requests.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fault {
-    /// How long a request waits, and how many do.
-    pub delay: Option<(Duration, u32)>,
-    /// With what a request is refused, and how many are.
-    pub abort: Option<(StatusCode, u32)>,
-}
-
-impl Fault {
-    /// All requests.
-    pub const ALL: u32 = 1_000_000;
 }
 
 impl Forward {
@@ -140,12 +139,16 @@ impl Forward {
             path: PathRewrite::None,
             host: None,
             timeout: Some(Self::DEFAULT_TIMEOUT),
+            grpc_timeout: None,
+            duration: None,
             idle_timeout: Some(Self::DEFAULT_IDLE_TIMEOUT),
             retry: None,
             upgrades: Vec::new(),
             connect: None,
             fault: None,
             hash: Vec::new(),
+            cors: None,
+            mirrors: Vec::new(),
         })
     }
 
@@ -241,6 +244,7 @@ impl RouteTable {
         let paths = routes.map(PathIndex::new).collect();
         Self {
             name,
+            normalization: PathNormalization::None,
             virtual_hosts,
             index,
             paths,

@@ -3,11 +3,15 @@
 mod actions;
 mod balancing;
 mod clusters;
+mod cors;
+mod fault;
 mod hash;
 mod headers;
 mod matches;
+mod mirror;
 mod outliers;
 mod routes;
+mod times;
 mod transport;
 
 use std::collections::HashMap;

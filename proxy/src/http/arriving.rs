@@ -10,6 +10,7 @@ use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::parking::BodyOpen;
+use super::tap::Tap;
 
 /// A body on its way here.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub enum Arriving {
     },
     /// A stream of HTTP/2.
     Stream(Streamed),
+    /// A copy of another.
+    Tapped(Tap),
 }
 
 /// The body that a stream of HTTP/2 carries.
@@ -85,6 +88,7 @@ impl Body for Arriving {
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| BrokenOff::Closed)))
             }
             Self::Stream(streamed) => streamed.poll_frame(cx),
+            Self::Tapped(tap) => tap.poll_frame(cx),
         }
     }
 
@@ -93,6 +97,7 @@ impl Body for Arriving {
             Self::Nothing => true,
             Self::Read(incoming) | Self::Asked { body: incoming, .. } => incoming.is_end_stream(),
             Self::Stream(streamed) => streamed.stream.is_end_stream(),
+            Self::Tapped(tap) => tap.is_end_stream(),
         }
     }
 
@@ -101,6 +106,7 @@ impl Body for Arriving {
             Self::Nothing => SizeHint::with_exact(0),
             Self::Read(incoming) | Self::Asked { body: incoming, .. } => incoming.size_hint(),
             Self::Stream(streamed) => streamed.left.map_or_else(SizeHint::default, SizeHint::with_exact),
+            Self::Tapped(tap) => tap.size_hint(),
         }
     }
 }

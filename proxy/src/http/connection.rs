@@ -450,7 +450,7 @@ impl Serving<'_> {
         result.map_err(|broke| match broke {
             Broke::Client => Ending::DownstreamReset,
             Broke::Endpoint => Ending::UpstreamReset,
-            Broke::Idle => Ending::IdleTimeout,
+            Broke::Idle | Broke::Lasted => Ending::IdleTimeout,
         })
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::Broken;
 use super::arriving::{Arriving, BrokenOff};
@@ -39,6 +40,8 @@ pub type Deadline = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct End {
     /// It has to have come to its end by then.
     pub deadline: Option<Deadline>,
+    /// And by then, too.
+    pub lasts_until: Option<Instant>,
     /// When the request has last moved.
     pub activity: Activity,
     /// How long it may do nothing.
@@ -54,11 +57,21 @@ impl End {
                 None => std::future::pending().await,
             }
         };
+        let lasting = until(self.lasts_until);
         tokio::select! {
             biased;
             () = late => Broken::TimedOut,
+            () = lasting => Broken::Lasted,
             () = self.activity.ceased(self.limit) => Broken::Idle,
         }
+    }
+}
+
+/// Resolves at an instant, if there is one.
+pub async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -209,7 +222,8 @@ impl Drop for Download {
 
 impl Timed {
     fn new(streamed: Streamed, mut end: End) -> Self {
-        let is_timed = !streamed.has_ended && (end.deadline.is_some() || end.limit.is_some());
+        let has_limit = end.deadline.is_some() || end.lasts_until.is_some() || end.limit.is_some();
+        let is_timed = !streamed.has_ended && has_limit;
         let activity = end.activity.clone();
         let slot = Arc::new(Mutex::new(Slot {
             streamed: Ok(streamed),

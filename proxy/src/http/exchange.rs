@@ -1,23 +1,28 @@
 //! One request, from its head to the head of its response.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, SET_COOKIE, UPGRADE};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
-use underpass_config::http::{Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
+use tokio::time::Instant;
+use underpass_config::http::{Abort, Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
 
 use super::arriving::Arriving;
 use super::connection::Connection;
-use super::download::Download;
+use super::cors::Crossing;
+use super::download::{Download, until};
+use super::facts::Known;
 use super::flags::Flags;
-use super::forward::{Answered, Holds, Job, expected_timeout};
+use super::forward::{Answered, Holds, Job};
 use super::hygiene;
-use super::intake::{Intake, X_ENVOY_EXPECTED_TIMEOUT};
+use super::intake::{Intake, NO_PATH, Unfit};
 use super::pool::Lease;
 use super::record::Record;
-use super::reply::{Audience, reply};
+use super::reply::{Audience, grpc_status, reply, reply_with};
 use super::switch::Switch;
 use super::tunnel::{End, Terms, Tunnel};
 use super::upload::Upload;
@@ -48,7 +53,8 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
         audience,
         switched: None,
     };
-    let mut response = match Intake::new(parts) {
+    let taken = Intake::new(parts).and_then(|intake| exchange.normalized(intake));
+    let mut response = match taken {
         Ok(intake) => {
             record.note_request(&intake);
             Box::pin(exchange.route(intake, body, &mut record)).await
@@ -100,6 +106,15 @@ struct Exchange<'a> {
     switched: Option<Switched>,
 }
 
+/// How long one request may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// From its end to the end of its answer.
+    timeout: Option<Duration>,
+    /// When it has to have ended, whatever moves.
+    lasts_until: Option<Instant>,
+}
+
 /// What a tunnel is made of, but for the request's account.
 struct Switched {
     endpoint: End,
@@ -116,7 +131,20 @@ impl Switched {
 }
 
 impl Exchange<'_> {
-    async fn route(&mut self, mut intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
+    /// With what the table wants done to paths before they are looked at.
+    fn normalized(&self, mut intake: Intake) -> Result<Intake, Unfit> {
+        let table = self.snapshot.config.http.tables.get(&self.connection.routes);
+        let normalization = table.map(|table| table.normalization).unwrap_or_default();
+        let normal = match normalization.apply(intake.view().path) {
+            Some(Cow::Borrowed(_)) => return Ok(intake),
+            Some(Cow::Owned(normal)) => normal,
+            None => return Err(NO_PATH),
+        };
+        intake.set_path(&normal);
+        Ok(intake)
+    }
+
+    async fn route(&mut self, intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
         let table = self.snapshot.config.http.tables.get(&self.connection.routes);
         let found = table.and_then(|table| table.route(&intake.view()));
         let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
@@ -134,36 +162,65 @@ impl Exchange<'_> {
                 if let Ok(location) = HeaderValue::try_from(location) {
                     response.headers_mut().insert(LOCATION, location);
                 }
-                return edited(response, &host, &route, None);
+                return edited(response, (&host, &route, None), &intake, record);
             }
             RouteAction::Direct(direct) => {
                 record.details = "direct_response".into();
                 let body = Bytes::copy_from_slice(direct.body.as_bytes());
-                return edited(reply(self.audience, direct.status, body), &host, &route, None);
+                let response = reply(self.audience, direct.status, body);
+                return edited(response, (&host, &route, None), &intake, record);
             }
         };
-        if let Some(refusal) = inject(forward.fault.as_ref(), self.audience, record).await {
-            return edited(refusal, &host, &route, None);
+        let crossing = Crossing::of(forward.cors.as_ref(), &intake.headers);
+        if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
+            record.details = "cors_response".into();
+            return answer;
+        }
+        let mut response = self.lead_on(intake, body, (&host, &route, forward), record).await;
+        if let Some(crossing) = crossing {
+            crossing.allow(response.headers_mut());
+        }
+        response
+    }
+
+    /// The route's way to a cluster: faults, edits, the endpoint.
+    async fn lead_on(
+        &mut self,
+        mut intake: Intake,
+        body: Arriving,
+        (host, route, forward): (&VirtualHost, &Route, &Forward),
+        record: &mut Record,
+    ) -> Response<Download> {
+        let times = forward.times(&mut intake.headers, self.audience.is_grpc);
+        let limits = Limits {
+            timeout: times.timeout,
+            lasts_until: times.duration.and_then(|duration| record.began().checked_add(duration)),
+        };
+        if let Some(refusal) = inject(forward.fault.as_ref(), &intake.headers, self.audience, limits, record).await {
+            return edited(refusal, (host, route, None), &intake, record);
         }
         let chosen = forward.choose(fastrand::u32(..));
-        if !rewrite(&mut intake, &host, &route, forward, chosen) {
+        record.cluster = Some(chosen.cluster.clone());
+        let edit = |intake: &mut Intake, edits: &HeaderEdits| {
+            let (headers, known) = Known::for_request(intake, record);
+            edits.apply(headers, &known);
+        };
+        if !rewrite(&mut intake, (host, route, forward), chosen, edit) {
             record.details = "rewritten_path_is_invalid".into();
             let refusal = reply(self.audience, StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
-            return edited(refusal, &host, &route, None);
+            return edited(refusal, (host, route, None), &intake, record);
         }
-        let response = self.forward(&intake, body, forward, chosen, record).await;
-        edited(response, &host, &route, Some(&chosen.response_headers))
+        let response = self.forward(&intake, body, (forward, chosen, limits), record).await;
+        edited(response, (host, route, Some(&chosen.response_headers)), &intake, record)
     }
 
     async fn forward(
         &mut self,
         intake: &Intake,
         body: Arriving,
-        forward: &Forward,
-        chosen: &WeightedCluster,
+        (forward, chosen, limits): (&Forward, &WeightedCluster, Limits),
         record: &mut Record,
     ) -> Response<Download> {
-        record.cluster = Some(chosen.cluster.clone());
         let Some(cluster) = self.snapshot.config.http.cluster(&chosen.cluster) else {
             record.flags.add(Flags::NO_CLUSTER);
             record.details = "cluster_not_found".into();
@@ -195,6 +252,8 @@ impl Exchange<'_> {
             intake,
             upload: &upload,
             audience: self.audience,
+            timeout: limits.timeout,
+            lasts_until: limits.lasts_until,
         };
         match job.send(record).await {
             // Whoever asked may send what it wanted to speak without having waited for the answer.
@@ -203,7 +262,7 @@ impl Exchange<'_> {
             Ok(answered)
                 if answered.response.status() == StatusCode::SWITCHING_PROTOCOLS || answered.switched.is_some() =>
             {
-                self.switch(intake, forward, answered, record)
+                self.switch(intake, (forward, limits), answered, record)
             }
             Ok(answered) => answered.into_response(record),
         }
@@ -213,7 +272,7 @@ impl Exchange<'_> {
     fn switch(
         &mut self,
         intake: &Intake,
-        forward: &Forward,
+        (forward, limits): (&Forward, Limits),
         answered: Answered,
         record: &mut Record,
     ) -> Response<Download> {
@@ -249,6 +308,7 @@ impl Exchange<'_> {
             holds,
             terms: Terms {
                 idle_timeout: forward.idle_timeout,
+                lasts_until: limits.lasts_until,
                 reason: switch.reset_reason(),
             },
         });
@@ -266,19 +326,15 @@ fn closing(mut response: Response<Download>) -> Response<Download> {
     response
 }
 
-/// What the route makes of a request before it goes on. False: of its path, something that is none.
+/// What the route makes of a request before it goes on; `edit` does its header edits. False: of its path, something that is none.
 pub fn rewrite(
     intake: &mut Intake,
-    host: &VirtualHost,
-    route: &Route,
-    forward: &Forward,
+    (host, route, forward): (&VirtualHost, &Route, &Forward),
     chosen: &WeightedCluster,
+    edit: impl Fn(&mut Intake, &HeaderEdits),
 ) -> bool {
-    if let Some(limit) = expected_timeout(forward) {
-        intake.headers.insert(X_ENVOY_EXPECTED_TIMEOUT, limit);
-    }
     for edits in [&chosen.request_headers, &route.request_headers, &host.request_headers] {
-        edits.apply(&mut intake.headers);
+        edit(intake, edits);
     }
     if let Some(authority) = &forward.host {
         let original = std::mem::replace(&mut intake.authority, authority.clone());
@@ -298,32 +354,46 @@ pub fn rewrite(
 
 fn edited(
     mut response: Response<Download>,
-    host: &VirtualHost,
-    route: &Route,
-    of_cluster: Option<&HeaderEdits>,
+    (host, route, of_cluster): (&VirtualHost, &Route, Option<&HeaderEdits>),
+    intake: &Intake,
+    record: &Record,
 ) -> Response<Download> {
+    let known = Known::for_response(intake, record);
     let headers = response.headers_mut();
     for edits in of_cluster
         .into_iter()
         .chain([&route.response_headers, &host.response_headers])
     {
-        edits.apply(headers);
+        edits.apply(headers, &known);
     }
     response
 }
 
 /// Does to a request what the route says is to go wrong; the answer, if it is refused.
-async fn inject(fault: Option<&Fault>, audience: Audience, record: &mut Record) -> Option<Response<Download>> {
+async fn inject(
+    fault: Option<&Fault>,
+    headers: &HeaderMap,
+    audience: Audience,
+    limits: Limits,
+    record: &mut Record,
+) -> Option<Response<Download>> {
     let fault = fault?;
-    let strikes = |parts: u32| fastrand::u32(..Fault::ALL) < parts;
-    if let Some((delay, parts)) = fault.delay
-        && strikes(parts)
-    {
+    let random = || fastrand::u32(..Fault::ALL);
+    if let Some(delay) = fault.delay(headers, random) {
         record.flags.add(Flags::DELAY_INJECTED);
-        tokio::time::sleep(delay).await;
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            // Its time is then found to be over.
+            () = until(limits.lasts_until) => return None,
+        }
     }
-    let (status, _) = fault.abort.filter(|(_, parts)| strikes(*parts))?;
+    let statuses = match fault.abort(headers, random)? {
+        Abort::Http(status) => (status, grpc_status(status)),
+        Abort::Grpc(code) => (StatusCode::OK, code),
+        // It has said nothing.
+        Abort::Header => return None,
+    };
     record.flags.add(Flags::FAULT_INJECTED);
     record.details = "fault_filter_abort".into();
-    Some(reply(audience, status, "fault filter abort"))
+    Some(reply_with(audience, statuses, "fault filter abort"))
 }

@@ -5,11 +5,12 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, SET_COOKIE};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use tokio::time::Instant;
 use underpass_config::http::{
     Cluster, ClusterEndpoint, Discovery, Forward, Hashed, Held, Labels, Outcome, RetryPolicy, UpstreamProtocol, Wish,
     hash_request,
@@ -21,10 +22,11 @@ use super::connection::Connection;
 use super::download::{Deadline, Download, End};
 use super::flags::Flags;
 use super::intake::{Intake, X_ENVOY_SERVICE_TIME};
+use super::mirror;
 use super::permit::Permit;
 use super::pool::{Key, Lease, Speaks, Wanted};
-use super::record::Record;
-use super::reply::{Audience, reply};
+use super::record::{MAX_DURATION, Record};
+use super::reply::{Audience, grpc_status, http_status, reply_with};
 use super::switching;
 use super::tunnel;
 use super::upload::{self, Upload};
@@ -60,6 +62,10 @@ pub struct Job<'a> {
     pub upload: &'a Upload,
     /// Who waits for the answer.
     pub audience: Audience,
+    /// From the end of the request to the end of its answer.
+    pub timeout: Option<Duration>,
+    /// When it has to have ended, whatever moves.
+    pub lasts_until: Option<Instant>,
 }
 
 /// What came of a request.
@@ -79,11 +85,13 @@ pub struct Answered {
 }
 
 /// Why there is no response to pass on.
-struct Failed {
+pub(super) struct Failed {
     status: StatusCode,
     flags: Flags,
     details: String,
     text: String,
+    /// gRPC's status.
+    grpc: u16,
 }
 
 impl Failed {
@@ -93,6 +101,7 @@ impl Failed {
             flags,
             details: details.to_owned(),
             text: text.into(),
+            grpc: grpc_status(status),
         }
     }
 
@@ -107,14 +116,27 @@ impl Failed {
     }
 }
 
+/// As Envoy's: who has asked for all of it is not told that it was slow.
+fn late(is_asked_whole: bool) -> StatusCode {
+    match is_asked_whole {
+        true => StatusCode::GATEWAY_TIMEOUT,
+        false => StatusCode::REQUEST_TIMEOUT,
+    }
+}
+
 impl Failed {
-    /// As Envoy's: who has asked for all of it is not told that it was slow.
     fn idle(is_asked_whole: bool) -> Self {
-        let status = match is_asked_whole {
-            true => StatusCode::GATEWAY_TIMEOUT,
-            false => StatusCode::REQUEST_TIMEOUT,
-        };
+        let status = late(is_asked_whole);
         Self::new(status, Flags::IDLE, "stream_idle_timeout", "stream timeout")
+    }
+
+    fn lasted(is_asked_whole: bool) -> Self {
+        let text = "downstream duration timeout";
+        Self {
+            // DEADLINE_EXCEEDED
+            grpc: 4,
+            ..Self::new(late(is_asked_whole), Flags::default(), MAX_DURATION, text)
+        }
     }
 }
 
@@ -126,6 +148,7 @@ impl Job<'_> {
     pub async fn send(&self, record: &mut Record) -> Result<Answered, Response<Download>> {
         let mut end = End {
             deadline: self.deadline(),
+            lasts_until: self.lasts_until,
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
         };
@@ -136,6 +159,7 @@ impl Job<'_> {
             result = self.try_all(record, hashed.hash, &current) => result,
             why = end.came() => Err(match why {
                 Broken::Idle => Failed::idle(self.upload.is_complete()),
+                Broken::Lasted => Failed::lasted(self.upload.is_complete()),
                 _ => {
                     self.note(&current, Outcome::TimedOut);
                     Failed::timed_out()
@@ -158,7 +182,8 @@ impl Job<'_> {
         answered.map_err(|failed| {
             record.flags.add(failed.flags);
             record.details = failed.details.into();
-            let mut response = reply(self.audience, failed.status, Bytes::from(failed.text));
+            let text = Bytes::from(failed.text);
+            let mut response = reply_with(self.audience, (failed.status, failed.grpc), text);
             if failed.status == StatusCode::REQUEST_TIMEOUT && self.intake.version < http::Version::HTTP_2 {
                 // The rest of its body would be taken for a request.
                 let close = HeaderValue::from_static("close");
@@ -174,8 +199,8 @@ impl Job<'_> {
 
     /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end. What is not read, because it
     /// waits for a connection all that time, does not wait longer.
-    fn deadline(&self) -> Option<Deadline> {
-        let timeout = self.forward.timeout?;
+    pub(super) fn deadline(&self) -> Option<Deadline> {
+        let timeout = self.timeout?;
         let upload = self.upload.clone();
         Some(Box::pin(async move {
             let in_time = tokio::time::timeout(timeout, upload.completed()).await;
@@ -235,6 +260,9 @@ impl Job<'_> {
             holds.endpoint = Some(endpoint.hold());
             record.endpoint = Some(address);
             record.attempts += 1;
+            if let (1, Some((_, route))) = (record.attempts, &record.route) {
+                mirror::start(self, route);
+            }
             current.began(&endpoint, self.upload.attempts());
             let outcome = self.try_once(self.wanted(&endpoint)).await;
             if let Some(outcome) = self.told(&outcome) {
@@ -263,7 +291,7 @@ impl Job<'_> {
     }
 
     /// What DNS has for a name leads nobody into the proxy's own sockets, or from elsewhere onto the node's loopback.
-    fn refuse_the_proxys_own(&self, address: SocketAddr) -> Result<(), Failed> {
+    pub(super) fn refuse_the_proxys_own(&self, address: SocketAddr) -> Result<(), Failed> {
         if self.cluster.settings.discovery == Discovery::Static {
             return Ok(());
         }
@@ -280,7 +308,7 @@ impl Job<'_> {
     }
 
     /// Tells the cluster what came of the current try. Who has waited for a connection in vain, has not had to do with the endpoint.
-    fn note(&self, current: &Current, outcome: Outcome) {
+    pub(super) fn note(&self, current: &Current, outcome: Outcome) {
         if let Some((endpoint, began, attempts)) = current.take()
             && (outcome != Outcome::TimedOut || self.upload.attempts() > attempts)
         {
@@ -289,11 +317,15 @@ impl Job<'_> {
     }
 
     /// What its cluster is told of a try; nothing of one whose end says nothing of the endpoint.
-    fn told(&self, outcome: &Result<Answer, Failure>) -> Option<Outcome> {
+    pub(super) fn told(&self, outcome: &Result<Answer, Failure>) -> Option<Outcome> {
         match outcome {
             Ok(answer) => {
                 let response = &answer.response;
-                let of_grpc = self.audience.is_grpc.then(|| grpc_status(response.headers())).flatten();
+                let of_grpc = self
+                    .audience
+                    .is_grpc
+                    .then(|| status_of_grpc(response.headers()))
+                    .flatten();
                 Some(Outcome::Answered(of_grpc.unwrap_or(response.status().as_u16())))
             }
             Err(Failure::NotConnected(_) | Failure::Untrusted(_) | Failure::ConnectTimedOut) => {
@@ -307,7 +339,7 @@ impl Job<'_> {
         }
     }
 
-    fn wanted<'w>(&'w self, endpoint: &'w Arc<ClusterEndpoint>) -> Wanted<'w> {
+    pub(super) fn wanted<'w>(&'w self, endpoint: &'w Arc<ClusterEndpoint>) -> Wanted<'w> {
         let (connection, settings) = (self.connection, &self.cluster.settings);
         let transport = &settings.transport;
         let server_name = (transport.tls.as_ref()).map(|tls| match &tls.server_name {
@@ -418,7 +450,7 @@ impl Job<'_> {
 
 /// The try that a request is at: its endpoint, since when, and how many bodies were begun before it.
 #[derive(Debug, Default)]
-struct Current(Mutex<Option<Try>>);
+pub(super) struct Current(Mutex<Option<Try>>);
 
 type Try = (Arc<ClusterEndpoint>, Instant, u32);
 
@@ -427,7 +459,7 @@ impl Current {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn began(&self, endpoint: &Arc<ClusterEndpoint>, attempts: u32) {
+    pub(super) fn began(&self, endpoint: &Arc<ClusterEndpoint>, attempts: u32) {
         *self.state() = Some((endpoint.clone(), Instant::now(), attempts));
     }
 
@@ -436,23 +468,10 @@ impl Current {
     }
 }
 
-/// The status of HTTP that one of gRPC, in the head of a response, stands for (Envoy's `grpcToHttpStatus`).
-pub fn grpc_status(headers: &HeaderMap) -> Option<u16> {
-    let code: u32 = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
-    Some(match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    })
+/// The status of HTTP that one of gRPC, in the head of a response, stands for.
+pub fn status_of_grpc(headers: &HeaderMap) -> Option<u16> {
+    let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(http_status(code))
 }
 
 fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool {
@@ -567,11 +586,4 @@ impl Answered {
         *response.headers_mut() = parts.headers;
         response
     }
-}
-
-/// The time that a request has, as its endpoint is told (`x-envoy-expected-rq-timeout-ms`).
-pub fn expected_timeout(forward: &Forward) -> Option<HeaderValue> {
-    let per_try = forward.retry.as_ref().and_then(|retry| retry.per_try_timeout);
-    let limit = per_try.into_iter().chain(forward.timeout).min()?;
-    Some(HeaderValue::from(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)))
 }

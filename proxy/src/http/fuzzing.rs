@@ -13,12 +13,14 @@ use http::header::{
 };
 use http::{Method, Request, StatusCode, Uri, Version};
 use underpass_config::Config;
-use underpass_config::http::{Forward, RequestView, RetryPolicy, RouteAction, RouteTable, hash_request};
+use underpass_config::http::{
+    Fact, Facts, Field, Forward, HeaderEdits, RequestView, RetryPolicy, RouteAction, RouteTable, hash_request,
+};
 
 use super::arriving::Arriving;
 use super::attempt::{for_http1, for_http2};
 use super::exchange::rewrite;
-use super::forward::grpc_status;
+use super::forward::status_of_grpc;
 use super::intake::{CLAIMS, Intake, MAX_HEADERS, WISHES, check_framing};
 use super::switch::Switch;
 use super::upload::Upload;
@@ -218,6 +220,21 @@ fn assert_same(again: &Intake, intake: &Intake) {
     }
 }
 
+/// Tells operators nothing but what the request's own fields are.
+struct OwnFields;
+
+impl Facts for OwnFields {
+    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) {
+        if let Fact::Request(Field::Header(name), _) = fact {
+            out.extend_from_slice(edited.get(name).map_or(b"", HeaderValue::as_bytes));
+        }
+    }
+}
+
+fn edit(intake: &mut Intake, edits: &HeaderEdits) {
+    edits.apply(&mut intake.headers, &OwnFields);
+}
+
 /// Wherever a request is led, it goes on with a path, its query, and a cookie that can be written.
 fn route(mut intake: Intake) {
     let Some((host, route)) = table().route(&intake.view()) else {
@@ -227,7 +244,7 @@ fn route(mut intake: Intake) {
     match &route.action {
         RouteAction::Forward(forward) => {
             assert_hashed(forward, &intake);
-            if rewrite(&mut intake, host, route, forward, forward.choose(0)) {
+            if rewrite(&mut intake, (host, route, forward), forward.choose(0), edit) {
                 let view = intake.view();
                 assert!(view.path.is_empty() || view.path.starts_with('/'), "{intake:?}");
                 assert_eq!(view.query, query.as_deref(), "{intake:?}");
@@ -280,7 +297,7 @@ pub fn http_answer(bytes: &[u8]) -> bool {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
     let pause = retry.said_pause(&before, now);
     assert!(pause.is_none_or(|pause| pause <= retry.reset_max_interval), "{pause:?}");
-    let of_grpc = grpc_status(&before);
+    let of_grpc = status_of_grpc(&before);
     assert!(of_grpc.is_none_or(|status| (200..600).contains(&status)), "{of_grpc:?}");
     if check_framing(&before).is_ok() {
         assert!(before.get_all(CONTENT_LENGTH).iter().count() <= 1);
@@ -356,7 +373,7 @@ fn lead(table: &RouteTable, mut intake: Intake) {
                 SocketAddr::from(([10, 0, 0, 1], 80)),
             );
             hash_request(&forward.hash, &intake.view(), source, local);
-            rewrite(&mut intake, host, route, forward, forward.choose(u32::MAX));
+            rewrite(&mut intake, (host, route, forward), forward.choose(u32::MAX), edit);
             let _ = for_http1(&intake, nothing().attempt());
         }
         RouteAction::Redirect(redirect) => drop(redirect.location(&route.matches, &intake.view())),

@@ -10,7 +10,6 @@ use super::switch::Switch;
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-pub const X_ENVOY_EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 pub const X_ENVOY_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -45,7 +44,7 @@ pub static CLAIMS: [HeaderName; 4] = [
 ];
 
 /// A request that can be routed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Intake {
     /// The method.
     pub method: Method,
@@ -92,6 +91,8 @@ const UNKNOWN_CODING: Unfit = unreadable(
 );
 const TOO_MANY_HEADERS: Unfit = unfit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http2.too_many_headers");
 const TUNNEL_WITH_CONTENT: Unfit = unfit(StatusCode::BAD_REQUEST, "http2.connect_with_content");
+/// Its path is none.
+pub const NO_PATH: Unfit = unfit(StatusCode::BAD_REQUEST, "path_normalization_failed");
 const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
 
 impl Intake {
@@ -254,7 +255,7 @@ fn target(method: &Method, uri: &Uri) -> Result<String, Unfit> {
         // `OPTIONS *` has no path to be routed by.
         false if target == "*" => Err(unfit(StatusCode::NOT_FOUND, "route_not_found")),
         false if target.starts_with('?') => Ok(format!("/{target}")),
-        false => Err(unfit(StatusCode::BAD_REQUEST, "path_normalization_failed")),
+        false => Err(NO_PATH),
     }
 }
 

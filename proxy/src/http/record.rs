@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, Version};
+use tokio::time::Instant;
 use underpass_config::Text;
 use underpass_config::http::Route;
 
@@ -48,7 +49,12 @@ pub struct Record {
     pub sent: u64,
     /// Whether the client has all of the response.
     pub is_complete: bool,
+    /// Whether the proxy has broken it off for what Envoy has no flag for.
+    pub was_cut_off: bool,
 }
+
+/// The details of a request that has lasted too long: Envoy has no flag for it.
+pub const MAX_DURATION: &str = "max_duration_timeout";
 
 /// What the client asked for, as the log has it.
 #[derive(Debug)]
@@ -84,6 +90,7 @@ impl Record {
             tunneled: 0,
             sent: 0,
             is_complete: false,
+            was_cut_off: false,
         }
     }
 
@@ -101,6 +108,21 @@ impl Record {
         });
     }
 
+    /// What it came by.
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// When it came, by the calendar.
+    pub fn started(&self) -> SystemTime {
+        self.started
+    }
+
+    /// When it came.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Since it came.
     pub fn age(&self) -> Duration {
         self.began.elapsed()
@@ -111,6 +133,10 @@ impl Record {
         let (flag, details) = match why {
             Broken::TimedOut => (Flags::UPSTREAM_TIMEOUT, "response_timeout"),
             Broken::Idle => (Flags::IDLE, "stream_idle_timeout"),
+            Broken::Lasted => {
+                self.was_cut_off = true;
+                (Flags::default(), MAX_DURATION)
+            }
             Broken::Reset => (
                 Flags::UPSTREAM_RESET,
                 "upstream_reset_after_response_started{remote_reset}",
@@ -215,7 +241,7 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.is_complete && (self.flags == Flags::default() || self.status == 0) {
+        if !self.is_complete && !self.was_cut_off && (self.flags == Flags::default() || self.status == 0) {
             // Nobody else broke it off.
             self.lost_client();
         }

@@ -37,10 +37,19 @@ impl Audience {
 
 /// `status` and a text.
 pub fn reply(audience: Audience, status: StatusCode, text: impl Into<Bytes>) -> Response<Download> {
+    reply_with(audience, (status, grpc_status(status)), text)
+}
+
+/// The same, with a status of gRPC that is not what HTTP's stands for.
+pub fn reply_with(
+    audience: Audience,
+    (status, of_grpc): (StatusCode, u16),
+    text: impl Into<Bytes>,
+) -> Response<Download> {
     let text = text.into();
     if audience.is_grpc {
         let text = if audience.is_head { Bytes::new() } else { text };
-        return grpc_reply(status, &text);
+        return grpc_reply(of_grpc, &text);
     }
     let length = text.len();
     let body = match audience.is_head {
@@ -58,11 +67,11 @@ pub fn reply(audience: Audience, status: StatusCode, text: impl Into<Bytes>) -> 
 }
 
 /// A response that is its trailers only.
-fn grpc_reply(status: StatusCode, text: &[u8]) -> Response<Download> {
+fn grpc_reply(status: u16, text: &[u8]) -> Response<Download> {
     let mut response = Response::new(Download::whole(Bytes::new()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));
+    headers.insert("grpc-status", HeaderValue::from(status));
     if let Some(message) = percent_encoded(text) {
         headers.insert("grpc-message", message);
     }
@@ -70,7 +79,7 @@ fn grpc_reply(status: StatusCode, text: &[u8]) -> Response<Download> {
 }
 
 /// gRPC's status for HTTP's (gRPC's doc/http-grpc-status-mapping.md).
-fn grpc_status(status: StatusCode) -> u16 {
+pub fn grpc_status(status: StatusCode) -> u16 {
     match status.as_u16() {
         400 => 13,
         401 => 16,
@@ -78,6 +87,24 @@ fn grpc_status(status: StatusCode) -> u16 {
         404 => 12,
         429 | 502 | 503 | 504 => 14,
         _ => 2,
+    }
+}
+
+/// The status of HTTP that one of gRPC stands for (Envoy's `grpcToHttpStatus`).
+pub fn http_status(of_grpc: u32) -> u16 {
+    match of_grpc {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
     }
 }
 

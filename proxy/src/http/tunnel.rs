@@ -22,10 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use h2::Reason;
+use tokio::time::Instant;
 
 pub use end::End;
 use pump::{Counted, Pump};
 
+use super::Broken;
+use super::download::until;
 use super::flags::Flags;
 use super::forward::Holds;
 use super::idle::Activity;
@@ -48,6 +51,9 @@ pub enum Broke {
     /// Nothing moved.
     #[error("nothing moved for too long")]
     Idle,
+    /// It lasted too long.
+    #[error("it lasted too long")]
+    Lasted,
 }
 
 /// Resolves when the kernel has seen `socket` fail, whether or not anybody reads it.
@@ -63,6 +69,8 @@ async fn reset(socket: Option<Arc<Socket>>) {
 pub struct Terms {
     /// How long it may do nothing; none: no limit.
     pub idle_timeout: Option<Duration>,
+    /// When it has to have ended, whatever moves; none: no limit.
+    pub lasts_until: Option<Instant>,
     /// What a peer gets to know of a reset.
     pub reason: Reason,
 }
@@ -118,6 +126,7 @@ impl Tunnel {
             biased;
             result = running => result,
             () = activity.ceased(terms.idle_timeout) => Err(Broke::Idle),
+            () = until(terms.lasts_until) => Err(Broke::Lasted),
         };
         match result {
             Ok(()) => record.is_complete = true,
@@ -125,6 +134,7 @@ impl Tunnel {
             Err(Broke::Client) => record.lost_client(),
             Err(Broke::Endpoint) => record.flags.add(Flags::UPSTREAM_CLOSED),
             Err(Broke::Idle) => record.flags.add(Flags::IDLE),
+            Err(Broke::Lasted) => record.broke(Broken::Lasted),
         }
         result
     }

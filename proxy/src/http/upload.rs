@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::Broken;
 use super::arriving::Arriving;
 use super::idle::Activity;
+use super::tap::{Feed, Pace, tap};
 
 /// The number of no try.
 const NONE: u32 = 0;
@@ -39,6 +40,8 @@ struct Source {
 struct State {
     incoming: Arriving,
     kept: Kept,
+    /// Who gets a copy.
+    taps: Vec<Feed>,
     /// Whether its length was said beforehand.
     has_length: bool,
     has_ended: bool,
@@ -59,6 +62,7 @@ impl Upload {
             is_all_here: incoming.size_hint().exact() == Some(0),
             incoming,
             kept: Kept::new(room),
+            taps: Vec::new(),
             has_ended,
             has_trailers: false,
             has_broken: false,
@@ -97,6 +101,18 @@ impl Upload {
             has_ended: is_empty,
             sent: Sent::new(is_whole),
         }
+    }
+
+    /// A copy of it, of which up to `room` bytes wait to be read, and what tells of that. It is asked for before any of the body is read.
+    pub fn tapped(&self, room: usize) -> (Arriving, Option<Pace>) {
+        let mut state = self.state();
+        if state.has_ended {
+            return (Arriving::Nothing, None);
+        }
+        let (feed, tap) = tap(state.incoming.size_hint().exact(), room);
+        state.taps.push(feed);
+        let pace = tap.pace();
+        (Arriving::Tapped(tap), Some(pace))
     }
 
     /// Whether it can be sent once more, as far as is known now: a try that goes on reading may yet come to the end of what is kept.
@@ -269,6 +285,7 @@ impl Body for Attempt {
             Some(Ok(frame)) => Some(frame),
             Some(Err(_)) => {
                 state.has_broken = true;
+                state.taps.clear();
                 return this.break_off(Broken::Downstream);
             }
         };
@@ -278,6 +295,7 @@ impl Body for Attempt {
         state.has_ended = frame.is_none() || state.incoming.is_end_stream();
         let is_all_here = state.incoming.size_hint().exact() == Some(0);
         let was_all_here = std::mem::replace(&mut state.is_all_here, is_all_here);
+        state.tell_taps();
         if state.has_ended {
             this.end();
         } else if state.is_all_here {
@@ -318,6 +336,10 @@ impl State {
             Some(data) => {
                 self.received += data.len() as u64;
                 self.kept.keep(data);
+                if !self.taps.is_empty() {
+                    let piece = unshared(data);
+                    self.taps.retain(|tap| tap.data(&piece));
+                }
             }
             // Trailers are not sent twice: rare, and then the request is tried once.
             None => {
@@ -325,6 +347,29 @@ impl State {
                 self.kept.settle();
             }
         }
+        if let Some(trailers) = frame.trailers_ref() {
+            self.taps.iter().for_each(|tap| tap.trailers(trailers));
+        }
+    }
+
+    /// Tells those who get copies how far it is.
+    fn tell_taps(&mut self) {
+        if self.has_ended {
+            self.taps.drain(..).for_each(Feed::end);
+        } else if self.is_all_here {
+            self.taps.iter_mut().for_each(Feed::note_all_here);
+        }
+    }
+}
+
+/// A piece that is smaller does not hold the buffer that it was read into.
+const SMALL: usize = 4096;
+
+/// A piece that is to be kept.
+fn unshared(data: &Bytes) -> Bytes {
+    match data.len() < SMALL {
+        true => Bytes::copy_from_slice(data),
+        false => data.clone(),
     }
 }
 
@@ -342,8 +387,6 @@ struct Kept {
 impl Kept {
     /// What a piece costs beside its bytes.
     const PIECE: usize = 64;
-    /// A piece that is smaller does not hold the buffer that it was read into.
-    const SMALL: usize = 4096;
 
     fn new(room: usize) -> Self {
         Self {
@@ -362,10 +405,7 @@ impl Kept {
         match self.room.checked_sub(data.len() + Self::PIECE) {
             Some(room) => {
                 self.room = room;
-                self.pieces.push_back(match data.len() < Self::SMALL {
-                    true => Bytes::copy_from_slice(data),
-                    false => data.clone(),
-                });
+                self.pieces.push_back(unshared(data));
                 self.next = self.pieces.len();
             }
             None => self.settle(),

@@ -1,5 +1,7 @@
 //! Requests to compare by: some that were thought of, and any number that were not.
 
+use super::scene::{cors, operators, times};
+
 /// A request, as bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -106,6 +108,12 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
     for lines in headers {
         add("GET", "/x?v=2", "web.test", lines, "");
         add("GET", "/x?v=3&v=2", "web.test", lines, "");
+    }
+    for (method, path, lines) in cors::asked() {
+        add(method, &path, "web.test", &lines, "");
+    }
+    for (path, lines) in times::asked().into_iter().chain(operators::asked()) {
+        add("GET", &path, "web.test", &lines, "");
     }
     let edited = "x-gone: 1\r\nx-set: old\r\nx-more: a\r\nx-there: kept\r\n";
     add("GET", "/edit/a", "web.test", edited, "");

@@ -162,7 +162,7 @@ fn requests_that_nobody_thought_of_are_treated_as_by_envoy() {
     }
 }
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = std::env::var("HTTP_SEED");
     let seed = seed.map_or_else(|_| fastrand::u64(..1 << 32), |seed| seed.parse().expect("a number"));
     println!("HTTP_SEED={seed}");

@@ -17,6 +17,9 @@ pub(crate) const SLOW: Duration = Duration::from_millis(1500);
 /// Tries of one `x-id`, counted over all endpoints that share it.
 pub(crate) type Tries = Arc<Mutex<HashMap<String, u32>>>;
 
+/// What an endpoint got, in the order in which it had all of it.
+pub(crate) type Heard = Arc<Mutex<Vec<String>>>;
+
 /// A running endpoint. It ends with the test's process.
 pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
@@ -46,19 +49,24 @@ impl Got {
 impl Endpoint {
     /// Named in its responses.
     pub(crate) fn start(host: &Host, port: u16, name: &'static str, tries: Tries) -> Self {
+        Self::heard(host, port, name, tries, Heard::default())
+    }
+
+    /// One whose requests are told of by `heard` too.
+    pub(crate) fn heard(host: &Host, port: u16, name: &'static str, tries: Tries, heard: Heard) -> Self {
         let listener = host.listen(port);
         let address = listener.local_addr().expect("a socket");
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let tries = tries.clone();
-                thread::spawn(move || serve(&stream, name, &tries));
+                let (tries, heard) = (tries.clone(), heard.clone());
+                thread::spawn(move || serve(&stream, name, &tries, &heard));
             }
         });
         Self { address }
     }
 }
 
-fn serve(stream: &TcpStream, name: &str, tries: &Tries) -> io::Result<()> {
+fn serve(stream: &TcpStream, name: &str, tries: &Tries, heard: &Heard) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(got) = read(&mut reader)? {
         let attempt = {
@@ -67,6 +75,7 @@ fn serve(stream: &TcpStream, name: &str, tries: &Tries) -> io::Result<()> {
             *attempt += 1;
             *attempt
         };
+        heard.lock().expect("no test panics with it").push(got.told(attempt));
         if !answer(stream, &got, name, attempt)? {
             return Ok(());
         }
@@ -155,6 +164,13 @@ fn answer(mut stream: &TcpStream, got: &Got, name: &str, attempt: u32) -> io::Re
                 stream.write_all(&[b'x'; 64 * 1024])?;
             }
         }
+        "pause" => {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{told}");
+            stream.write_all(head.as_bytes())?;
+            // Until whoever asked has enough of it.
+            let _ = stream.read(&mut [0]);
+            return Ok(false);
+        }
         "ambiguous" => plain("200 OK", "transfer-encoding: gzip, chunked\r\n"),
         "until-close" => format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{told}"),
         "truncated" => format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{told}"),
@@ -163,6 +179,10 @@ fn answer(mut stream: &TcpStream, got: &Got, name: &str, attempt: u32) -> io::Re
             "connection: x-private\r\nx-private: 1\r\nkeep-alive: timeout=5\r\n",
         ),
         "cookies" => plain("200 OK", "set-cookie: a=1\r\nset-cookie: b=2\r\nserver: mine\r\n"),
+        "allows" => plain(
+            "200 OK",
+            "access-control-allow-origin: *\r\naccess-control-allow-credentials: false\r\naccess-control-expose-headers: x-own\r\n",
+        ),
         "none" => "HTTP/1.1 204 No Content\r\n\r\n".to_owned(),
         "unmodified" => "HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\n\r\n".to_owned(),
         "interim" => format!("HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\n{}", plain("200 OK", "")),

@@ -1,5 +1,9 @@
 //! One configuration, in our words and in Envoy's, route by route.
 
+pub(crate) mod cors;
+pub(crate) mod operators;
+pub(crate) mod times;
+
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
@@ -7,11 +11,12 @@ use serde_json::{Value, json};
 /// One route: its match and what it does, in our YAML and in Envoy's JSON. `{}` of the scene's clusters: `web`, `void` (no endpoints),
 /// `closed` (nothing listens there).
 pub(crate) struct RoutePair {
-    pub(crate) ours: &'static str,
+    pub(crate) ours: String,
     pub(crate) envoys: Value,
 }
 
-fn pair(ours: &'static str, envoys: Value) -> RoutePair {
+fn pair(ours: impl Into<String>, envoys: Value) -> RoutePair {
+    let ours = ours.into();
     RoutePair { ours, envoys }
 }
 
@@ -24,7 +29,10 @@ pub(crate) fn routes() -> Vec<RoutePair> {
     const APPEND: &str = "APPEND_IF_EXISTS_OR_ADD";
     const SET: &str = "OVERWRITE_IF_EXISTS_OR_ADD";
     const ABSENT: &str = "ADD_IF_ABSENT";
-    vec![
+    let mut routes = cors::routes();
+    routes.extend(times::routes());
+    routes.extend(operators::routes());
+    routes.extend([
         pair(
             "{match: {path: /direct}, direct: {status: 418, body: teapot}, response_headers: {set: {x-kind: direct}}}",
             json!({"match": {"path": "/direct"}, "direct_response": {"status": 418, "body": {"inline_string": "teapot"}},
@@ -163,12 +171,13 @@ pub(crate) fn routes() -> Vec<RoutePair> {
             "{match: {prefix: /}, forward: {cluster: web}}",
             json!({"match": {"prefix": "/"}, "route": {"cluster": "web"}}),
         ),
-    ]
+    ]);
+    routes
 }
 
 /// Our file.
 pub(crate) fn ours(listen: SocketAddr, admin: SocketAddr, log: &str, web: &[SocketAddr], closed: SocketAddr) -> String {
-    let routes: Vec<&str> = routes().iter().map(|pair| pair.ours).collect();
+    let routes: Vec<String> = routes().into_iter().map(|pair| pair.ours).collect();
     let web: Vec<String> = web.iter().map(|address| format!("'{address}'")).collect();
     format!(
         "node:

@@ -10,9 +10,13 @@ use serde::Deserialize;
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
 use super::balancing::labels;
+use super::cors::CorsShape;
+use super::fault::FaultShape;
 use super::hash::HashShape;
 use super::headers::{EditsShape, header_name, header_value};
 use super::matches::{TextShape, header};
+use super::mirror::MirrorShape;
+use super::times::{DurationShape, duration, grpc_timeout};
 use super::{regex, report_unknown};
 use crate::http::{
     ConnectMode, DirectResponse, Fault, Forward, Http, Labels, PathRewrite, Redirect, ResetFormat, ResetHeader,
@@ -30,12 +34,17 @@ pub(super) struct ForwardShape<'a> {
     regex_rewrite: Option<RegexRewriteShape<'a>>,
     host_rewrite: Option<Scalar<'a>>,
     timeout: Option<Scalar<'a>>,
+    max_grpc_timeout: Option<Scalar<'a>>,
+    grpc_timeout_offset: Option<Scalar<'a>>,
+    max_stream_duration: Option<DurationShape<'a>>,
     idle_timeout: Option<Scalar<'a>>,
     retry: Option<RetryShape<'a>>,
     upgrades: Vec<Scalar<'a>>,
     connect: Option<Scalar<'a>>,
     fault: Option<FaultShape<'a>>,
     hash: Vec<HashShape<'a>>,
+    cors: Option<CorsShape<'a>>,
+    mirrors: Vec<MirrorShape<'a>>,
     labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
 }
 
@@ -92,16 +101,6 @@ struct ResetShape<'a> {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct FaultShape<'a> {
-    #[serde(borrow)]
-    delay: Option<Scalar<'a>>,
-    delay_percent: Option<Scalar<'a>>,
-    abort: Option<Scalar<'a>>,
-    abort_percent: Option<Scalar<'a>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub(super) struct RedirectShape<'a> {
     #[serde(borrow)]
     status: Option<Scalar<'a>>,
@@ -125,7 +124,7 @@ const WEIGHTS: RangeInclusive<u32> = 0..=1_000_000;
 /// More would hold up a client longer than any waits.
 const RETRIES: RangeInclusive<u32> = 0..=100;
 /// Each request that may be sent again holds so much at most.
-const REPLAY: RangeInclusive<u32> = 0..=(16 << 20);
+pub(super) const REPLAY: RangeInclusive<u32> = 0..=(16 << 20);
 /// What may be asked to be answered by the proxy itself (`DirectResponseAction.status`).
 const STATUSES: RangeInclusive<u32> = 200..=599;
 
@@ -183,7 +182,14 @@ impl ForwardShape<'_> {
         let hash = self.hash.iter().enumerate();
         let hash = hash.filter_map(|(index, policy)| policy.compile(list.item(index), reading));
         let hash = hash.collect();
+        let cors = (self.cors.as_ref()).map(|cors| cors.compile(path.field("cors"), reading));
+        let list = path.field("mirrors");
+        let mirrors = self.mirrors.iter().enumerate();
+        let mirrors = mirrors.map(|(index, mirror)| mirror.compile(list.item(index), http, reading));
+        let mirrors = mirrors.collect();
         let mut forward = forward?;
+        forward.mirrors = mirrors;
+        forward.cors = cors;
         forward.hash = hash;
         forward.path = rewrite;
         forward.host = host;
@@ -191,6 +197,7 @@ impl ForwardShape<'_> {
         let idle = reading.duration_or_zero(idle, self.idle_timeout.as_ref(), Forward::DEFAULT_IDLE_TIMEOUT);
         forward.idle_timeout = (!idle.is_zero()).then_some(idle);
         forward.timeout = (!timeout.is_zero()).then_some(timeout);
+        self.times(path, &mut forward, reading);
         forward.retry = retry;
         forward.upgrades = self.upgrades.iter().map(|name| name.to_ascii_lowercase()).collect();
         forward.connect = reading.choice(path.field("connect"), self.connect.as_ref(), &CONNECT_MODES);
@@ -198,16 +205,28 @@ impl ForwardShape<'_> {
         Some(forward)
     }
 
-    fn clusters(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Vec<WeightedCluster> {
-        let check = |path: Path<'_>, name: &str, reading: &mut Reading| {
-            if http.cluster(name).is_none() {
-                let known = http.clusters.keys().map(|name| &**name);
-                report_unknown(path, name, "is not one of `http.clusters`", known, reading);
+    /// What may take the place of `timeout`.
+    fn times(&self, path: Path<'_>, forward: &mut Forward, reading: &mut Reading) {
+        let max = ("max_grpc_timeout", self.max_grpc_timeout.as_ref());
+        let offset = ("grpc_timeout_offset", self.grpc_timeout_offset.as_ref());
+        forward.grpc_timeout = grpc_timeout(path, max, offset, reading);
+        let shape = self.max_stream_duration.as_ref();
+        forward.duration = shape.map(|shape| duration(path.field("max_stream_duration"), shape, reading));
+        if forward.duration.is_none() {
+            return;
+        }
+        for (name, value) in [("timeout", &self.timeout), ("max_grpc_timeout", &self.max_grpc_timeout)] {
+            if let Some(value) = value {
+                let problem = "has no effect beside `max_stream_duration`";
+                reading.report(path.field(name), value, problem, "remove one of them");
             }
-        };
+        }
+    }
+
+    fn clusters(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Vec<WeightedCluster> {
         let mut clusters = Vec::new();
         if let Some(name) = &self.cluster {
-            check(path.field("cluster"), name, reading);
+            check_cluster(path.field("cluster"), name, http, reading);
             if !self.clusters.is_empty() {
                 reading.report(path.field("cluster"), name, "`clusters` is given too", "remove one");
             }
@@ -222,14 +241,18 @@ impl ForwardShape<'_> {
         for (index, shape) in self.clusters.iter().enumerate() {
             let list = path.field("clusters");
             let path = list.item(index);
-            check(path.field("cluster"), &shape.cluster, reading);
+            check_cluster(path.field("cluster"), &shape.cluster, http, reading);
             let weight = reading.count(path.field("weight"), &shape.weight, WEIGHTS);
             clusters.push(WeightedCluster {
                 cluster: reading.text(&shape.cluster),
                 weight: weight.unwrap_or(1),
                 labels: self.labels_of(shape, reading),
-                request_headers: shape.request_headers.compile(path.field("request_headers"), reading),
-                response_headers: shape.response_headers.compile(path.field("response_headers"), reading),
+                request_headers: shape
+                    .request_headers
+                    .of_requests(path.field("request_headers"), reading),
+                response_headers: shape
+                    .response_headers
+                    .of_responses(path.field("response_headers"), reading),
             });
         }
         clusters
@@ -275,6 +298,14 @@ impl ForwardShape<'_> {
     }
 }
 
+/// Reports a name that no cluster has.
+pub(super) fn check_cluster(path: Path<'_>, name: &str, http: &Http, reading: &mut Reading) {
+    if http.cluster(name).is_none() {
+        let known = http.clusters.keys().map(|name| &**name);
+        report_unknown(path, name, "is not one of `http.clusters`", known, reading);
+    }
+}
+
 /// A path to send on: visible ASCII from `/` on.
 fn path_value(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> String {
     let is_path = value.starts_with('/') && value.bytes().all(|b| b.is_ascii_graphic() && b != b'#' && b != b'?');
@@ -286,7 +317,8 @@ fn path_value(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Stri
 }
 
 fn host_value(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<HeaderValue> {
-    let is_authority = !value.is_empty() && value.parse::<http::uri::Authority>().is_ok() && !value.contains('@');
+    let is_authority =
+        !value.is_empty() && value.parse::<http::uri::Authority>().is_ok() && !value.contains(['@', '%']);
     if !is_authority {
         let remedy = "write a host, perhaps with a port: web.example.com:8080";
         reading.report(path, value, "is not a host", remedy);
@@ -392,23 +424,8 @@ impl RetryShape<'_> {
     }
 }
 
-impl FaultShape<'_> {
-    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Fault {
-        let delay_share = parts(path.field("delay_percent"), self.delay_percent.as_ref(), reading);
-        let abort_share = parts(path.field("abort_percent"), self.abort_percent.as_ref(), reading);
-        let delay = self.delay.as_ref();
-        let delay = delay.map(|value| reading.duration(path.field("delay"), Some(value), Duration::ZERO));
-        let abort = self.abort.as_ref();
-        let abort = abort.and_then(|value| status(path.field("abort"), value, reading));
-        Fault {
-            delay: delay.map(|delay| (delay, delay_share)),
-            abort: abort.map(|abort| (abort, abort_share)),
-        }
-    }
-}
-
 /// A percentage, in parts of a million; all if there is none.
-fn parts(path: Path<'_>, value: Option<&Scalar<'_>>, reading: &mut Reading) -> u32 {
+pub(super) fn parts(path: Path<'_>, value: Option<&Scalar<'_>>, reading: &mut Reading) -> u32 {
     let Some(value) = value else { return Fault::ALL };
     let percent = value
         .parse::<f64>()
@@ -429,7 +446,7 @@ fn parts(path: Path<'_>, value: Option<&Scalar<'_>>, reading: &mut Reading) -> u
     }
 }
 
-fn status(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<StatusCode> {
+pub(super) fn status(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<StatusCode> {
     let code = reading.count(path, value, STATUSES)?;
     u16::try_from(code)
         .ok()

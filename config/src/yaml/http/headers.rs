@@ -1,4 +1,4 @@
-//! Edits of header fields: `{set: {x-a: b}, add: {…}, default: {…}, remove: [x-c]}`.
+//! Edits of header fields: `{set: {x-a: b}, add: {…}, default: {…}, replace: {…}, remove: [x-c]}`.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
-use crate::http::{HeaderEdit, HeaderEdits};
+use crate::http::{AppendAction, BadFormat, Format, HeaderEdit, HeaderEdits, HeaderText, Stage, known_operators};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -16,30 +16,41 @@ pub(super) struct EditsShape<'a> {
     set: BTreeMap<Scalar<'a>, Scalar<'a>>,
     add: BTreeMap<Scalar<'a>, Scalar<'a>>,
     default: BTreeMap<Scalar<'a>, Scalar<'a>>,
+    replace: BTreeMap<Scalar<'a>, Scalar<'a>>,
     remove: Vec<Scalar<'a>>,
 }
 
 impl EditsShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> HeaderEdits {
+    /// Those of requests.
+    pub(super) fn of_requests(&self, path: Path<'_>, reading: &mut Reading) -> HeaderEdits {
+        self.compile(path, Stage::Request, reading)
+    }
+
+    /// Those of responses.
+    pub(super) fn of_responses(&self, path: Path<'_>, reading: &mut Reading) -> HeaderEdits {
+        self.compile(path, Stage::Response, reading)
+    }
+
+    fn compile(&self, path: Path<'_>, stage: Stage, reading: &mut Reading) -> HeaderEdits {
         let mut edits = HeaderEdits::default();
         for (index, name) in self.remove.iter().enumerate() {
             let remove = path.field("remove");
             edits.remove.extend(editable(remove.item(index), name, reading));
         }
-        type Kind = fn(HeaderName, HeaderValue) -> HeaderEdit;
-        let kinds: [(&'static str, _, Kind); 3] = [
-            ("set", &self.set, HeaderEdit::Set),
-            ("add", &self.add, HeaderEdit::Add),
-            ("default", &self.default, HeaderEdit::Default),
+        let kinds: [(&'static str, _, AppendAction); 4] = [
+            ("set", &self.set, AppendAction::Set),
+            ("add", &self.add, AppendAction::Add),
+            ("default", &self.default, AppendAction::Default),
+            ("replace", &self.replace, AppendAction::Replace),
         ];
-        for (field, fields, edit) in kinds {
+        for (field, fields, action) in kinds {
             let path = path.field(field);
             for (name, value) in fields {
                 let path = path.key(name);
                 let name = editable(path, name, reading);
-                let value = header_value(path, value, reading);
+                let value = header_text(path, value, stage, reading);
                 if let (Some(name), Some(value)) = (name, value) {
-                    edits.edits.push(edit(name, value));
+                    edits.edits.push(HeaderEdit { name, value, action });
                 }
             }
         }
@@ -67,18 +78,33 @@ fn editable(path: Path<'_>, name: &str, reading: &mut Reading) -> Option<HeaderN
     Some(parsed)
 }
 
-/// The value of a header field, as it is: Envoy's `%COMMAND%`s are not known here.
-pub(super) fn header_value(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<HeaderValue> {
-    if value.contains('%') {
-        let remedy = "write a value without `%`";
-        reading.report(
-            path,
-            value,
-            "has a command operator, which is not supported yet",
-            remedy,
-        );
-        return None;
+/// The value of a header field, in which there may be operators.
+fn header_text(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading) -> Option<HeaderText> {
+    let format = match Format::parse(value, stage) {
+        Ok(format) => format,
+        Err(error) => {
+            let remedy = match &error {
+                BadFormat::Unclosed => "write %% for a percent sign, %OPERATOR% for an operator".to_owned(),
+                BadFormat::Name(_) => "write for example %REQ(x-user)% or %REQ(:path)%".to_owned(),
+                BadFormat::Early(_) => "write it in `response_headers`, or remove it".to_owned(),
+                BadFormat::Unknown(_) => format!("write one of: {}", known_operators()),
+            };
+            reading.report(path, value, error.to_string(), remedy);
+            return None;
+        }
+    };
+    match format.fixed() {
+        Some(text) => header_value(path, text, reading).map(HeaderText::Fixed),
+        None => {
+            // What stands beside the operators has to be fit for a header; a tab is all that a control character may be.
+            header_value(path, value, reading)?;
+            Some(HeaderText::Told(format))
+        }
     }
+}
+
+/// The value of a header field, as it is.
+pub(super) fn header_value(path: Path<'_>, value: &str, reading: &mut Reading) -> Option<HeaderValue> {
     let parsed = HeaderValue::try_from(value).ok();
     if parsed.is_none() {
         let remedy = "use visible characters and blanks (RFC 9110, section 5.5)";

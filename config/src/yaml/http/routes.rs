@@ -12,13 +12,14 @@ use super::actions::{DirectShape, ForwardShape, RedirectShape};
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use crate::Text;
-use crate::http::{Domain, Http, Route, RouteAction, RouteTable, VirtualHost};
+use crate::http::{Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TableShape<'a> {
     #[serde(borrow)]
     name: Scalar<'a>,
+    path_normalization: Option<Scalar<'a>>,
     virtual_hosts: Vec<VirtualHostShape<'a>>,
 }
 
@@ -49,6 +50,13 @@ struct RouteShape<'a> {
     response_headers: EditsShape<'a>,
 }
 
+const NORMALIZATIONS: [(&str, PathNormalization); 4] = [
+    ("none", PathNormalization::None),
+    ("base", PathNormalization::Base),
+    ("merge-slashes", PathNormalization::MergeSlashes),
+    ("decode-and-merge-slashes", PathNormalization::DecodeAndMergeSlashes),
+];
+
 /// A name that is compared and shown, and becomes part of nothing: istiod's have slashes and bars.
 pub(super) fn any_name(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Text {
     if value.is_empty() || value.contains(char::is_control) {
@@ -68,7 +76,11 @@ impl TableShape<'_> {
             let domains = shape.domains(path.field("domains"), index, &mut taken, reading);
             compiled.push((domains, shape.compile(path, http, reading)));
         }
-        RouteTable::new(name, compiled)
+        let mut table = RouteTable::new(name, compiled);
+        let normalization = self.path_normalization.as_ref();
+        let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
+        table.normalization = normalization.unwrap_or_default();
+        table
     }
 }
 
@@ -81,8 +93,10 @@ impl VirtualHostShape<'_> {
             routes: compiled
                 .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, reading)))
                 .collect(),
-            request_headers: self.request_headers.compile(path.field("request_headers"), reading),
-            response_headers: self.response_headers.compile(path.field("response_headers"), reading),
+            request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
+            response_headers: self
+                .response_headers
+                .of_responses(path.field("response_headers"), reading),
         }
     }
 
@@ -124,8 +138,10 @@ impl RouteShape<'_> {
             name: reading.text_or_empty(self.name.as_ref()),
             matches: self.r#match.compile(path.field("match"), reading),
             action: self.action(path, http, reading),
-            request_headers: self.request_headers.compile(path.field("request_headers"), reading),
-            response_headers: self.response_headers.compile(path.field("response_headers"), reading),
+            request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
+            response_headers: self
+                .response_headers
+                .of_responses(path.field("response_headers"), reading),
         }
     }
 

@@ -84,6 +84,11 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, 
             headers.append("set-cookie", HeaderValue::from_static("b=2"));
             headers.insert("server", HeaderValue::from_static("mine"));
         }
+        "allows" => {
+            headers.insert("access-control-allow-origin", HeaderValue::from_static("*"));
+            headers.insert("access-control-allow-credentials", HeaderValue::from_static("false"));
+            headers.insert("access-control-expose-headers", HeaderValue::from_static("x-own"));
+        }
         "none" => {
             *response.status_mut() = http::StatusCode::NO_CONTENT;
             body = Bytes::new();

@@ -9,7 +9,7 @@ mod going;
 mod idle;
 mod limits;
 mod parked;
-mod place;
+pub(crate) mod place;
 mod proxy_protocol;
 pub(crate) mod teller;
 mod tls;

@@ -1,0 +1,110 @@
+//! The examples do what their comments say.
+
+use std::path::Path;
+
+use underpass_tests::{Host, Proxy, World, wait};
+
+use super::client::{ask, get};
+use super::endpoint::{Endpoint, Heard, Tries};
+
+/// An example that runs, at this test's addresses: 127.0.0.1:9001 and 127.0.0.1:9002 are two endpoints.
+struct Example {
+    client: Host,
+    us: Host,
+    heard: [Heard; 2],
+    proxy: Proxy,
+    _world: World,
+}
+
+impl Example {
+    fn start(name: &str) -> Self {
+        let world = World::loopback();
+        let (client, us) = (world.host(), world.host());
+        let heard = [Heard::default(), Heard::default()];
+        let [one, two] = [("one", &heard[0]), ("two", &heard[1])].map(|(name, heard)| {
+            Endpoint::heard(&world.host(), 9001, name, Tries::default(), heard.clone())
+                .address
+                .to_string()
+        });
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name);
+        let yaml = std::fs::read_to_string(file).expect("the example");
+        let admin = format!("  name: laptop\n  admin: '{}'\n", us.at(15000));
+        let yaml = yaml
+            .replace("127.0.0.1:8080", &us.at(8080).to_string())
+            .replace("127.0.0.1:9001", &one)
+            .replace("127.0.0.1:9002", &two)
+            .replace("  name: laptop\n", &admin);
+        let file = world.directory().join(name);
+        std::fs::write(&file, yaml).expect("write the configuration");
+        Self {
+            proxy: Proxy::start_with_file(&world, &us, file),
+            client,
+            us,
+            heard,
+            _world: world,
+        }
+    }
+}
+
+#[test]
+fn the_mirror_is_asked_what_production_is_asked() {
+    let example = Example::start("mirror.yaml");
+    let seen = ask(&example.client, example.us.at(8080), &get("/a?b", ""));
+    assert_eq!((seen.status, seen.header("x-endpoint")), (200, Some("one")));
+    let copy = wait::some(wait::SOON, "the mirror is asked", || {
+        example.heard[1].lock().expect("no panic").pop()
+    });
+    assert!(
+        copy.contains("GET /a?b HTTP/1.1\n") && copy.contains("host: web.test-shadow\n"),
+        "{copy}"
+    );
+    wait::eventually(wait::SOON, "it is counted", || {
+        let labels = [("cluster", "next"), ("result", "answered")];
+        example
+            .proxy
+            .metrics()
+            .sum("underpass_http_mirrored_requests_total", &labels)
+            == 1
+    });
+}
+
+#[test]
+fn routes_do_what_their_example_says() {
+    let example = Example::start("routes.yaml");
+    let ask = |request: &str| ask(&example.client, example.us.at(8080), request);
+    let wish = "origin: https://shop.example.com\r\naccess-control-request-method: PUT\r\n";
+    let preflight = ask(&get("/api/", wish).replacen("GET", "OPTIONS", 1));
+    assert_eq!(
+        (preflight.status, preflight.header("access-control-allow-methods")),
+        (200, Some("GET,PUT"))
+    );
+    assert_eq!(
+        preflight.header("access-control-allow-origin"),
+        Some("https://shop.example.com")
+    );
+    assert!(preflight.header("x-endpoint").is_none(), "the endpoint was asked");
+    let actual = ask(&get("/api/", "origin: https://a.shop.example.com\r\nx-account: 7\r\n"));
+    assert_eq!(
+        (
+            actual.header("access-control-allow-credentials"),
+            actual.header("access-control-expose-headers")
+        ),
+        (Some("true"), Some("x-served-by"))
+    );
+    let client = format!("x-client: {} by HTTP/1.1\n", example.client.ip());
+    assert!(
+        actual.body.contains(&client) && actual.body.contains("x-user: 7\n"),
+        "{actual:?}"
+    );
+    assert!(
+        actual
+            .header("x-served-by")
+            .is_some_and(|served| served.ends_with(":9001"))
+    );
+    assert_eq!(ask(&get("/x/..//admin", "")).status, 403);
+    assert_eq!(
+        ask(&get("/staging/", "x-envoy-fault-abort-request: 503\r\n")).status,
+        503
+    );
+    assert_eq!(ask(&get("/staging/", "")).status, 200);
+}
