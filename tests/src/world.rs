@@ -5,12 +5,13 @@
 //! from the others. It needs no privilege. A cluster is nodes and pods in namespaces: pods hang on their node by a veth, nodes on one
 //! link, and nodes route, as with the simplest of Kubernetes network plugins.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -50,14 +51,17 @@ struct Node {
 }
 
 impl World {
-    /// A /24 of loopback addresses that no other world has.
+    /// A /24 of loopback addresses that no other world has, and none of this process has had: threads of a test may listen there when its world is gone.
     pub fn loopback() -> Self {
+        static HAD: Mutex<BTreeSet<[u8; 3]>> = Mutex::new(BTreeSet::new());
         let mut random = fastrand::Rng::new();
         let (prefix, claim) = crate::wait::some(crate::wait::SOON, "a free /24 of 127.0.0.0/8", || {
             let prefix = [127, random.u8(64..=127), random.u8(..)];
             let address = SocketAddr::from(([prefix[0], prefix[1], prefix[2], CLAIM.0], CLAIM.1));
             let claim = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-            claim.bind(&address.into()).is_ok().then_some((prefix, claim))
+            let is_free = claim.bind(&address.into()).is_ok();
+            let mut had = HAD.lock().unwrap_or_else(PoisonError::into_inner);
+            (is_free && had.insert(prefix)).then_some((prefix, claim))
         });
         Self::at(Place::Loopback {
             prefix,
