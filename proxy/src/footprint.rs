@@ -23,12 +23,13 @@ pub async fn keep_small_while(is_idle: impl Fn() -> bool) {
             continue;
         }
         let Some(mapped) = mapped_pages_of_files() else {
-            return;
+            continue;
         };
         if needed.is_none_or(|needed| mapped > needed + WORTH_IT) {
             forget_start();
             tokio::time::sleep(LOOK).await;
-            needed = mapped_pages_of_files();
+            // What a burst has mapped meanwhile is not what idling needs.
+            needed = mapped_pages_of_files().filter(|_| is_idle());
         }
     }
 }

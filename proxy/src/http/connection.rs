@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::UPGRADE;
 use http::{Method, Request};
 use hyper::body::{Body, Incoming};
@@ -260,9 +260,9 @@ where
 
     fn into_unread(self) -> Option<Bytes> {
         let parts = self.into_parts()?;
-        let (wire, mut unread) = (parts.io.into_inner(), BytesMut::from(parts.read_buf));
-        unread.extend_from_slice(wire.unread());
-        Some(unread.freeze())
+        let wire = parts.io.into_inner();
+        // Copied: what is read into may be much larger, and would be kept.
+        Some([&parts.read_buf[..], wire.unread()].concat().into())
     }
 }
 
@@ -299,18 +299,21 @@ impl Serving<'_> {
             return Ok(());
         };
         self.moved.count_read(early.len());
-        match protocol {
+        let is_in_use = match protocol {
             Protocol::Http1 => self.http1_while_used(early).await?,
-            Protocol::Http2 => drop(Box::pin(self.http2(early)).await?),
+            Protocol::Http2 => {
+                Box::pin(self.http2(early)).await?;
+                false
+            }
             Protocol::Neither => {
                 tracing::debug!(peer = %self.connection.session.source.address(), "a connection began with what is no HTTP");
                 return Ok(());
             }
-        }
+        };
         let switched = self.connection.switched().take();
         match switched {
             Some(switched) => Box::pin(self.tunnel(switched)).await,
-            None if protocol == Protocol::Http1 => tokio::select! {
+            None if is_in_use => tokio::select! {
                 biased;
                 ending = self.ended() => Err(ending),
                 () = Box::pin(linger(self.socket)) => Ok(()),
@@ -323,15 +326,15 @@ impl Serving<'_> {
         TokioIo::new(Wire::new(self.socket.clone(), early, self.moved.clone()))
     }
 
-    /// HTTP/1.1, without a codec while nobody asks anything.
-    async fn http1_while_used(&self, mut unread: Bytes) -> Result<(), Ending> {
+    /// HTTP/1.1, without a codec while nobody asks anything. Whether its end may find the client sending, or reading an answer.
+    async fn http1_while_used(&self, mut unread: Bytes) -> Result<bool, Ending> {
         while let Some(parked) = Box::pin(self.http1(unread)).await? {
             if !self.asked_again(parked.since).await? {
-                break;
+                return Ok(false);
             }
             unread = parked.unread;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Waits, holding little but the socket, until there is something to read; false: nothing came in the time that it may be idle, or until
@@ -369,19 +372,23 @@ impl Serving<'_> {
                 Ok::<_, Infallible>(served.response)
             }
         });
+        let unread = early.len();
         let codec = codec_of_http1()
             .serve_connection(self.io(early), service)
             .with_upgrades();
-        self.drive(codec, true).await
+        let watch = Watch::new(self, true, unread);
+        self.drive(codec, watch).await
     }
 
     async fn http2(&self, early: Bytes) -> Result<Option<Parked>, Ending> {
         let wire = Wire::new(self.socket.clone(), early, self.moved.clone());
-        self.drive(Streams::new(self.connection.clone(), wire), false).await
+        let watch = Watch::new(self, false, 0);
+        self.drive(Streams::new(self.connection.clone(), wire), watch).await
     }
 
     /// Lets a codec work until it is done, has nothing to do (its connection is parked), or is to be reset.
-    async fn drive(&self, mut codec: impl Codec, has_slow_heads: bool) -> Result<Option<Parked>, Ending> {
+    async fn drive(&self, mut codec: impl Codec, mut watch: Watch<'_>) -> Result<Option<Parked>, Ending> {
+        let has_slow_heads = watch.has_slow_heads;
         let drained = async {
             match has_slow_heads {
                 // Each answer says from now on that it is the last.
@@ -391,7 +398,6 @@ impl Serving<'_> {
             }
         };
         let mut drained = pin!(drained);
-        let mut watch = Watch::new(self, has_slow_heads);
         let mut is_finishing = false;
         loop {
             tokio::select! {
@@ -497,15 +503,17 @@ struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    fn new(serving: &'a Serving<'a>, has_slow_heads: bool) -> Self {
+    /// Looks at a codec that begins now, with bytes that were read and are `unread`.
+    fn new(serving: &'a Serving<'a>, has_slow_heads: bool, unread: usize) -> Self {
         let now = Instant::now();
+        let read = serving.moved.read();
         let mut watch = Self {
             serving,
             has_slow_heads,
-            moved: 0,
+            moved: serving.moved.total(),
             moved_at: now,
-            ended: 0,
-            read: 0,
+            ended: serving.connection.ended.load(Ordering::Relaxed),
+            read: read.saturating_sub(unread as u64),
             began_at: Some(now),
             next: now,
         };
@@ -555,14 +563,13 @@ impl<'a> Watch<'a> {
             }
         }
         let silent = now.duration_since(self.moved_at);
-        let is_understood = moved.read() == self.read && !moved.is_stuck();
-        if self.has_slow_heads && ended > 0 && open == 0 && is_understood && silent >= UNUSED {
-            return Some(Silence::Unused(self.moved_at));
+        if silent >= settings.timeouts.idle {
+            return Some(match open {
+                0 => Silence::Idle,
+                _ => Silence::Stuck,
+            });
         }
-        let is_silent = silent >= settings.timeouts.idle;
-        is_silent.then_some(match open {
-            0 => Silence::Idle,
-            _ => Silence::Stuck,
-        })
+        let is_between = ended > 0 && open == 0 && moved.read() == self.read && !moved.is_stuck();
+        (self.has_slow_heads && is_between && silent >= UNUSED).then_some(Silence::Unused(self.moved_at))
     }
 }

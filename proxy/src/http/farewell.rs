@@ -3,6 +3,7 @@
 //! A socket that is closed with bytes that nobody has read resets, and a reset takes from the client what it has not read yet: the answer to a request that was
 //! answered before all of it had come. So the proxy says FIN and reads on, and throws away what it reads (RFC 9112, section 9.6).
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use crate::stream::Stream;
@@ -21,8 +22,15 @@ pub async fn linger(socket: &Stream) {
         return;
     }
     let reading = async {
-        let mut piece = vec![0; PIECE];
-        while let Ok(Ok(1..)) = tokio::time::timeout(SILENCE, socket.receive(&mut piece)).await {}
+        // Most clients have nothing to say: no memory for them.
+        let mut piece = Vec::new();
+        while let Ok(Ok(())) = tokio::time::timeout(SILENCE, poll_fn(|cx| socket.poll_readable(cx))).await {
+            piece.resize(PIECE, 0);
+            match tokio::time::timeout(SILENCE, socket.receive(&mut piece)).await {
+                Ok(Ok(1..)) => {}
+                _ => break,
+            }
+        }
     };
     let _ = tokio::time::timeout(PATIENCE, reading).await;
 }

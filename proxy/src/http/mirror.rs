@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use http_body_util::BodyExt;
+use tokio::time::Instant;
 use underpass_config::http::{Cluster, Fault, Mirror, MirrorEnd, Outcome, Route, RouteAction, Wish};
 
+use super::Broken;
 use super::attempt::{Answer, Failure, attempt};
 use super::connection::Connection;
 use super::download::End;
@@ -36,6 +38,8 @@ struct Copied {
     audience: Audience,
     /// From the end of the copy to the end of its answer, as the request has it.
     timeout: Option<Duration>,
+    /// When it has to have ended, as the request.
+    lasts_until: Option<Instant>,
 }
 
 /// Begins to send copies of a request, of whose body nothing was read yet, to the mirrors of its route. What becomes a tunnel is not copied.
@@ -71,6 +75,7 @@ impl Copied {
             pace,
             audience: job.audience,
             timeout: job.timeout,
+            lasts_until: job.lasts_until,
         })
     }
 
@@ -87,7 +92,7 @@ impl Copied {
             upload: &self.upload,
             audience: self.audience,
             timeout: self.timeout,
-            lasts_until: None,
+            lasts_until: self.lasts_until,
         };
         let end = match job.send_unheard().await {
             MirrorEnd::CutOff if self.pace.as_ref().is_some_and(Pace::was_slow) => MirrorEnd::Slow,
@@ -136,8 +141,10 @@ impl Job<'_> {
             biased;
             _ = poll_fn(|cx| permits.poll_revoked(cx)) => MirrorEnd::Denied,
             ended = exchange => ended,
-            _ = end.came() => {
-                self.note(&current, Outcome::TimedOut);
+            why = end.came() => {
+                if why == Broken::TimedOut {
+                    self.note(&current, Outcome::TimedOut);
+                }
                 MirrorEnd::TimedOut
             }
         }

@@ -278,7 +278,8 @@ async fn send_all(body: &mut Download, stream: &mut SendStream<Bytes>, patience:
                 }
             }
             Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
+                if let Ok(mut trailers) = frame.into_trailers() {
+                    hygiene::strip_hop_by_hop(&mut trailers);
                     stream.reserve_capacity(0);
                     return stream.send_trailers(trailers).map_err(gone);
                 }

@@ -77,6 +77,18 @@ fn a_parked_connection_is_idle_and_ends_by_the_idle_time_out() {
     assert!(client.is_closed(), "it should have ended");
 }
 
+/// The mutant whose watch begins anew with each codec takes what woke the connection for understood, and waits for its end as long as for a request.
+#[test]
+fn a_head_that_wakes_a_parked_connection_and_does_not_end_is_given_up() {
+    let place = Place::new();
+    let (proxy, _endpoint) = start(&place, "  timeouts: {handshake: 3s}\n");
+    let mut client = Client::connect(&place.client, place.ours());
+    assert_eq!(ask(&mut client), 200);
+    wait_until_parked(&proxy);
+    client.send(&REQUEST[..9]);
+    assert!(client.is_closed(), "it should have ended");
+}
+
 #[test]
 fn a_drain_ends_parked_connections() {
     let place = Place::new();

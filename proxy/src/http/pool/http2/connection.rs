@@ -18,7 +18,7 @@ use underpass_config::http::{ClusterSettings, ConnectionSettings};
 use super::Group;
 use super::request::Sender;
 use crate::gathered::Gathered;
-use crate::hbone::pings;
+use crate::hbone::{FRAMES_KEPT, pings};
 use crate::http::intake::MAX_HEAD;
 use crate::http::pool::stream::Stream;
 use crate::http::wire::Pulse;
@@ -31,6 +31,9 @@ pub const FRAME: u32 = 64 << 10;
 pub const ALLOWED: u32 = 100;
 /// What a request may have given to the codec and the codec not to the kernel.
 const SEND_BUFFER: usize = 128 << 10;
+/// Streams that were reset here, of which the codec knows for a second that frames may yet come. It ends the connection, and all requests on it, after 1024 frames of
+/// streams that it had forgotten.
+const RESETS_REMEMBERED: usize = 4096;
 /// RFC 9113, section 6.9.1.
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 
@@ -77,6 +80,9 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -
         .max_header_list_size(MAX_HEAD as u32)
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
+        // Frames that were on their way when a stream was reset are of no account as long as it is remembered; others of them end the connection one day.
+        .max_concurrent_reset_streams(RESETS_REMEMBERED)
+        .data_frame_budget(FRAMES_KEPT)
         // Responses that nobody reads can't fill it.
         .initial_connection_window_size(settings.streams.saturating_mul(STREAM_WINDOW).min(LARGEST_WINDOW));
     let (sender, mut connection) = builder.handshake(Gathered::new(stream)).await?;

@@ -12,6 +12,7 @@ use h2::{Reason, RecvStream, SendStream, client};
 use http::{Request, Response};
 use hyper::body::Body;
 
+use crate::http::hygiene;
 use crate::http::pool::http1::Codec;
 use crate::http::upload::Attempt;
 
@@ -85,7 +86,8 @@ async fn send(body: &mut Attempt, stream: &mut SendStream<Bytes>) -> Result<(), 
                 }
             }
             Err(frame) => {
-                if let Ok(trailers) = frame.into_trailers() {
+                if let Ok(mut trailers) = frame.into_trailers() {
+                    hygiene::strip_hop_by_hop(&mut trailers);
                     return stream.send_trailers(trailers).map_err(gone);
                 }
             }
