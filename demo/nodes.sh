@@ -206,6 +206,8 @@ mesh_logged() { [[ -n $(mesh_lines "$@") ]]; }
 
 # overhear COMMAND…: what goes over the wire between the nodes while COMMAND runs, into `output`.
 overhear() {
+  # What it said the last time is not what is waited for.
+  rm -f wire.log
   start node-b wire python3 "$home/wire.py" to-node-a "$SECRET"
   local listener=$started
   wait_until 'the wire is listened to' grep -qx listening wire.log
