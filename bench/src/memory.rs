@@ -116,14 +116,17 @@ impl Memory {
         }
         wait_for_no_connections(targets.iter().chain(servers.iter().map(|(_, address)| address)))?;
         let after = settled(&processes)?;
-        let after_rest = idle_figures(self.connections, shares.len(), (idle, open, after));
-        if takes_requests {
-            return Ok(after_rest);
-        }
-        eprintln!("{}", with.caches_per_connection(without, self.connections));
         let per_connection =
             |metric: &str, kb: i64| Figure::new(metric, "B", kb as f64 * 1024.0 / self.connections as f64);
-        let mut figures = after_rest;
+        let mut figures = vec![
+            Figure::new("idle_rss_kb", "kB", idle as f64 / shares.len() as f64),
+            per_connection("rss_bytes_per_connection", open as i64 - idle as i64),
+            per_connection("rss_bytes_per_connection_after_close", after as i64 - idle as i64),
+        ];
+        if takes_requests {
+            return Ok(figures);
+        }
+        eprintln!("{}", with.caches_per_connection(without, self.connections));
         figures.extend([
             per_connection("kernel_slab_bytes_per_connection", with.slab_kb - without.slab_kb),
             per_connection("kernel_slab_bytes_per_connection_direct", without.slab_kb),
@@ -165,19 +168,7 @@ fn shares(connections: u64, capacity: u64) -> Vec<u64> {
         .collect()
 }
 
-/// What the proxies' own memory tells: fresh, with the connections open, and after.
-fn idle_figures(connections: u64, processes: usize, (idle, open, after): (u64, u64, u64)) -> Vec<Figure> {
-    let per_connection = |metric: &str, kb: u64| {
-        let more = kb as i64 - idle as i64;
-        Figure::new(metric, "B", more as f64 * 1024.0 / connections as f64)
-    };
-    vec![
-        Figure::new("idle_rss_kb", "kB", idle as f64 / processes as f64),
-        per_connection("rss_bytes_per_connection", open),
-        per_connection("rss_bytes_per_connection_after_close", after),
-    ]
-}
-
+/// A server for each share: of HTTP, or one that keeps what it is sent.
 pub(crate) fn servers(shares: &[u64], take_requests: bool, directory: &Path) -> Result<Vec<(Process, SocketAddr)>> {
     let service = if take_requests { Service::Answers } else { Service::Keep };
     let mut servers = Vec::new();

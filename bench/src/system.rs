@@ -68,6 +68,14 @@ impl Kind {
         matches!(self, Kind::Http | Kind::EnvoyHttp)
     }
 
+    /// Whether it is the `underpass` binary.
+    fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::KernelInMesh | Kind::Hbone | Kind::Http
+        )
+    }
+
     /// Whether it captures pods: then the client connects to the server itself.
     pub(crate) fn captures(self) -> bool {
         matches!(self, Kind::Captured | Kind::Kernel | Kind::KernelInMesh)
@@ -149,9 +157,7 @@ impl Programs {
         };
         path.canonicalize().with_context(|| {
             let remedy = match kind {
-                Kind::Underpass | Kind::Captured | Kind::Kernel | Kind::KernelInMesh | Kind::Hbone | Kind::Http => {
-                    "run `cargo build --release -p underpass`, or pass --underpass PATH"
-                }
+                kind if kind.is_ours() => "run `cargo build --release -p underpass`, or pass --underpass PATH",
                 _ => "run scripts/bench-setup.sh",
             };
             format!("{} not found: {remedy}", path.display())

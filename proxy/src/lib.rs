@@ -39,6 +39,7 @@ mod logging;
 mod node;
 mod offload;
 mod relay;
+mod room;
 pub mod run;
 mod serve;
 mod session;

@@ -10,6 +10,9 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 /// What a client of gRPC says its call may take.
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
+/// What an endpoint is told of the time that it has, in milliseconds.
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+
 /// The largest number in a `grpc-timeout` (gRPC's PROTOCOL-HTTP2.md: at most eight digits).
 const LARGEST: u64 = 99_999_999;
 
@@ -81,7 +84,7 @@ impl super::Forward {
     fn expect(&self, timeout: Option<Duration>, headers: &mut HeaderMap) -> Option<Duration> {
         let per_try = self.retry.as_ref().and_then(|retry| retry.per_try_timeout);
         let expected = per_try.into_iter().chain(timeout).min()?;
-        headers.insert("x-envoy-expected-rq-timeout-ms", HeaderValue::from(millis(expected)));
+        headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis(expected)));
         Some(expected)
     }
 }

@@ -17,6 +17,7 @@ use super::backlog::Backlog;
 use super::chunk::{Chunk, Progress};
 use super::streams::StreamPlace;
 use super::windows::Held;
+use crate::room::poll_room;
 
 /// The two halves of a stream.
 #[derive(Debug)]
@@ -104,17 +105,7 @@ impl Tunnel {
     /// # Errors
     /// When nothing can be sent any more.
     pub fn poll_room(&mut self, wanted: usize, cx: &mut Context<'_>) -> Poll<Result<usize, Gone>> {
-        self.send.reserve_capacity(wanted);
-        loop {
-            let room = self.send.capacity();
-            if room > 0 {
-                return Poll::Ready(Ok(room));
-            }
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(Err(Gone)),
-            }
-        }
+        poll_room(&mut self.send, wanted, cx).map(|room| room.ok_or(Gone))
     }
 
     /// Gives back the room that was asked for.

@@ -28,7 +28,7 @@ use super::arriving::Arriving;
 use super::exchange;
 use super::farewell::linger;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
-use super::parking::{BodyOpen, Parked, Parking};
+use super::parking::{OpenBodies, Parked};
 use super::permit::Permits;
 use super::sniff::{Protocol, sniff};
 use super::streams::Streams;
@@ -65,8 +65,8 @@ pub struct Connection {
     pub permits: Permits,
     open: AtomicU32,
     ended: AtomicU32,
-    /// What may be parked of it.
-    pub parking: Parking,
+    /// While there is one, only the codec knows where it ends: the connection is not parked.
+    bodies: OpenBodies,
     switched: Mutex<Option<Switched>>,
     /// Why the proxy has ended it, once it has.
     ending: OnceLock<Ending>,
@@ -143,7 +143,7 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         permits: Permits::default(),
         open: AtomicU32::new(0),
         ended: AtomicU32::new(0),
-        parking: Parking::default(),
+        bodies: OpenBodies::default(),
         switched: Mutex::default(),
         ending: OnceLock::new(),
         counted: Mutex::default(),
@@ -362,7 +362,7 @@ impl Serving<'_> {
                     true => Arriving::Nothing,
                     false => Arriving::Asked {
                         body,
-                        _open: BodyOpen::of(&connection),
+                        _open: connection.bodies.one_more(),
                     },
                 });
                 let served = exchange::serve(connection.clone(), request).await;
@@ -414,7 +414,7 @@ impl Serving<'_> {
                     Pin::new(&mut codec).finish();
                 }
                 silence = watch.silent() => match silence {
-                    Silence::Unused(_) if is_finishing || self.connection.parking.is_body_open() => {}
+                    Silence::Unused(_) if is_finishing || self.connection.bodies.count() > 0 => {}
                     Silence::Unused(since) => return Ok(codec.into_unread().map(|unread| Parked { unread, since })),
                     Silence::Idle if !is_finishing => {
                         is_finishing = true;

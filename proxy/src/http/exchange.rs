@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, SET_COOKIE, UPGRADE};
+use http::header::{HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, SET_COOKIE, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
-use tokio::time::Instant;
-use underpass_config::http::{Abort, Fault, Forward, HeaderEdits, Route, RouteAction, VirtualHost, WeightedCluster};
+use underpass_config::http::{
+    Abort, Fault, Forward, HeaderEdits, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+};
 
 use super::arriving::Arriving;
 use super::connection::Connection;
@@ -17,12 +17,12 @@ use super::cors::Crossing;
 use super::download::{Download, until};
 use super::facts::Known;
 use super::flags::Flags;
-use super::forward::{Answered, Holds, Job};
+use super::forward::{Answered, Holds, Job, Limits};
 use super::hygiene;
 use super::intake::{Intake, NO_PATH, Unfit};
 use super::pool::Lease;
 use super::record::Record;
-use super::reply::{Audience, grpc_status, reply, reply_with};
+use super::reply::{Audience, closing, grpc_status, reply, reply_with};
 use super::switch::Switch;
 use super::tunnel::{End, Terms, Tunnel};
 use super::upload::Upload;
@@ -50,6 +50,12 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
     let mut exchange = Exchange {
         connection: &connection,
         snapshot: &snapshot,
+        table: snapshot
+            .config
+            .http
+            .tables
+            .get(&connection.routes)
+            .map(|table| &**table),
         audience,
         switched: None,
     };
@@ -65,13 +71,11 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
                 StatusCode::NOT_FOUND => record.flags.add(Flags::NO_ROUTE),
                 _ => record.flags.add(Flags::PROTOCOL_ERROR),
             }
-            let mut response = reply(audience, unfit.status, unfit.text);
-            if is_http1 && unfit.status != StatusCode::NOT_FOUND {
-                response
-                    .headers_mut()
-                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            let response = reply(audience, unfit.status, unfit.text);
+            match is_http1 && unfit.status != StatusCode::NOT_FOUND {
+                true => closing(response),
+                false => response,
             }
-            response
         }
     };
     response.headers_mut().insert(SERVER, SERVER_NAME);
@@ -82,9 +86,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
     let is_refused = is_connect && exchange.switched.is_none();
     let is_last = connection.session.node.is_draining() && exchange.switched.is_none();
     if is_http1 && (is_unread || is_doubtful || is_refused || is_last) {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        response = closing(response);
     }
     record.status = response.status().as_u16();
     match exchange.switched.take() {
@@ -102,17 +104,10 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
 struct Exchange<'a> {
     connection: &'a Arc<Connection>,
     snapshot: &'a Snapshot,
+    /// What it is routed by; none: an update has taken it away.
+    table: Option<&'a RouteTable>,
     audience: Audience,
     switched: Option<Switched>,
-}
-
-/// How long one request may take.
-#[derive(Clone, Copy)]
-struct Limits {
-    /// From its end to the end of its answer.
-    timeout: Option<Duration>,
-    /// When it has to have ended, whatever moves.
-    lasts_until: Option<Instant>,
 }
 
 /// What a tunnel is made of, but for the request's account.
@@ -133,8 +128,7 @@ impl Switched {
 impl Exchange<'_> {
     /// With what the table wants done to paths before they are looked at.
     fn normalized(&self, mut intake: Intake) -> Result<Intake, Unfit> {
-        let table = self.snapshot.config.http.tables.get(&self.connection.routes);
-        let normalization = table.map(|table| table.normalization).unwrap_or_default();
+        let normalization = self.table.map(|table| table.normalization).unwrap_or_default();
         let normal = match normalization.apply(intake.view().path) {
             Some(Cow::Borrowed(_)) => return Ok(intake),
             Some(Cow::Owned(normal)) => normal,
@@ -145,8 +139,7 @@ impl Exchange<'_> {
     }
 
     async fn route(&mut self, intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
-        let table = self.snapshot.config.http.tables.get(&self.connection.routes);
-        let found = table.and_then(|table| table.route(&intake.view()));
+        let found = self.table.and_then(|table| table.route(&intake.view()));
         let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
             record.flags.add(Flags::NO_ROUTE);
             record.details = "route_not_found".into();
@@ -252,8 +245,7 @@ impl Exchange<'_> {
             intake,
             upload: &upload,
             audience: self.audience,
-            timeout: limits.timeout,
-            lasts_until: limits.lasts_until,
+            limits,
         };
         match job.send(record).await {
             // Whoever asked may send what it wanted to speak without having waited for the answer.
@@ -317,13 +309,6 @@ impl Exchange<'_> {
         *agreed.headers_mut() = parts.headers;
         agreed
     }
-}
-
-/// An answer that is the last on its connection of HTTP/1.1.
-fn closing(mut response: Response<Download>) -> Response<Download> {
-    let headers = response.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 /// What the route makes of a request before it goes on; `edit` does its header edits. False: of its path, something that is none.

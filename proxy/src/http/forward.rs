@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, SET_COOKIE};
+use http::header::SET_COOKIE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 use underpass_config::http::{
@@ -26,7 +26,7 @@ use super::mirror;
 use super::permit::Permit;
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::{MAX_DURATION, Record};
-use super::reply::{Audience, grpc_status, http_status, reply_with};
+use super::reply::{Audience, closing, grpc_status, http_status, reply_with};
 use super::switching;
 use super::tunnel;
 use super::upload::{self, Upload};
@@ -62,7 +62,14 @@ pub struct Job<'a> {
     pub upload: &'a Upload,
     /// Who waits for the answer.
     pub audience: Audience,
-    /// From the end of the request to the end of its answer.
+    /// How long it may take.
+    pub limits: Limits,
+}
+
+/// How long one request may take.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// From its end to the end of its answer.
     pub timeout: Option<Duration>,
     /// When it has to have ended, whatever moves.
     pub lasts_until: Option<Instant>,
@@ -114,17 +121,7 @@ impl Failed {
             text,
         )
     }
-}
 
-/// As Envoy's: who has asked for all of it is not told that it was slow.
-fn late(is_asked_whole: bool) -> StatusCode {
-    match is_asked_whole {
-        true => StatusCode::GATEWAY_TIMEOUT,
-        false => StatusCode::REQUEST_TIMEOUT,
-    }
-}
-
-impl Failed {
     fn idle(is_asked_whole: bool) -> Self {
         let status = late(is_asked_whole);
         Self::new(status, Flags::IDLE, "stream_idle_timeout", "stream timeout")
@@ -140,6 +137,14 @@ impl Failed {
     }
 }
 
+/// As Envoy's: who has asked for all of it is not told that it was slow.
+fn late(is_asked_whole: bool) -> StatusCode {
+    match is_asked_whole {
+        true => StatusCode::GATEWAY_TIMEOUT,
+        false => StatusCode::REQUEST_TIMEOUT,
+    }
+}
+
 impl Job<'_> {
     /// Sends it, until it is answered or can't be.
     ///
@@ -148,7 +153,7 @@ impl Job<'_> {
     pub async fn send(&self, record: &mut Record) -> Result<Answered, Response<Download>> {
         let mut end = End {
             deadline: self.deadline(),
-            lasts_until: self.lasts_until,
+            lasts_until: self.limits.lasts_until,
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
         };
@@ -186,8 +191,7 @@ impl Job<'_> {
             let mut response = reply_with(self.audience, (failed.status, failed.grpc), text);
             if failed.status == StatusCode::REQUEST_TIMEOUT && self.intake.version < http::Version::HTTP_2 {
                 // The rest of its body would be taken for a request.
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
+                response = closing(response);
             }
             if failed.flags == Flags::OVERFLOW {
                 let overloaded = HeaderValue::from_static("true");
@@ -200,7 +204,7 @@ impl Job<'_> {
     /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end. What is not read, because it
     /// waits for a connection all that time, does not wait longer.
     pub(super) fn deadline(&self) -> Option<Deadline> {
-        let timeout = self.timeout?;
+        let timeout = self.limits.timeout?;
         let upload = self.upload.clone();
         Some(Box::pin(async move {
             let in_time = tokio::time::timeout(timeout, upload.completed()).await;

@@ -6,18 +6,16 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderValue;
 use http_body_util::BodyExt;
-use tokio::time::Instant;
 use underpass_config::http::{Cluster, Fault, Mirror, MirrorEnd, Outcome, Route, RouteAction, Wish};
 
 use super::Broken;
 use super::attempt::{Answer, Failure, attempt};
 use super::connection::Connection;
 use super::download::End;
-use super::forward::{Current, Job};
+use super::forward::{Current, Job, Limits};
 use super::intake::Intake;
 use super::permit::Permits;
 use super::reply::Audience;
@@ -36,10 +34,8 @@ struct Copied {
     /// Nothing, if there is no body.
     pace: Option<Pace>,
     audience: Audience,
-    /// From the end of the copy to the end of its answer, as the request has it.
-    timeout: Option<Duration>,
-    /// When it has to have ended, as the request.
-    lasts_until: Option<Instant>,
+    /// Those of the request.
+    limits: Limits,
 }
 
 /// Begins to send copies of a request, of whose body nothing was read yet, to the mirrors of its route. What becomes a tunnel is not copied.
@@ -74,8 +70,7 @@ impl Copied {
             upload: Upload::new(body, 0),
             pace,
             audience: job.audience,
-            timeout: job.timeout,
-            lasts_until: job.lasts_until,
+            limits: job.limits,
         })
     }
 
@@ -91,8 +86,7 @@ impl Copied {
             intake: &self.intake,
             upload: &self.upload,
             audience: self.audience,
-            timeout: self.timeout,
-            lasts_until: self.lasts_until,
+            limits: self.limits,
         };
         let end = match job.send_unheard().await {
             MirrorEnd::CutOff if self.pace.as_ref().is_some_and(Pace::was_slow) => MirrorEnd::Slow,
@@ -126,7 +120,7 @@ impl Job<'_> {
         current.began(&endpoint, 0);
         let mut end = End {
             deadline: self.deadline(),
-            lasts_until: self.lasts_until,
+            lasts_until: self.limits.lasts_until,
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
         };

@@ -10,8 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::connection::Connection;
-
 /// What is left of a codec.
 #[derive(Debug)]
 pub struct Parked {
@@ -21,33 +19,29 @@ pub struct Parked {
     pub since: Instant,
 }
 
-/// What a connection knows of its requests' bodies.
+/// Bodies of a connection's requests that are being read, or may be.
 #[derive(Debug, Default)]
-pub struct Parking {
-    bodies: AtomicU32,
-}
+pub struct OpenBodies(Arc<AtomicU32>);
 
-impl Parking {
-    /// Whether a request's body is being read, or may be: then the codec knows where it ends, and nobody else.
-    pub fn is_body_open(&self) -> bool {
-        self.bodies.load(Ordering::Relaxed) > 0
-    }
-}
-
-/// A request's body that somebody reads. When it is dropped before its end, the codec closes the connection.
+/// One of them, until it is dropped. When that is before its end, the codec closes the connection, or resets the stream.
 #[derive(Debug)]
-pub struct BodyOpen(Arc<Connection>);
+pub struct BodyOpen(Arc<AtomicU32>);
 
-impl BodyOpen {
-    /// One of a request that came by `connection`.
-    pub fn of(connection: &Arc<Connection>) -> Self {
-        connection.parking.bodies.fetch_add(1, Ordering::Relaxed);
-        Self(connection.clone())
+impl OpenBodies {
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more.
+    pub fn one_more(&self) -> BodyOpen {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        BodyOpen(self.0.clone())
     }
 }
 
 impl Drop for BodyOpen {
     fn drop(&mut self) {
-        self.0.parking.bodies.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,7 +1,7 @@
 //! Answers of the proxy's own. To a gRPC client they are gRPC's (Envoy's `sendLocalReply`).
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, Response, StatusCode};
 
 use super::download::Download;
@@ -63,6 +63,13 @@ pub fn reply_with(
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
     }
+    response
+}
+
+/// An answer that is the last on its connection of HTTP/1.1.
+pub fn closing(mut response: Response<Download>) -> Response<Download> {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

@@ -7,7 +7,6 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,11 +22,13 @@ use super::arriving::Arriving;
 use super::connection::Connection;
 use super::download::Download;
 use super::intake::MAX_HEAD;
+use super::parking::OpenBodies;
 use super::tunnel::{End, Tunnel};
 use super::wire::Wire;
 use super::{exchange, hygiene};
 use crate::gathered::Gathered;
 use crate::hbone::FRAMES_KEPT;
+use crate::room::poll_room;
 
 /// Requests that a client may have open on one connection.
 const STREAMS: u32 = 256;
@@ -49,24 +50,8 @@ pub struct Streams {
     state: State,
     is_finishing: bool,
     /// Streams that the client may send by.
-    senders: Arc<AtomicU32>,
+    senders: OpenBodies,
     window: u32,
-}
-
-/// One stream that the client may send by.
-struct Sends(Arc<AtomicU32>);
-
-impl Sends {
-    fn note(senders: &Arc<AtomicU32>) -> Self {
-        senders.fetch_add(1, Ordering::Relaxed);
-        Self(senders.clone())
-    }
-}
-
-impl Drop for Sends {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 enum State {
@@ -91,7 +76,7 @@ impl Streams {
             owner,
             state: State::Begins(Box::new(builder.handshake(Gathered::new(wire)))),
             is_finishing: false,
-            senders: Arc::default(),
+            senders: OpenBodies::default(),
             window: CONNECTION_WINDOW,
         }
     }
@@ -120,7 +105,7 @@ impl Future for Streams {
                     this.state = State::Serves(Box::new(connection));
                 }
                 State::Serves(connection) => {
-                    let window = window(this.senders.load(Ordering::Relaxed));
+                    let window = window(this.senders.count());
                     if window != this.window {
                         this.window = window;
                         connection.set_target_window_size(window);
@@ -129,7 +114,7 @@ impl Future for Streams {
                         None => return Poll::Ready(Ok(())),
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         Some(Ok((request, respond))) => {
-                            let sends = (!request.body().is_end_stream()).then(|| Sends::note(&this.senders));
+                            let sends = (!request.body().is_end_stream()).then(|| this.senders.one_more());
                             let serving = serve(this.owner.clone(), request, respond);
                             tokio::spawn(async move {
                                 serving.await;
@@ -301,7 +286,7 @@ async fn send_bytes(
         stream.reserve_capacity(bytes.len());
         let room = match stream.capacity() {
             0 => {
-                let in_time = tokio::time::timeout(patience, room(stream, body)).await;
+                let in_time = tokio::time::timeout(patience, room(stream, bytes.len(), body)).await;
                 in_time.unwrap_or(Err(Stopped::GivenUp(Broken::Idle)))?
             }
             room => room,
@@ -321,7 +306,7 @@ async fn send_bytes(
 }
 
 /// Waits until some of what is to be sent may be, and says how much. The body it is of may be taken away meanwhile.
-async fn room(stream: &mut SendStream<Bytes>, body: &mut Download) -> Result<usize, Stopped> {
+async fn room(stream: &mut SendStream<Bytes>, wanted: usize, body: &mut Download) -> Result<usize, Stopped> {
     poll_fn(|cx| {
         if stream.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(Stopped::Gone));
@@ -329,13 +314,7 @@ async fn room(stream: &mut SendStream<Bytes>, body: &mut Download) -> Result<usi
         if let Poll::Ready(why) = body.poll_given_up(cx) {
             return Poll::Ready(Err(Stopped::GivenUp(why)));
         }
-        while stream.capacity() == 0 {
-            match ready!(stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(Err(Stopped::Gone)),
-            }
-        }
-        Poll::Ready(Ok(stream.capacity()))
+        poll_room(stream, wanted, cx).map(|room| room.ok_or(Stopped::Gone))
     })
     .await
 }

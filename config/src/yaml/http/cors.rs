@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
-use super::matches::{Conditions, conditions};
+use super::matches::{Conditions, condition};
 use crate::http::{Cors, CorsList, CorsOrigins, TextMatch};
 
 #[derive(Debug, Deserialize)]
@@ -83,12 +83,7 @@ impl OriginShape<'_> {
             contains: self.contains.as_ref(),
             regex: self.regex.as_ref(),
         };
-        let mut found = conditions(path, given, reading);
-        if found.len() != 1 {
-            let remedy = "write one of: exact, prefix, suffix, contains, regex";
-            reading.report(path, "", "needs exactly one condition", remedy);
-        }
-        found.pop()
+        condition(path, given, reading)
     }
 }
 

@@ -189,6 +189,16 @@ fn text(
     (found.pop(), present)
 }
 
+/// The one condition of `given`; a report when there is none, or more.
+pub(super) fn condition(path: Path<'_>, given: Conditions<'_, '_>, reading: &mut Reading) -> Option<TextMatch> {
+    let mut found = conditions(path, given, reading);
+    if found.len() != 1 {
+        let remedy = "write one of: exact, prefix, suffix, contains, regex";
+        reading.report(path, "", "needs exactly one condition", remedy);
+    }
+    found.pop()
+}
+
 /// The conditions on a text that a mapping may hold.
 pub(super) struct Conditions<'s, 'a> {
     pub(super) exact: Option<&'s Scalar<'a>>,
@@ -199,7 +209,7 @@ pub(super) struct Conditions<'s, 'a> {
 }
 
 /// Those of `given` that are there.
-pub(super) fn conditions(path: Path<'_>, given: Conditions<'_, '_>, reading: &mut Reading) -> Vec<TextMatch> {
+fn conditions(path: Path<'_>, given: Conditions<'_, '_>, reading: &mut Reading) -> Vec<TextMatch> {
     type Kind = fn(String) -> TextMatch;
     let plain: [(Option<&Scalar<'_>>, Kind); 4] = [
         (given.exact, TextMatch::Exact),

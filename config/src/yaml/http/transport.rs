@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
-use super::matches::{Conditions, conditions};
+use super::matches::{Conditions, condition};
 use crate::http::{
     ConnectionSettings, KeyPairFiles, NameKind, NameMatch, Ping, ProxyProtocol, Roots, ServerNames, TextMatch,
     UpstreamTls,
@@ -156,14 +156,10 @@ impl NameShape<'_> {
                 );
             }
         }
-        let mut found = conditions(path, given, reading);
-        if found.len() != 1 {
-            let remedy = "write one of: exact, prefix, suffix, contains, regex";
-            reading.report(path, "", "needs exactly one condition", remedy);
-        }
+        let text = condition(path, given, reading);
         Some(NameMatch {
             kind: reading.choice(path.field("type"), self.kind.as_ref(), &NAME_KINDS),
-            text: found.pop()?,
+            text: text?,
         })
     }
 }

@@ -62,9 +62,6 @@ impl Drop for Place {
         if state.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
             state.rests();
         }
-        if !state.has_answered.swap(true, Ordering::Relaxed) {
-            state.driver.wake();
-        }
         if state.pulse.is_wanted() {
             self.group.make_way(&self.shared);
         }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::FAREWELL;
 use crate::http::pool::stream::Stream;
 use crate::http::wire::Wire;
+use crate::room::poll_room;
 use crate::socket;
 use crate::stream::Stream as Socket;
 
@@ -170,14 +171,10 @@ impl End {
                 }
             }
             Kind::Stream { send, unsent, .. } => {
-                send.reserve_capacity(bytes.len());
-                while send.capacity() == 0 {
-                    match ready!(send.poll_capacity(cx)) {
-                        Some(Ok(_)) => {}
-                        Some(Err(_)) | None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-                    }
-                }
-                let room = send.capacity().min(bytes.len());
+                let Some(room) = ready!(poll_room(send, bytes.len(), cx)) else {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                };
+                let room = room.min(bytes.len());
                 let piece = Unsent::track(bytes.slice(..room), unsent);
                 send.send_data(piece, false).map_err(io::Error::other)?;
                 Poll::Ready(Ok(room))

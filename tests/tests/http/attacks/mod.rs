@@ -8,7 +8,7 @@
 
 mod bombs;
 mod floods;
-mod frames;
+pub(crate) mod frames;
 mod siege;
 mod slow;
 mod smuggling1;

@@ -14,16 +14,9 @@ use tokio::runtime::Runtime;
 use underpass_tests::{Host, Need, available, wait};
 
 use super::place::{ClusterPair, Place, endpoints};
+use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame};
 use crate::{client, streams};
 
-/// RFC 9113, section 6: types of frames.
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 /// RFC 7541, appendix A: `:status: 200` of the static table.
 const OK: u8 = 0x88;
 /// Section 7.
@@ -45,14 +38,6 @@ enum Deed {
     Enough,
     /// END_STREAM; it neither reads the rest of the request nor says so.
     Rest,
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
-    let mut frame = (content.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(content);
-    frame
 }
 
 /// Starts one that does it with every request, and tells of the streams that are reset, with their codes.

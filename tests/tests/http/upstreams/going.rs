@@ -9,12 +9,9 @@ use std::thread;
 
 use underpass_tests::Host;
 
-/// RFC 9113, section 6: types of frames.
-const HEADERS: u8 = 1;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-/// END_STREAM and END_HEADERS.
-const WHOLE: u8 = 5;
+use crate::attacks::frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, SETTINGS, frame};
+
+const WHOLE: u8 = END_STREAM | END_HEADERS;
 /// RFC 7541, appendix A: `:status: 200` of the static table.
 const OK: u8 = 0x88;
 /// Connections that are all answered at once, so that none is used twice before all are there.
@@ -45,14 +42,6 @@ impl Going {
     pub(crate) fn accepted(&self) -> u32 {
         self.accepted.load(Ordering::SeqCst)
     }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
-    let mut frame = (content.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(content);
-    frame
 }
 
 fn serve(mut stream: TcpStream, together: Option<&Barrier>) -> io::Result<()> {

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 use h2::client;
 use underpass_config::HbonePing;
@@ -57,9 +56,6 @@ pub(super) struct SharedState {
     pub is_leaving: AtomicBool,
     /// Whether it has ended, or its endpoint has said that it takes nothing new.
     is_closed: AtomicBool,
-    /// Wakes its task, which only looks at that when a request is sent, once the endpoint must have said it.
-    pub driver: AtomicWaker,
-    pub has_answered: AtomicBool,
     /// Since when it has had none.
     idle_since: Mutex<Instant>,
     /// Where it is told of what its endpoint allows, and of its end.
@@ -96,8 +92,6 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -
         served_others: AtomicU32::new(0),
         is_leaving: AtomicBool::new(false),
         is_closed: AtomicBool::new(false),
-        driver: AtomicWaker::new(),
-        has_answered: AtomicBool::new(false),
         idle_since: Mutex::new(Instant::now()),
         group: Mutex::default(),
     });
@@ -126,9 +120,6 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -
 async fn drive(connection: Connection, told: &Weak<SharedState>) {
     let mut connection = pin!(connection);
     let running = poll_fn(|cx| {
-        if let Some(state) = told.upgrade() {
-            state.driver.register(cx.waker());
-        }
         let polled = connection.as_mut().poll(cx);
         if let Some(state) = told.upgrade()
             && polled.is_pending()

@@ -5,7 +5,6 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client};
@@ -15,6 +14,7 @@ use hyper::body::Body;
 use crate::http::hygiene;
 use crate::http::pool::http1::Codec;
 use crate::http::upload::Attempt;
+use crate::room::poll_room;
 
 /// The codec's end of a connection.
 pub type Sender = client::SendRequest<Bytes>;
@@ -99,17 +99,8 @@ async fn send(body: &mut Attempt, stream: &mut SendStream<Bytes>) -> Result<(), 
 async fn send_bytes(mut bytes: Bytes, is_last: bool, stream: &mut SendStream<Bytes>) -> Result<(), Reason> {
     let gone = |_| Reason::CANCEL;
     while !bytes.is_empty() {
-        stream.reserve_capacity(bytes.len());
-        let room = poll_fn(|cx| {
-            while stream.capacity() == 0 {
-                match ready!(stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(Err(Reason::CANCEL)),
-                }
-            }
-            Poll::Ready(Ok(stream.capacity()))
-        });
-        let room = room.await?;
+        let room = poll_fn(|cx| poll_room(stream, bytes.len(), cx)).await;
+        let room = room.ok_or(Reason::CANCEL)?;
         let piece = bytes.split_to(room.min(bytes.len()));
         let ends = is_last && bytes.is_empty();
         stream.send_data(piece, ends).map_err(gone)?;
