@@ -21,7 +21,7 @@ pub(crate) fn ours(task: &Task<'_>, others: usize) -> String {
     let mut text = format!(
         "{}  - {{name: http, address: \"{listen}\", protocol: http, routes: all}}\n\
          http:\n  routes:\n  - name: all\n    virtual_hosts:\n    - name: all\n      domains: [\"*\"]\n      routes:\n",
-        node_configuration(task.admin_port)
+        node_configuration(task.admin_port, task.threads)
     );
     for other in 0..others {
         let _ = writeln!(

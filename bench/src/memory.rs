@@ -23,7 +23,7 @@ use crate::place::{self, Place};
 use crate::process::{Process, kilobytes};
 use crate::report;
 use crate::results::{self, Params, Row};
-use crate::system::{self, Kind, Programs, System, Task};
+use crate::system::{self, Kind, Programs, System, THREADS, Task};
 use crate::topology::free_port;
 
 /// Descriptors that a proxy needs for itself: listeners, event loops, logs, pipes.
@@ -149,6 +149,7 @@ impl Memory {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let task = Task {
             place: &Place::default(),
+            threads: THREADS,
             listen,
             destination,
             admin_port: free_port()?,

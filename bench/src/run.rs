@@ -20,7 +20,7 @@ use crate::place::{self, Place};
 use crate::process::Process;
 use crate::results::{self, Row};
 use crate::scenarios::{self, Family, PLAIN, Placement, TUNNEL, placements};
-use crate::system::{AGAIN, Kind, Programs, System, THREADS, Task, start};
+use crate::system::{AGAIN, Kind, Programs, System, Task, start};
 use crate::topology::Topology;
 use crate::tunnelled::{self, Tunnelled};
 use crate::{machine, report};
@@ -231,6 +231,7 @@ impl<'a> Stage<'a> {
         let (first, second, node) = match placement {
             Placement::CrossCore => (cores[0], cores[1], &cores[..2]),
             Placement::OneCore => (cores[0], cores[0], &cores[..1]),
+            Placement::OwnCore => (cores[0], cores[0], &cores[1..2]),
         };
         let server_port = topology.port()?;
         let node_cores = node;
@@ -241,6 +242,7 @@ impl<'a> Stage<'a> {
             let listen = topology.node_at(listen);
             let task = Task {
                 place: &node,
+                threads: placement.threads(),
                 listen,
                 destination: topology.server_at(server_port),
                 admin_port,
@@ -255,7 +257,7 @@ impl<'a> Stage<'a> {
             let (mut client, mut server) = (topology.client.on(&[first]), topology.server.on(&[second]));
             let captured_task = |program| captured::Task {
                 program,
-                workers: THREADS,
+                workers: placement.threads(),
                 cores: node_cores,
                 directory,
                 name: task.name.clone(),

@@ -6,6 +6,7 @@ use crate::load::programs::Program;
 use crate::load::requests::{Protocol, Requests};
 use crate::load::{Direction, Work};
 use crate::place;
+use crate::system::THREADS;
 
 /// Name of the placement of everything on the first core.
 pub(crate) const ONE_CORE: &str = "one-core";
@@ -87,6 +88,9 @@ pub(crate) enum Placement {
     CrossCore,
     /// All three on the first core: what a path costs in CPU, without wake-ups across cores.
     OneCore,
+    /// Client and server on the first core, the proxy alone on the second: what a proxy can do that has a core to itself. Where all share all
+    /// cores, its rate is that of client and server for the most part.
+    OwnCore,
 }
 
 impl Placement {
@@ -94,16 +98,25 @@ impl Placement {
         match self {
             Placement::CrossCore => "cross-core",
             Placement::OneCore => ONE_CORE,
+            Placement::OwnCore => "own-core",
+        }
+    }
+
+    /// How many threads a proxy may use.
+    pub(crate) fn threads(self) -> &'static str {
+        match self {
+            Placement::CrossCore | Placement::OneCore => THREADS,
+            Placement::OwnCore => "1",
         }
     }
 }
 
-/// Both placements; an error on a machine that has one core only.
-pub(crate) fn placements() -> Result<Vec<Placement>> {
+/// All placements; an error on a machine that has one core only.
+pub(crate) fn placements() -> Result<[Placement; 3]> {
     if place::cores()?.len() < 2 {
         bail!("two cores are needed: client and server would share the only one");
     }
-    Ok(vec![Placement::CrossCore, Placement::OneCore])
+    Ok([Placement::CrossCore, Placement::OneCore, Placement::OwnCore])
 }
 
 /// Whether a scenario's server needs a database.
@@ -115,7 +128,7 @@ pub(crate) fn needs_database(scenario: &str) -> bool {
 pub(crate) fn cases(scenario: &str) -> Result<Vec<(Work, Placement)>> {
     let across = |works: Vec<Work>| works.into_iter().map(|work| (work, Placement::CrossCore)).collect();
     Ok(match scenario.replace(TUNNEL, PLAIN).as_str() {
-        "l4-rtt" => placements()?
+        "l4-rtt" => [Placement::CrossCore, Placement::OneCore]
             .into_iter()
             .flat_map(|placement| SIZES.map(|size| (Work::RoundTrip { size }, placement)))
             .collect(),
@@ -129,15 +142,16 @@ pub(crate) fn cases(scenario: &str) -> Result<Vec<(Work, Placement)>> {
         ]),
         "l4-connect" => across(CONCURRENCIES.map(|concurrency| Work::Connect { concurrency }).to_vec()),
         PROGRAMS => across(Program::ALL.map(|program| Work::Program { program }).to_vec()),
-        "http1" => across(requests(Protocol::Http1)),
-        "h2" => across(requests(Protocol::H2)),
-        "grpc" => across(requests(Protocol::Grpc)),
+        "http1" => requests(Protocol::Http1),
+        "h2" => requests(Protocol::H2),
+        "grpc" => requests(Protocol::Grpc),
         _ => bail!("{scenario} has no cases"),
     })
 }
 
-/// A saturated proxy, one request at a time, long answers, and requests that come whether it answers or not.
-fn requests(protocol: Protocol) -> Vec<Work> {
+/// A saturated proxy, one request at a time, long answers, and requests that come whether it answers or not; what saturates a proxy also where
+/// it has a core to itself.
+fn requests(protocol: Protocol) -> Vec<(Work, Placement)> {
     let streams = if protocol == Protocol::Http1 { 1 } else { STREAMS };
     let saturated = Requests {
         protocol,
@@ -165,7 +179,11 @@ fn requests(protocol: Protocol) -> Vec<Work> {
     if protocol != Protocol::Grpc {
         cases.push(offered);
     }
-    cases.into_iter().map(|requests| Work::Requests { requests }).collect()
+    let across = cases.into_iter().map(|case| (case, Placement::CrossCore));
+    let alone = [saturated, long].map(|case| (case, Placement::OwnCore));
+    let all = across.chain(alone);
+    all.map(|(requests, placement)| (Work::Requests { requests }, placement))
+        .collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::load::requests::{Protocol, Requests, Tools};
 use crate::memory;
 use crate::place::Place;
 use crate::results::{self, Params, Row};
-use crate::system::{self, Programs, System, Task};
+use crate::system::{self, Programs, System, THREADS, Task};
 use crate::topology::free_port;
 
 /// The loads that take turns.
@@ -68,6 +68,7 @@ impl Soak {
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         let task = Task {
             place: &Place::default(),
+            threads: THREADS,
             listen,
             destination: *destination,
             admin_port: free_port()?,

@@ -17,16 +17,20 @@ use crate::http;
 use crate::place::Place;
 use crate::process::Process;
 
-/// Threads that each proxy may use.
+/// Threads that each proxy may use, but where it has a core to itself.
 pub(crate) const THREADS: &str = "2";
-pub(crate) const ENVOY_ARGUMENTS: [&str; 6] = [
-    "--disable-hot-restart",
-    "--log-level",
-    "warn",
-    "--concurrency",
-    THREADS,
-    "--config-path",
-];
+
+/// How Envoy is started with so many threads, up to the path of its configuration.
+pub(crate) fn envoy_arguments(threads: &str) -> [&str; 6] {
+    [
+        "--disable-hot-restart",
+        "--log-level",
+        "warn",
+        "--concurrency",
+        threads,
+        "--config-path",
+    ]
+}
 
 /// Suffix of a label that means "the same once more".
 pub(crate) const AGAIN: &str = "-b";
@@ -194,6 +198,8 @@ fn version_number(line: &str) -> &str {
 pub(crate) struct Task<'a> {
     /// Namespace and cores.
     pub(crate) place: &'a Place,
+    /// How many threads it may use.
+    pub(crate) threads: &'a str,
     /// Where it listens.
     pub(crate) listen: SocketAddr,
     /// Where it connects to.
@@ -210,6 +216,7 @@ pub(crate) struct Task<'a> {
 pub(crate) fn start(system: &System, programs: &Programs, task: &Task<'_>) -> Result<Option<Process>> {
     let kind = system.kind;
     let (listen, destination) = (task.listen.to_string(), task.destination.to_string());
+    let envoy = envoy_arguments(task.threads);
     let (text, extension, arguments): (String, &str, &[&str]) = match kind {
         Kind::Direct | Kind::Captured | Kind::Kernel | Kind::KernelInMesh => return Ok(None),
         Kind::Hbone | Kind::EnvoyHbone => return Ok(None),
@@ -219,9 +226,9 @@ pub(crate) fn start(system: &System, programs: &Programs, task: &Task<'_>) -> Re
         }
         Kind::Underpass => (underpass_configuration(task), "yaml", &["run", "--config"]),
         Kind::Http => (http::ours(task, system.others), "yaml", &["run", "--config"]),
-        Kind::EnvoyHttp => (http::envoys(task, system.others), "yaml", &ENVOY_ARGUMENTS),
+        Kind::EnvoyHttp => (http::envoys(task, system.others), "yaml", &envoy),
         Kind::Haproxy => (haproxy_configuration(task), "cfg", &["-db", "-f"]),
-        Kind::Envoy => (envoy_configuration(task), "yaml", &ENVOY_ARGUMENTS),
+        Kind::Envoy => (envoy_configuration(task), "yaml", &envoy),
     };
     let path = task.directory.join(format!("{}.{extension}", task.name));
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
@@ -241,24 +248,27 @@ fn underpass_configuration(task: &Task<'_>) -> String {
     } = task;
     format!(
         "{}  - {{name: relay, address: \"{listen}\", protocol: fixed, destination: \"{destination}\"}}\n",
-        node_configuration(task.admin_port)
+        node_configuration(task.admin_port, task.threads)
     )
 }
 
 /// How each configuration of a node with listeners begins, up to those.
-pub(crate) fn node_configuration(admin_port: u16) -> String {
+pub(crate) fn node_configuration(admin_port: u16, threads: &str) -> String {
     format!(
-        "node:\n  name: bench\n  workers: {THREADS}\n  admin: \"127.0.0.1:{admin_port}\"\n  log: warn\n  \
+        "node:\n  name: bench\n  workers: {threads}\n  admin: \"127.0.0.1:{admin_port}\"\n  log: warn\n  \
          access_log: {{format: \"off\"}}\n  listeners:\n"
     )
 }
 
 fn haproxy_configuration(task: &Task<'_>) -> String {
     let Task {
-        listen, destination, ..
+        listen,
+        destination,
+        threads,
+        ..
     } = task;
     format!(
-        "global\n  nbthread {THREADS}\n\
+        "global\n  nbthread {threads}\n\
          defaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
          listen relay\n  bind {listen}\n  server destination {destination}\n"
     )

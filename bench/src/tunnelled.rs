@@ -15,7 +15,7 @@ use underpass_tests::{Authority, Issued};
 use crate::captured::{Node, Task};
 use crate::place::Place;
 use crate::process::Process;
-use crate::system::{ENVOY_ARGUMENTS, Programs};
+use crate::system::{Programs, THREADS, envoy_arguments};
 use crate::topology::Topology;
 
 /// Two nodes with one enrolled pod each.
@@ -126,7 +126,7 @@ pub(crate) fn envoys(
         let path = directory.join(format!("{name}-{role}.yaml"));
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         let mut command = place.command(&program)?;
-        command.args(ENVOY_ARGUMENTS).arg(&path);
+        command.args(envoy_arguments(THREADS)).arg(&path);
         let log = directory.join(format!("{name}-{role}.log"));
         running.push(Process::start_proxy(command, &log, port)?);
     }

@@ -116,6 +116,7 @@ pub async fn relay(
     pump.ascent.end(ending.resets(), [downstream, upstream]);
     if ending.resets() {
         pump.push_held();
+        pump.ascent.until_heard().await;
         socket::reset_on_close(downstream);
         socket::reset_on_close(upstream);
     }

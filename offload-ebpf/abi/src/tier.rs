@@ -56,8 +56,8 @@ pub struct FlowDirection {
     pub busy: u64,
     /// The core on which the sender was when it last sent a message that counts in `behind`.
     pub sender_core: u32,
-    /// Always 0.
-    pub reserved: u32,
+    /// Bytes that may wait at the receiver without its being deaf to a reset ([`JoinCall::room`]). Set by the agent when all is joined.
+    pub room: u32,
 }
 
 impl FlowDirection {
@@ -79,7 +79,7 @@ impl FlowDirection {
             hop_waiting: 0,
             busy: 0,
             sender_core: 0,
-            reserved: 0,
+            room: 0,
         }
     }
 }
@@ -244,7 +244,7 @@ pub struct JoinCall {
     pub copied_seq: u32,
     /// Answer: the error of the map, for [`Outcome::MapRefused`].
     pub errno: u32,
-    /// Answer: bytes that may wait at the socket without its being deaf to the end of the connection.
+    /// Answer: bytes that may wait at the socket, and 64 KiB more, without its being deaf to the end of the connection.
     pub room: u32,
     /// The socket's role, and to [`INSERT`] all that it shall have.
     pub way: Way,

@@ -174,7 +174,13 @@ impl Tier {
         let joined = Joining::new(self.join.as_fd(), request, ticket, variant)
             .and_then(|joining| joining.run(|key| self.sockets.remove(key)));
         match joined {
-            Ok(()) => Ok(ticket),
+            Ok(rooms) => {
+                for (direction, room) in Direction::ALL.into_iter().zip(rooms) {
+                    let cells = self.mapping.direction(ticket.index, direction.index());
+                    cells.room.store(room, SeqCst);
+                }
+                Ok(ticket)
+            }
             Err(refusal) => {
                 self.leave(ticket);
                 Err(refusal)
@@ -251,6 +257,7 @@ pub(super) fn begin(cells: &DirectionCells, generation: u32) {
         &cells.hop_waiting,
         &cells.sender_core,
         &cells.relay_core,
+        &cells.room,
     ] {
         number.store(0, Relaxed);
     }

@@ -131,6 +131,11 @@ impl JoinedFlow {
         self.cells(direction).queued.load(Acquire)
     }
 
+    /// Bytes that may wait at the receiver, and 64 KiB more: with a longer queue it might miss a reset that comes while it reads.
+    pub fn room(&self, direction: Direction) -> u32 {
+        self.cells(direction).room.load(Acquire)
+    }
+
     /// What the kernel has counted.
     pub fn tally(&self, direction: Direction) -> Tally {
         let cells = self.cells(direction);

@@ -163,10 +163,11 @@ impl<'a> Joining<'a> {
         })
     }
 
-    /// Looks at all sockets, then inserts them. `undo` is given the key of each that was inserted when a later one is
-    /// refused.
-    pub(super) fn run(mut self, mut undo: impl FnMut(u64)) -> Result<(), NotJoined> {
+    /// Looks at all sockets, then inserts them, and says how much may wait at the server and at the client. `undo` is given the key
+    /// of each that was inserted when a later one is refused.
+    pub(super) fn run(mut self, mut undo: impl FnMut(u64)) -> Result<[u32; 2], NotJoined> {
         let calls = self.look()?;
+        let rooms = [SERVER, CLIENT].map(|receiver| calls[receiver].room);
         let mut inserted = Vec::with_capacity(calls.len());
         for (socket, mut call) in self.sockets.into_iter().zip(calls) {
             if let Err(refusal) = self.ask(&socket, &mut call) {
@@ -175,7 +176,7 @@ impl<'a> Joining<'a> {
             }
             inserted.push(socket.key);
         }
-        Ok(())
+        Ok(rooms)
     }
 
     /// The calls that will insert the sockets: first the applications', since a hop is no use before them.

@@ -27,7 +27,7 @@ pub(super) struct DirectionCells {
     pub(super) hop_waiting: AtomicU32,
     pub(super) busy: AtomicU64,
     pub(super) sender_core: AtomicU32,
-    reserved: u32,
+    pub(super) room: AtomicU32,
 }
 
 const _: () = {
@@ -46,6 +46,7 @@ const _: () = {
     assert!(offset_of!(DirectionCells, hop_waiting) == offset_of!(FlowDirection, hop_waiting));
     assert!(offset_of!(DirectionCells, busy) == offset_of!(FlowDirection, busy));
     assert!(offset_of!(DirectionCells, sender_core) == offset_of!(FlowDirection, sender_core));
+    assert!(offset_of!(DirectionCells, room) == offset_of!(FlowDirection, room));
 };
 
 const LEN: usize = MAX_FLOWS as usize * size_of::<FlowEntry>();

@@ -76,6 +76,10 @@ impl KernelFlow for Arc<FakeKernel> {
         self.measured[direction as usize].load(Ordering::SeqCst)
     }
 
+    fn room(&self, _direction: Direction) -> u32 {
+        u32::MAX
+    }
+
     fn tally(&self, direction: Direction) -> Tally {
         self.tallies.lock().unwrap()[direction as usize]
     }

@@ -25,6 +25,8 @@ pub trait KernelFlow: Send + Sync + fmt::Debug {
     fn handed_on(&self, direction: Direction, bytes: u64);
     /// Bytes in the receiver's queue, as last measured.
     fn queued(&self, direction: Direction) -> u32;
+    /// Bytes that may wait at the receiver, and 64 KiB more, before it might miss a reset.
+    fn room(&self, direction: Direction) -> u32;
     /// What was counted since the join.
     fn tally(&self, direction: Direction) -> Tally;
     /// The core on which the sender was when it last outran the relay.
@@ -98,6 +100,10 @@ impl KernelFlow for Member {
 
     fn queued(&self, direction: Direction) -> u32 {
         self.flow.queued(direction)
+    }
+
+    fn room(&self, direction: Direction) -> u32 {
+        self.flow.room(direction)
     }
 
     fn tally(&self, direction: Direction) -> Tally {

@@ -46,6 +46,12 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 /// Until a flow looks again whether the node has a kernel tier for it now.
 const NODE_LOOK: Duration = Duration::from_secs(1);
 
+/// How long a reset may wait for a receiver that reads to have read most of what the kernel has brought it.
+const HEARS_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a receiver hears a reset beside, beyond the room that it was found to have when it was joined.
+const BESIDE_ROOM: u32 = 64 * 1024;
+
 /// Receive window and buffer of a joined flow's sockets, at least. What a sender can give to TCP while nobody reads is what it may send beyond
 /// the limit.
 const WINDOW: u32 = 16 * 1024;
@@ -380,6 +386,32 @@ impl<'a> Ascent<'a> {
             return Poll::Ready(());
         }
         joined.wait(&self.prospect.offload.room, direction, 0, cx)
+    }
+
+    /// Both ends are about to be reset, and nothing is redirected any more: waits until neither has so much in its queue that it might miss that. What comes
+    /// for a socket while a system call is at work on it, the kernel keeps only up to a bound (tcp_add_backlog), and a reset comes once: a
+    /// receiver that reads just then would wait for ever. One that does not read hears it in any case.
+    pub(super) async fn until_heard(&self) {
+        let Stage::Joined(joined) = &self.stage else {
+            return;
+        };
+        let flow = joined.kernel.flow();
+        let until = Instant::now() + HEARS_WITHIN;
+        let (mut last, mut since) = (None, Instant::now());
+        while joined.kernel.measure().is_ok() {
+            let queued = Direction::ALL.map(|direction| flow.queued(direction));
+            let hears =
+                |(direction, queued): (Direction, u32)| queued <= flow.room(direction).saturating_add(BESIDE_ROOM);
+            let now = Instant::now();
+            // Of one that is at work on its socket, how much waits is not said.
+            if last != Some(queued) || queued.contains(&u32::MAX) {
+                (last, since) = (Some(queued), now);
+            }
+            if Direction::ALL.into_iter().zip(queued).all(hears) || now - since >= STILL || now >= until {
+                return;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The relay is over. An orderly end ends the sockets with FIN again.

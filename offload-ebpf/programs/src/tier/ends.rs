@@ -13,12 +13,12 @@ use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_map_delete_elem, bpf_setsockopt, bpf_sock_ops_cb_flags_set,
 };
 use aya_ebpf::programs::SockOpsContext;
-use underpass_ebpf_abi::tier::{APPLICATION, CLIENT, OUT, SERVER, VERDICT, Way, key, note};
+use underpass_ebpf_abi::tier::{APPLICATION, CLIENT, HOP, OUT, SERVER, VERDICT, Way, key, note};
 use underpass_ebpf_abi::{ORIGINAL, PEER};
 
 use super::flows::Direction;
 use super::kernel::Socket;
-use super::ways;
+use super::{patience, ways};
 use crate::address::{is_loopback, word};
 use crate::handshake::{local_address, remote_address, socket};
 use crate::maps::{self, SOCKS, SOCKS_VERDICT};
@@ -83,6 +83,14 @@ fn changes_state(sk: *mut bpf_sock, state: u32) {
         };
         if let Some(sending) = Direction::sending(way) {
             sending.end(way.generation, why);
+        }
+    }
+    // What comes for a socket while a system call is at work on it, the kernel does not keep if its queue is long (tcp_add_backlog); and a
+    // reset comes once. The proxy waits for that; this is for its death.
+    if way.role == HOP && state == BPF_TCP_CLOSE {
+        let receiver = Socket(way.receiver);
+        if receiver.cookie() == way.receiver_cookie {
+            patience::until_free(receiver);
         }
     }
     if way.role == APPLICATION

@@ -3,80 +3,14 @@
 //! The kernel brings redirected bytes under the receiver's lock, in the sender's send. A page that does not come
 //! (userfaultfd(2) stands for a slow disk) would stop the sender for as long.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 
 use underpass_ebpf::tier::Direction::Out;
 
+use super::absent_page::AbsentPage;
 use super::world::{Flow, World, read, write};
 use crate::needs_root;
 use crate::wait::{eventually, soon};
-
-/// `UFFDIO_API`, `UFFDIO_REGISTER`, `UFFDIO_ZEROPAGE` (linux/userfaultfd.h).
-const API: libc::c_ulong = 0xc018_aa3f;
-const REGISTER: libc::c_ulong = 0xc020_aa00;
-const ZEROPAGE: libc::c_ulong = 0xc020_aa04;
-/// `UFFDIO_REGISTER_MODE_MISSING`.
-const MISSING: u64 = 1;
-const PAGE: usize = 4096;
-
-/// A page that is not there until it is given.
-struct AbsentPage {
-    faults: OwnedFd,
-    at: usize,
-}
-
-impl AbsentPage {
-    fn new() -> Self {
-        // SAFETY: a system call without pointers; a mapping of our own.
-        let (faults, at) = unsafe {
-            let faults = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
-            assert!(faults >= 0, "userfaultfd: {}", std::io::Error::last_os_error());
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let at = libc::mmap(
-                std::ptr::null_mut(),
-                PAGE,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                -1,
-                0,
-            );
-            assert_ne!(at, libc::MAP_FAILED);
-            (OwnedFd::from_raw_fd(faults as i32), at as usize)
-        };
-        let page = Self { faults, at };
-        page.ask(API, &mut [0xaa, 0, 0]);
-        page.ask(REGISTER, &mut [page.at as u64, PAGE as u64, MISSING, 0]);
-        page
-    }
-
-    fn ask<const WORDS: usize>(&self, what: libc::c_ulong, words: &mut [u64; WORDS]) {
-        // SAFETY: the request's struct consists of so many words.
-        let answer = unsafe { libc::ioctl(self.faults.as_raw_fd(), what, words.as_mut_ptr()) };
-        assert_eq!(answer, 0, "userfaultfd {what:#x}: {}", std::io::Error::last_os_error());
-    }
-
-    fn is_waited_for(&self) -> bool {
-        let mut poll = libc::pollfd {
-            fd: self.faults.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
-    }
-
-    fn give(&self) {
-        self.ask(ZEROPAGE, &mut [self.at as u64, PAGE as u64, 0, 0]);
-    }
-}
-
-impl Drop for AbsentPage {
-    fn drop(&mut self) {
-        // SAFETY: mapped above; nobody has it any more.
-        unsafe { libc::munmap(self.at as *mut libc::c_void, PAGE) };
-    }
-}
 
 #[test]
 fn a_receiver_that_is_stuck_in_its_read_does_not_stop_its_sender() {
@@ -88,13 +22,7 @@ fn a_receiver_that_is_stuck_in_its_read_does_not_stop_its_sender() {
     let page = AbsentPage::new();
     let Flow { a, b, .. } = &flow;
     std::thread::scope(|scope| {
-        let at = page.at;
-        let reading = scope.spawn(move || {
-            // SAFETY: the page is mapped for as long as the scope lasts.
-            let buffer = unsafe { std::slice::from_raw_parts_mut(at as *mut u8, PAGE) };
-            let length = std::io::Read::read(&mut &*b, buffer).unwrap();
-            buffer[..length].to_vec()
-        });
+        let reading = scope.spawn(|| page.read(b));
         eventually("the reader waits for its page", || page.is_waited_for());
         let (done, is_done) = mpsc::channel();
         scope.spawn(move || {

@@ -1,6 +1,7 @@
 //! The kernel tier: sockets joined in mid-stream, with a small relay in the proxy's place that uses the crate as the
 //! proxy does.
 
+mod absent_page;
 mod cost;
 mod ends;
 mod joining;
