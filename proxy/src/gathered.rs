@@ -4,6 +4,7 @@
 //! windows that grow) come from other tasks. Each write is a system call, a segment, and a peer that wakes up. So what is little is kept until the
 //! tasks that are ready now have had their turn.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,6 +13,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is kept at most: a copy costs less than a write for each frame of HTTP/2 (16 KiB), and this is what TCP hands on in one piece.
 const LITTLE: usize = 64 << 10;
+
+thread_local! {
+    /// What a core's connections keep in, one after the other: in most turns one is enough. A new one each time would grow piece by piece,
+    /// and each time be copied.
+    static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// The connection below the codec.
 #[derive(Debug)]
@@ -44,8 +51,12 @@ impl<IO: AsyncWrite + Unpin> Gathered<IO> {
             }
             self.written += written;
         }
-        // A connection that is idle keeps nothing.
-        self.kept = Vec::new();
+        if self.kept.capacity() > 0 {
+            // A connection that is idle keeps nothing.
+            let mut kept = std::mem::take(&mut self.kept);
+            kept.clear();
+            SPARE.set(kept);
+        }
         (self.written, self.is_due) = (0, false);
         Poll::Ready(Ok(()))
     }
@@ -97,6 +108,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gathered<IO> {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         if self.written > 0 || self.kept.len() + length > LITTLE {
             return self.poll_pass(cx, parts);
+        }
+        if self.kept.capacity() == 0 {
+            self.kept = SPARE.take();
         }
         parts.iter().for_each(|part| self.kept.extend_from_slice(part));
         Poll::Ready(Ok(length))

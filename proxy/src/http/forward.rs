@@ -4,6 +4,7 @@
 //! until the response has ended (`Holds`).
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -379,7 +380,7 @@ impl Job<'_> {
     }
 
     async fn try_once(&self, wanted: Wanted<'_>) -> Result<Answer, Failure> {
-        let attempt = async {
+        let mut attempt = pin!(async {
             match &self.intake.switch {
                 None => attempt(wanted, self.intake, self.upload).await,
                 Some(switch) => {
@@ -387,16 +388,16 @@ impl Job<'_> {
                     Box::pin(trying).await
                 }
             }
-        };
+        });
         let limits = self.forward.retry.as_ref();
         match limits.map(|retry| (retry.per_try_timeout, retry.per_try_idle_timeout)) {
-            None | Some((None, None)) => attempt.await,
+            None | Some((None, None)) => attempt.as_mut().await,
             Some((limit, idle)) => {
                 self.upload.activity().note();
                 let in_time = async {
                     tokio::select! {
                         biased;
-                        result = attempt => result,
+                        result = attempt.as_mut() => result,
                         () = self.per_try_timeout(limit) => Err(Failure::TimedOut),
                         () = self.upload.activity().ceased(idle) => Err(Failure::Idle),
                     }

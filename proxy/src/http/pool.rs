@@ -314,7 +314,11 @@ impl Wanted<'_> {
         if self.speaks == Speaks::Negotiated && group.has_chosen_http1() {
             return self.http1(age).await;
         }
-        match group.place(self.dial(), age).await? {
+        if let Some(place) = group.free_place(&self.cluster.settings, age) {
+            return Ok(self.http2_lease(place));
+        }
+        // What is rare is not part of each request's future, which is moved whole.
+        match Box::pin(group.place(self.dial(), age)).await? {
             Given::Http2(place) => Ok(self.http2_lease(place)),
             Given::Http1(carrier) => Ok(self.http1_lease(carrier, false)),
             Given::Alone => self.http1(age).await,
@@ -327,6 +331,12 @@ impl Wanted<'_> {
                 return Ok(self.http1_lease(idle.carrier, true));
             }
         }
+        // Rare, too.
+        Box::pin(self.http1_handed_or_new()).await
+    }
+
+    /// The next that is handed on, where no more may be made, or a new one.
+    async fn http1_handed_or_new(&self) -> Result<Lease, NotConnected> {
         let _pending = self.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
         let slot = match slots::take(self.node, self.cluster) {
             Some(slot) => slot,

@@ -122,6 +122,14 @@ impl Group {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A place on a connection that is there.
+    pub fn free_place(self: &Arc<Self>, cluster: &ClusterSettings, age: Age) -> Option<Place> {
+        let born_since = (age == Age::New).then(Instant::now);
+        let mut state = self.state();
+        let shared = state.least_busy(cluster, born_since)?;
+        Some(Place::on(&shared, self))
+    }
+
     /// A place on a connection, as soon as there is one.
     ///
     /// # Errors
