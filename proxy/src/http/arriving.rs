@@ -1,16 +1,22 @@
 //! A message's body as it comes from its sender, whichever codec reads it.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::runtime::Handle;
 
 use super::parking::BodyOpen;
 use super::tap::Tap;
+
+/// A sender that has sent all but the end is waited for so long: END_STREAM may come in a frame of its own.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// A body on its way here.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub struct Streamed {
     stream: RecvStream,
     /// Bytes that are to come, where that was said beforehand.
     left: Option<u64>,
+    /// Whether there can be none, whatever length was said: that of an answer to HEAD is another's.
+    is_without_content: bool,
     has_data_ended: bool,
 }
 
@@ -81,9 +89,52 @@ impl Body for Arriving {
     type Error = BrokenOff;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+            is_without_content: false,
         match &mut *self {
             Self::Nothing => Poll::Ready(None),
             Self::Read(incoming) | Self::Asked { body: incoming, .. } => {
+
+    /// The same, of a message that has no content (RFC 9110, section 6.4.1).
+    #[must_use]
+    pub fn without_content(mut self) -> Self {
+        if let Self::Stream(streamed) = &mut self {
+            streamed.is_without_content = true;
+        }
+        self
+    }
+
+    /// Whether all content has come that was announced, be it that the end itself has not.
+    pub fn has_all(&self) -> bool {
+        match self {
+            Self::Stream(streamed) => streamed.has_all() || self.is_end_stream(),
+            _ => self.is_end_stream(),
+        }
+    }
+
+    /// Waits a little for the end of a body that nobody reads any more and of which all has come: a stream that is let go before its end
+    /// is cancelled, which its sender takes for an answer that was not wanted.
+    pub fn let_end(mut self) {
+        if self.poll_end(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                let end = poll_fn(|cx| self.poll_end(cx));
+                // What comes of it is the sender's.
+                let _ = tokio::time::timeout(LAST_WORD, end).await;
+            });
+        }
+    }
+
+    /// Ready when it has ended, or goes on beyond what was announced.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(Ok(frame)) = ready!(Pin::new(&mut *self).poll_frame(cx)) {
+            if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
                 Poll::Ready(frame.map(|frame| frame.map_err(|_| BrokenOff::Closed)))
             }
@@ -122,7 +173,20 @@ impl Streamed {
                     return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+    fn has_all(&self) -> bool {
+        self.is_without_content || self.left == Some(0)
+    }
+
+    /// The next frame. What is all there by its length is whole, though the connection went before END_STREAM was seen: that is forgotten
+    /// by the codec with all else.
                 None => self.has_data_ended = true,
+        match ready!(self.poll_next(cx)) {
+            Some(Err(BrokenOff::Closed)) if self.has_all() => Poll::Ready(None),
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
             }
         }
         Poll::Ready(match ready!(self.stream.poll_trailers(cx)) {

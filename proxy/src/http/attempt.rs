@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
 
 use super::arriving::Arriving;
@@ -201,6 +201,10 @@ async fn by_http2(
 /// Whether someone else could see the end of a response at another place than the codec did.
 fn is_ambiguous<B>(response: &Response<B>) -> bool {
     response.version() == Version::HTTP_11 && check_framing(response.headers()).is_err()
+            let body = match intake.method == Method::HEAD || has_no_content(head.status) {
+                true => body.without_content(),
+                false => body,
+            };
 }
 
 /// Whether the endpoint has said GOAWAY, and that it has not looked at this stream.
@@ -210,6 +214,11 @@ fn is_unseen(error: &SendError) -> bool {
 
 fn classify(error: &SendError, upload: &Upload) -> Failure {
     if matches!(error, SendError::Unwritable) {
+/// Whether an answer of this status never has any (RFC 9110, sections 15.3.5 and 15.4.5).
+fn has_no_content(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
         return Failure::Unwritable;
     }
     if upload.has_broken() {

@@ -66,11 +66,12 @@ pub(super) struct SharedState {
 ///
 /// # Errors
 /// When the stream breaks.
-pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -> Result<Shared, h2::Error> {
+pub async fn open(mut stream: Stream, settings: &ConnectionSettings, allowed: u32) -> Result<Shared, h2::Error> {
     let pulse = stream.pulse();
     let mut builder = client::Builder::new();
     builder
         .initial_max_send_streams(allowed as usize)
+    stream.wire_mut().end_a_turn_later();
         .initial_window_size(STREAM_WINDOW)
         .max_frame_size(FRAME)
         .max_header_list_size(MAX_HEAD as u32)
