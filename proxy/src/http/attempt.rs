@@ -6,7 +6,7 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
 
-use super::arriving::Arriving;
+use super::arriving::{Arriving, is_our_limit};
 use super::intake::{Intake, check_framing};
 use super::pool::http1;
 use super::pool::http2::{self, ask};
@@ -30,6 +30,8 @@ pub enum Failure {
     Reset,
     /// The connection ended, or was none of HTTP.
     Closed,
+    /// The proxy has ended the connection, which others have left unread.
+    Limited,
     /// The endpoint sent what is no response.
     Malformed,
     /// The endpoint does not take what the request asks to speak; why, in words.
@@ -254,6 +256,7 @@ pub fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     let headers = request.headers_mut();
     headers.insert(HOST, intake.authority.clone());
     for (name, value) in &intake.headers {
+        Some(_) if is_our_limit(error) => Failure::Limited,
         headers.append(name, value.clone());
     }
     let is_empty = request.body().is_end_stream();

@@ -347,11 +347,11 @@ impl Streamed {
             }
             Some(Err(why)) => {
                 if let Some(lease) = self.lease.take() {
-                    lease.broke();
+                    lease.broke(why);
                 }
                 Some(Err(match why {
                     BrokenOff::Reset => Broken::Reset,
-                    BrokenOff::Closed => Broken::Upstream,
+                    BrokenOff::Closed | BrokenOff::Limited => Broken::Upstream,
                 }))
             }
         })

@@ -339,7 +339,7 @@ impl Job<'_> {
             Err(Failure::TimedOut | Failure::Idle) => Some(Outcome::TimedOut),
             // Else whoever asks for what an endpoint does not speak could have it ejected.
             Err(Failure::NotSpoken(_)) => None,
-            Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => None,
+            Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow | Failure::Limited) => None,
         }
     }
 
@@ -485,7 +485,7 @@ fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool 
             retry.on.of_connect_failure()
         }
         Err(Failure::Refused) => retry.on.of_refused_stream(),
-        Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
+        Err(Failure::Reset | Failure::Closed | Failure::Limited | Failure::Malformed) => retry.on.of_reset(),
         Err(Failure::TimedOut | Failure::Idle) => retry.on.of_timeout(),
         Err(Failure::NotSpoken(_) | Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
     }
@@ -526,7 +526,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failure::ConnectTimedOut => reset(Flags::CONNECT_FAILED, "connection timeout"),
         Failure::Refused => reset(Flags::UPSTREAM_RESET, "remote refused stream reset"),
         Failure::Reset => reset(Flags::UPSTREAM_RESET, "remote reset"),
-        Failure::Closed => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
+        Failure::Closed | Failure::Limited => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
         Failure::Malformed => not_understood(reset(Flags::PROTOCOL_ERROR, "protocol error")),
         Failure::NotSpoken(why) => {
             let mut failed = not_understood(reset(Flags::PROTOCOL_ERROR, "protocol error"));

@@ -153,8 +153,8 @@ impl Job<'_> {
         };
         while let Some(frame) = body.frame().await {
             self.upload.activity().note();
-            if frame.is_err() {
-                lease.broke();
+            if let Err(why) = frame {
+                lease.broke(why);
                 return match self.upload.has_broken() {
                     true => MirrorEnd::CutOff,
                     false => MirrorEnd::Failed,

@@ -40,6 +40,7 @@ use originations::Originations;
 use slots::Queues;
 use waiting::{Groups, Handing, Waiting};
 
+use super::arriving::BrokenOff;
 use super::idle::Activity;
 use super::outliers;
 use super::upload::Sent;
@@ -419,9 +420,9 @@ impl Lease {
         }
     }
 
-    /// It broke while the response came.
-    pub fn broke(self) {
-        if self.sent.was_broken_off() {
+    /// It broke while the response came. What the proxy has broken is no fault of the endpoint's.
+    pub fn broke(self, why: BrokenOff) {
+        if self.sent.was_broken_off() || why == BrokenOff::Limited {
             return;
         }
         outliers::note(&self.cluster, &self.endpoint, Outcome::Broke, Duration::ZERO);

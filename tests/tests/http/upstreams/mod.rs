@@ -13,3 +13,4 @@ pub(crate) mod place;
 mod proxy_protocol;
 pub(crate) mod teller;
 mod tls;
+mod unread;
