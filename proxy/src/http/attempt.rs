@@ -102,12 +102,19 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         };
         let failure = classify(&error, upload);
         let was_no_try = match is_unsent {
-            true => lease.is_reused,
+            // One may go as soon as it is there.
+            true => lease.is_reused || is_unseen(&error),
             // An endpoint that goes says which streams it has not looked at (RFC 9113, section 6.8): those may be sent again, whatever they ask for.
             false if is_unseen(&error) => upload.stop_for_another(),
             false => {
                 matches!(failure, Failure::Closed)
                     && intake.method.is_idempotent()
+            // So may those that it refuses (section 8.7), as it does before it has said how many it takes: once, by a connection that is
+            // made for it.
+            false if is_refused(&error) && stale < STALE => {
+                stale = STALE - 1;
+                upload.stop_for_another()
+            }
                     && lease.was_stale()
                     && upload.stop_for_another()
             }
@@ -214,11 +221,9 @@ fn is_unseen(error: &SendError) -> bool {
     matches!(error, SendError::Http2(error) if error.is_go_away() && error.is_remote())
 }
 
-fn classify(error: &SendError, upload: &Upload) -> Failure {
-    if matches!(error, SendError::Unwritable) {
-/// Whether an answer of this status never has any (RFC 9110, sections 15.3.5 and 15.4.5).
-fn has_no_content(status: StatusCode) -> bool {
-    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+/// Whether the endpoint has refused this stream, before it has done anything with it.
+fn is_refused(error: &SendError) -> bool {
+    matches!(error, SendError::Http2(error) if error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
         return Failure::Unwritable;
