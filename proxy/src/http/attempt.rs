@@ -90,6 +90,9 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         let mut lease = wanted.connection(age).await?;
         let body = upload.attempt();
         lease.sends(body.sent());
+        if !body.is_end_stream() {
+            lease.moves(upload.activity());
+        }
         let sent = match lease.sender() {
             Some(Sender::Http1(sender)) => by_http1(sender, intake, body).await,
             Some(Sender::Http2(sender)) => by_http2(sender, &mut lease, intake, body).await,
@@ -106,15 +109,15 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
             true => lease.is_reused || is_unseen(&error),
             // An endpoint that goes says which streams it has not looked at (RFC 9113, section 6.8): those may be sent again, whatever they ask for.
             false if is_unseen(&error) => upload.stop_for_another(),
-            false => {
-                matches!(failure, Failure::Closed)
-                    && intake.method.is_idempotent()
             // So may those that it refuses (section 8.7), as it does before it has said how many it takes: once, by a connection that is
             // made for it.
             false if is_refused(&error) && stale < STALE => {
                 stale = STALE - 1;
                 upload.stop_for_another()
             }
+            false => {
+                matches!(failure, Failure::Closed)
+                    && intake.method.is_idempotent()
                     && lease.was_stale()
                     && upload.stop_for_another()
             }
@@ -198,6 +201,10 @@ async fn by_http2(
             lease.uploads(uploading);
             let (head, stream) = response.into_parts();
             let body = Arriving::of_stream(&head.headers, stream);
+            let body = match intake.method == Method::HEAD || has_no_content(head.status) {
+                true => body.without_content(),
+                false => body,
+            };
             Ok(Response::from_parts(head, body))
         }
         Err(failed) => Err(Unanswered {
@@ -207,13 +214,14 @@ async fn by_http2(
     }
 }
 
+/// Whether an answer of this status never has any (RFC 9110, sections 15.3.5 and 15.4.5).
+fn has_no_content(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
 /// Whether someone else could see the end of a response at another place than the codec did.
 fn is_ambiguous<B>(response: &Response<B>) -> bool {
     response.version() == Version::HTTP_11 && check_framing(response.headers()).is_err()
-            let body = match intake.method == Method::HEAD || has_no_content(head.status) {
-                true => body.without_content(),
-                false => body,
-            };
 }
 
 /// Whether the endpoint has said GOAWAY, and that it has not looked at this stream.
@@ -226,6 +234,8 @@ fn is_refused(error: &SendError) -> bool {
     matches!(error, SendError::Http2(error) if error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
+fn classify(error: &SendError, upload: &Upload) -> Failure {
+    if matches!(error, SendError::Unwritable) {
         return Failure::Unwritable;
     }
     if upload.has_broken() {
@@ -246,6 +256,7 @@ pub fn of_stream(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
         Some(_) if error.is_reset() => Failure::Reset,
+        Some(_) if is_our_limit(error) => Failure::Limited,
         _ => Failure::Closed,
     }
 }
@@ -261,7 +272,6 @@ pub fn for_http1(intake: &Intake, body: Attempt) -> Option<Request<Attempt>> {
     let headers = request.headers_mut();
     headers.insert(HOST, intake.authority.clone());
     for (name, value) in &intake.headers {
-        Some(_) if is_our_limit(error) => Failure::Limited,
         headers.append(name, value.clone());
     }
     let is_empty = request.body().is_end_stream();

@@ -390,6 +390,13 @@ impl Lease {
         self.sent = sent;
     }
 
+    /// Has a request move as its body is taken; where many share a connection, whoever sends it tells.
+    pub fn moves(&self, activity: &Activity) {
+        if let Some(Held::Http1(carrier)) = &self.connection {
+            carrier.moves(activity);
+        }
+    }
+
     /// Has what still sends the request's body end with it.
     pub fn uploads(&mut self, uploading: Option<Codec>) {
         self.uploading = uploading;

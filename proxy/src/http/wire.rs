@@ -69,6 +69,11 @@ impl Pulse {
         self.moved.total()
     }
 
+    /// The socket, as long as it is there.
+    pub fn socket(&self) -> Weak<Stream> {
+        self.socket.clone()
+    }
+
     /// Keeps the socket from now on, if it is still there.
     pub fn keep(&self) -> Option<Kept> {
         Some(Kept {
@@ -96,11 +101,6 @@ pub struct Wire {
     moved: Arc<Moved>,
     /// What it takes of its cluster's limit on connections, until it is closed.
     slot: Option<Slot>,
-}
-
-impl Wire {
-    /// `socket`, from which `early` was read, and counted.
-    pub fn new(socket: Arc<Stream>, early: Bytes, moved: Arc<Moved>) -> Self {
     /// What is still heard of a peer that is gone.
     hearing: Hearing,
     /// How it is gone, once it is.
@@ -120,21 +120,21 @@ enum Hearing {
     Out,
     /// Those whom its last words are for have a turn before the end is told.
     Turn,
+}
+
+impl Wire {
+    /// `socket`, from which `early` was read, and counted.
+    pub fn new(socket: Arc<Stream>, early: Bytes, moved: Arc<Moved>) -> Self {
         Self {
             socket,
             early,
             moved,
             slot: None,
+            hearing: Hearing::Cut,
+            gone: None,
         }
     }
 
-    /// The same, with what it takes of a limit.
-    pub fn holding(mut self, slot: Slot) -> Self {
-            hearing: Hearing::Cut,
-            gone: None,
-        self.slot = Some(slot);
-        self
-    }
     /// Has all that the peer has sent read before it is told that it takes no more.
     pub fn hear_out(&mut self) {
         self.hearing = Hearing::Out;
@@ -150,6 +150,11 @@ enum Hearing {
         self.hearing = Hearing::Turn;
     }
 
+    /// The same, with what it takes of a limit.
+    pub fn holding(mut self, slot: Slot) -> Self {
+        self.slot = Some(slot);
+        self
+    }
 
     /// The socket.
     pub fn socket(&self) -> &Arc<Stream> {
