@@ -75,6 +75,13 @@ pub struct Limits {
     pub lasts_until: Option<Instant>,
 }
 
+impl Limits {
+    /// Whether it should have ended by now.
+    fn has_lasted(&self) -> bool {
+        self.lasts_until.is_some_and(|end| end <= Instant::now())
+    }
+}
+
 /// What came of a request.
 pub struct Answered {
     /// The head of the response.
@@ -203,7 +210,7 @@ impl Job<'_> {
 
     /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end. What is not read, because it
     /// waits for a connection all that time, does not wait longer.
-    pub(super) fn deadline(&self) -> Option<Deadline> {
+    fn deadline(&self) -> Option<Deadline> {
         let timeout = self.limits.timeout?;
         let upload = self.upload.clone();
         Some(Box::pin(async move {
@@ -231,6 +238,10 @@ impl Job<'_> {
         hash: Option<u64>,
         current: &Current,
     ) -> Result<(Answer, Holds), Failed> {
+        if self.limits.has_lasted() {
+            // In a fault's delay: nobody is asked any more, no mirror either.
+            return Err(Failed::lasted(self.upload.is_complete()));
+        }
         let mut holds = Holds::default();
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
