@@ -234,6 +234,7 @@ pub struct TcpQuality {
 mod tcp_info_offset {
     pub(super) const UNACKED: usize = 24;
     pub(super) const LOST: usize = 32;
+    pub(super) const LAST_ACK_RECV: usize = 56;
     pub(super) const RTT: usize = 68;
     pub(super) const ADVMSS: usize = 84;
     pub(super) const TOTAL_RETRANS: usize = 100;
@@ -315,6 +316,13 @@ pub fn delivery(socket: &impl AsRawFd) -> Delivery {
         is_waiting: field(&raw, tcp_info_offset::NOTSENT_BYTES) > 0,
         is_all: field(&raw, tcp_info_offset::NOTSENT_BYTES) == 0 && field(&raw, tcp_info_offset::UNACKED) == 0,
     }
+}
+
+/// Bytes that the peer's kernel has taken since the connection began, and how long ago it has acknowledged something
+/// (`tcpi_last_ack_recv`, in milliseconds). A kernel that does not answer says that it has taken nothing.
+pub fn taken(socket: &impl AsRawFd) -> (u64, Duration) {
+    let since = tcp_info(socket).map_or(0, |raw| field(&raw, tcp_info_offset::LAST_ACK_RECV));
+    (delivery(socket).taken, Duration::from_millis(since.into()))
 }
 
 /// Reads `TCP_INFO`. A kernel that does not answer gives zeros: these figures inform, they decide nothing.

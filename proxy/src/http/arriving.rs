@@ -1,16 +1,22 @@
 //! A message's body as it comes from its sender, whichever codec reads it.
 
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
-use h2::RecvStream;
+use h2::{Reason, RecvStream};
 use http::HeaderMap;
 use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::runtime::Handle;
 
 use super::parking::BodyOpen;
 use super::tap::Tap;
+
+/// A sender that has sent all but the end is waited for so long: END_STREAM may come in a frame of its own.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// A body on its way here.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub struct Streamed {
     stream: RecvStream,
     /// Bytes that are to come, where that was said beforehand.
     left: Option<u64>,
+    /// Whether there can be none, whatever length was said: that of an answer to HEAD is another's.
+    is_without_content: bool,
     has_data_ended: bool,
 }
 
@@ -50,15 +58,25 @@ pub enum BrokenOff {
     /// The connection has ended, or what came by it was no body.
     #[error("the body broke off")]
     Closed,
+    /// The proxy has ended the connection: see [`is_our_limit`].
+    #[error("the proxy keeps no more of what was sent by its connection")]
+    Limited,
 }
 
 impl From<h2::Error> for BrokenOff {
     fn from(error: h2::Error) -> Self {
         match error.is_reset() || error.is_go_away() {
+            true if is_our_limit(&error) => Self::Limited,
             true => Self::Reset,
             false => Self::Closed,
         }
     }
+}
+
+/// Whether the codec has ended a connection since it would have had to keep too much (CVE-2023-44487 and what followed it): frames that
+/// clients have not read, streams that were let go. That is not its peer's doing alone.
+pub fn is_our_limit(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM)
 }
 
 impl Arriving {
@@ -71,8 +89,51 @@ impl Arriving {
         Self::Stream(Streamed {
             stream,
             left: length.and_then(|length| length.parse().ok()),
+            is_without_content: false,
             has_data_ended: false,
         })
+    }
+
+    /// The same, of a message that has no content (RFC 9110, section 6.4.1).
+    #[must_use]
+    pub fn without_content(mut self) -> Self {
+        if let Self::Stream(streamed) = &mut self {
+            streamed.is_without_content = true;
+        }
+        self
+    }
+
+    /// Whether all content has come that was announced, be it that the end itself has not.
+    pub fn has_all(&self) -> bool {
+        match self {
+            Self::Stream(streamed) => streamed.has_all() || self.is_end_stream(),
+            _ => self.is_end_stream(),
+        }
+    }
+
+    /// Waits a little for the end of a body that nobody reads any more and of which all has come: a stream that is let go before its end
+    /// is cancelled, which its sender takes for an answer that was not wanted.
+    pub fn let_end(mut self) {
+        if self.poll_end(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                let end = poll_fn(|cx| self.poll_end(cx));
+                // What comes of it is the sender's.
+                let _ = tokio::time::timeout(LAST_WORD, end).await;
+            });
+        }
+    }
+
+    /// Ready when it has ended, or goes on beyond what was announced.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(Ok(frame)) = ready!(Pin::new(&mut *self).poll_frame(cx)) {
+            if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+                break;
+            }
+        }
+        Poll::Ready(())
     }
 }
 
@@ -112,7 +173,20 @@ impl Body for Arriving {
 }
 
 impl Streamed {
+    fn has_all(&self) -> bool {
+        self.is_without_content || self.left == Some(0)
+    }
+
+    /// The next frame. What is all there by its length is whole, though the connection went before END_STREAM was seen: that is forgotten
+    /// by the codec with all else.
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match ready!(self.poll_next(cx)) {
+            Some(Err(BrokenOff::Closed)) if self.has_all() => Poll::Ready(None),
+            frame => Poll::Ready(frame),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         if !self.has_data_ended {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(bytes)) => {
@@ -130,5 +204,52 @@ impl Streamed {
             Ok(None) => None,
             Err(error) => Some(Err(error.into())),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    /// How an answer of many small frames breaks off that comes by a connection which keeps few, and what the next request sees; `goes`:
+    /// whose end it is.
+    async fn broken_off(
+        goes: impl Fn(&mut h2::server::Connection<tokio::io::DuplexStream, Bytes>),
+    ) -> (BrokenOff, h2::Error) {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let mut builder = h2::client::Builder::new();
+        builder.data_frame_budget(10 * 255);
+        let (client, server) = tokio::join!(builder.handshake::<_, Bytes>(near), h2::server::handshake(far));
+        let ((sender, connection), mut server) = (client.unwrap(), server.unwrap());
+        let connection = tokio::spawn(connection);
+        let mut sender = sender.ready().await.unwrap();
+        let (response, _) = sender.send_request(Request::new(()), true).unwrap();
+        let (_, mut respond) = server.accept().await.unwrap().unwrap();
+        let mut send = respond.send_response(Response::new(()), false).unwrap();
+        for _ in 0..100 {
+            send.send_data(Bytes::from_static(b"x"), false).unwrap();
+        }
+        goes(&mut server);
+        tokio::spawn(async move { while server.accept().await.is_some() {} });
+        let (head, stream) = response.await.unwrap().into_parts();
+        assert!(connection.await.unwrap().is_err());
+        let mut body = Arriving::of_stream(&head.headers, stream);
+        let why = loop {
+            if let Err(why) = body.frame().await.expect("it has no end") {
+                break why;
+            }
+        };
+        (why, sender.ready().await.err().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_limit_of_ours_is_told_from_what_an_endpoint_does() {
+        let (why, error) = broken_off(|_| {}).await;
+        assert_eq!((why, is_our_limit(&error)), (BrokenOff::Limited, true), "{error:?}");
+        let (why, error) = broken_off(|server| server.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM)).await;
+        assert_eq!((why, is_our_limit(&error)), (BrokenOff::Reset, false), "{error:?}");
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
-use http::{Method, Request, Response, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
 
-use super::arriving::Arriving;
+use super::arriving::{Arriving, is_our_limit};
 use super::intake::{Intake, check_framing};
 use super::pool::http1;
 use super::pool::http2::{self, ask};
@@ -30,6 +30,8 @@ pub enum Failure {
     Reset,
     /// The connection ended, or was none of HTTP.
     Closed,
+    /// The proxy has ended the connection, which others have left unread.
+    Limited,
     /// The endpoint sent what is no response.
     Malformed,
     /// The endpoint does not take what the request asks to speak; why, in words.
@@ -88,6 +90,9 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         let mut lease = wanted.connection(age).await?;
         let body = upload.attempt();
         lease.sends(body.sent());
+        if !body.is_end_stream() {
+            lease.moves(upload.activity());
+        }
         let sent = match lease.sender() {
             Some(Sender::Http1(sender)) => by_http1(sender, intake, body).await,
             Some(Sender::Http2(sender)) => by_http2(sender, &mut lease, intake, body).await,
@@ -100,9 +105,16 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         };
         let failure = classify(&error, upload);
         let was_no_try = match is_unsent {
-            true => lease.is_reused,
+            // One may go as soon as it is there.
+            true => lease.is_reused || is_unseen(&error),
             // An endpoint that goes says which streams it has not looked at (RFC 9113, section 6.8): those may be sent again, whatever they ask for.
             false if is_unseen(&error) => upload.stop_for_another(),
+            // So may those that it refuses (section 8.7), as it does before it has said how many it takes: once, by a connection that is
+            // made for it.
+            false if is_refused(&error) && stale < STALE => {
+                stale = STALE - 1;
+                upload.stop_for_another()
+            }
             false => {
                 matches!(failure, Failure::Closed)
                     && intake.method.is_idempotent()
@@ -189,6 +201,10 @@ async fn by_http2(
             lease.uploads(uploading);
             let (head, stream) = response.into_parts();
             let body = Arriving::of_stream(&head.headers, stream);
+            let body = match intake.method == Method::HEAD || has_no_content(head.status) {
+                true => body.without_content(),
+                false => body,
+            };
             Ok(Response::from_parts(head, body))
         }
         Err(failed) => Err(Unanswered {
@@ -196,6 +212,11 @@ async fn by_http2(
             error: SendError::Http2(failed.error),
         }),
     }
+}
+
+/// Whether an answer of this status never has any (RFC 9110, sections 15.3.5 and 15.4.5).
+fn has_no_content(status: StatusCode) -> bool {
+    status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }
 
 /// Whether someone else could see the end of a response at another place than the codec did.
@@ -206,6 +227,11 @@ fn is_ambiguous<B>(response: &Response<B>) -> bool {
 /// Whether the endpoint has said GOAWAY, and that it has not looked at this stream.
 fn is_unseen(error: &SendError) -> bool {
     matches!(error, SendError::Http2(error) if error.is_go_away() && error.is_remote())
+}
+
+/// Whether the endpoint has refused this stream, before it has done anything with it.
+fn is_refused(error: &SendError) -> bool {
+    matches!(error, SendError::Http2(error) if error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 fn classify(error: &SendError, upload: &Upload) -> Failure {
@@ -230,6 +256,7 @@ pub fn of_stream(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::Refused,
         Some(_) if error.is_reset() => Failure::Reset,
+        Some(_) if is_our_limit(error) => Failure::Limited,
         _ => Failure::Closed,
     }
 }

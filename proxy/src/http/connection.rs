@@ -47,6 +47,8 @@ use crate::upstream::Refused;
 /// A client that has asked for nothing when the node drains is waited for so long: a request that is on its way would be lost with the connection, and a client that is
 /// answered is told not to come again.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// Of the time that a drain has, such a part is for farewells: what came before has its own.
+const FAREWELLS: u32 = 4;
 /// Of the time that a connection may be idle, so often it is looked at.
 const LOOKS: u32 = 8;
 /// A connection of HTTP/1.1 by which nothing has come for so long is parked.
@@ -316,7 +318,7 @@ impl Serving<'_> {
             None if is_in_use => tokio::select! {
                 biased;
                 ending = self.ended() => Err(ending),
-                () = Box::pin(linger(self.socket)) => Ok(()),
+                () = Box::pin(linger(self.socket, self.hurried())) => Ok(()),
             },
             None => Ok(()),
         }
@@ -440,6 +442,12 @@ impl Serving<'_> {
             }
             before = ended;
         }
+    }
+
+    /// Resolves when a drain has waited long enough for a client that has all that it gets.
+    async fn hurried(&self) {
+        self.connection.session.node.drain_started().await;
+        tokio::time::sleep(self.settings.timeouts.drain / FAREWELLS).await;
     }
 
     async fn tunnel(&self, switched: Switched) -> Result<(), Ending> {

@@ -211,9 +211,10 @@ impl Drop for Download {
             Content::Streamed(timed) => timed.taken(),
             Content::Whole(_) => None,
         };
+        // A body without content is asked for nothing, and not for its end.
+        let is_whole = has_ended || matches!(&self.content, Content::Streamed(timed) if timed.has_all());
         let Some(record) = &mut self.record else { return };
-        // A body without content is asked for nothing.
-        record.is_complete |= has_ended && !self.is_cut_short;
+        record.is_complete |= is_whole && !self.is_cut_short;
         if let Some(why) = taken {
             record.broke(why);
         }
@@ -265,6 +266,11 @@ impl Timed {
                 Poll::Pending
             }
         }
+    }
+
+    fn has_all(&self) -> bool {
+        let slot = self.slot();
+        slot.streamed.as_ref().is_ok_and(|streamed| streamed.incoming.has_all())
     }
 
     /// Why it was taken away, if it was.
@@ -341,11 +347,11 @@ impl Streamed {
             }
             Some(Err(why)) => {
                 if let Some(lease) = self.lease.take() {
-                    lease.broke();
+                    lease.broke(why);
                 }
                 Some(Err(match why {
                     BrokenOff::Reset => Broken::Reset,
-                    BrokenOff::Closed => Broken::Upstream,
+                    BrokenOff::Closed | BrokenOff::Limited => Broken::Upstream,
                 }))
             }
         })
@@ -354,10 +360,14 @@ impl Streamed {
 
 impl Drop for Streamed {
     fn drop(&mut self) {
-        if self.has_ended
-            && let Some(lease) = self.lease.take()
-        {
+        if !self.has_ended && !self.incoming.has_all() {
+            return;
+        }
+        if let Some(lease) = self.lease.take() {
             lease.give_back();
+        }
+        if !self.has_ended {
+            std::mem::replace(&mut self.incoming, Arriving::Nothing).let_end();
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A socket that is closed with bytes that nobody has read resets, and a reset takes from the client what it has not read yet: the answer to a request that was
 //! answered before all of it had come. So the proxy says FIN and reads on, and throws away what it reads (RFC 9112, section 9.6).
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::time::Duration;
 
 use crate::stream::Stream;
@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What is read at once, in bytes.
 const PIECE: usize = 16 * 1024;
 
-/// Says FIN, and waits for the client's.
-pub async fn linger(socket: &Stream) {
+/// Says FIN, and waits for the client's, until the proxy is `hurried`.
+pub async fn linger(socket: &Stream, hurried: impl Future<Output = ()>) {
     if socket.end().is_err() {
         // It is gone.
         return;
@@ -32,5 +32,39 @@ pub async fn linger(socket: &Stream) {
             }
         }
     };
-    let _ = tokio::time::timeout(PATIENCE, reading).await;
+    tokio::select! {
+        biased;
+        _ = tokio::time::timeout(PATIENCE, reading) => {}
+        () = hurried => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// How long a client that says nothing is waited for.
+    async fn waited(hurried: impl Future<Output = ()>) -> Duration {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let socket = Stream::new(OwnedFd::from(socket)).unwrap();
+        let began = Instant::now();
+        linger(&socket, hurried).await;
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_client_is_waited_for_until_the_proxy_is_hurried() {
+        assert_eq!(waited(pending()).await.as_secs(), SILENCE.as_secs());
+        let soon = SILENCE / 4;
+        assert!(waited(tokio::time::sleep(soon)).await < SILENCE / 2);
+    }
 }

@@ -76,6 +76,13 @@ pub struct Limits {
     pub lasts_until: Option<Instant>,
 }
 
+impl Limits {
+    /// Whether it should have ended by now.
+    fn has_lasted(&self) -> bool {
+        self.lasts_until.is_some_and(|end| end <= Instant::now())
+    }
+}
+
 /// What came of a request.
 pub struct Answered {
     /// The head of the response.
@@ -204,7 +211,7 @@ impl Job<'_> {
 
     /// Resolves when the request has had its time, which begins when the client has sent all of it, and within which the response has to end. What is not read, because it
     /// waits for a connection all that time, does not wait longer.
-    pub(super) fn deadline(&self) -> Option<Deadline> {
+    fn deadline(&self) -> Option<Deadline> {
         let timeout = self.limits.timeout?;
         let upload = self.upload.clone();
         Some(Box::pin(async move {
@@ -232,6 +239,10 @@ impl Job<'_> {
         hash: Option<u64>,
         current: &Current,
     ) -> Result<(Answer, Holds), Failed> {
+        if self.limits.has_lasted() {
+            // In a fault's delay: nobody is asked any more, no mirror either.
+            return Err(Failed::lasted(self.upload.is_complete()));
+        }
         let mut holds = Holds::default();
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
@@ -340,7 +351,7 @@ impl Job<'_> {
             Err(Failure::TimedOut | Failure::Idle) => Some(Outcome::TimedOut),
             // Else whoever asks for what an endpoint does not speak could have it ejected.
             Err(Failure::NotSpoken(_)) => None,
-            Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => None,
+            Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow | Failure::Limited) => None,
         }
     }
 
@@ -486,7 +497,7 @@ fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool 
             retry.on.of_connect_failure()
         }
         Err(Failure::Refused) => retry.on.of_refused_stream(),
-        Err(Failure::Reset | Failure::Closed | Failure::Malformed) => retry.on.of_reset(),
+        Err(Failure::Reset | Failure::Closed | Failure::Limited | Failure::Malformed) => retry.on.of_reset(),
         Err(Failure::TimedOut | Failure::Idle) => retry.on.of_timeout(),
         Err(Failure::NotSpoken(_) | Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
     }
@@ -527,7 +538,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
         Failure::ConnectTimedOut => reset(Flags::CONNECT_FAILED, "connection timeout"),
         Failure::Refused => reset(Flags::UPSTREAM_RESET, "remote refused stream reset"),
         Failure::Reset => reset(Flags::UPSTREAM_RESET, "remote reset"),
-        Failure::Closed => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
+        Failure::Closed | Failure::Limited => reset(Flags::UPSTREAM_CLOSED, "connection termination"),
         Failure::Malformed => not_understood(reset(Flags::PROTOCOL_ERROR, "protocol error")),
         Failure::NotSpoken(why) => {
             let mut failed = not_understood(reset(Flags::PROTOCOL_ERROR, "protocol error"));

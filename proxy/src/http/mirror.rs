@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http_body_util::BodyExt;
-use underpass_config::http::{Cluster, Fault, Mirror, MirrorEnd, Outcome, Route, RouteAction, Wish};
+use underpass_config::http::{Cluster, Fault, Forward, Mirror, MirrorEnd, Outcome, Route, RouteAction, Wish};
 
 use super::Broken;
 use super::attempt::{Answer, Failure, attempt};
 use super::connection::Connection;
-use super::download::End;
+use super::download::{Deadline, End};
 use super::forward::{Current, Job, Limits};
 use super::intake::Intake;
 use super::permit::Permits;
@@ -88,8 +88,10 @@ impl Copied {
             audience: self.audience,
             limits: self.limits,
         };
-        let end = match job.send_unheard().await {
-            MirrorEnd::CutOff if self.pace.as_ref().is_some_and(Pace::was_slow) => MirrorEnd::Slow,
+        let end = match job.send_unheard(self.pace.clone()).await {
+            MirrorEnd::CutOff | MirrorEnd::TimedOut if self.pace.as_ref().is_some_and(Pace::was_slow) => {
+                MirrorEnd::Slow
+            }
             end => end,
         };
         self.cluster.mirrored().count(end);
@@ -97,8 +99,23 @@ impl Copied {
 }
 
 impl Job<'_> {
+    /// When the answer is waited for no more: the time-out is its request's, or Envoy's default where that has no end, and begins when
+    /// all of the copy has come. What of it is read does not count: a mirror that has answered may read none.
+    fn patience(&self, pace: Option<Pace>) -> Option<Deadline> {
+        let timeout = match (self.limits.timeout, self.limits.lasts_until) {
+            (None, Some(_)) => return None,
+            (timeout, _) => timeout.unwrap_or(Forward::DEFAULT_TIMEOUT),
+        };
+        Some(Box::pin(async move {
+            if let Some(pace) = pace {
+                pace.over().await;
+            }
+            tokio::time::sleep(timeout).await;
+        }))
+    }
+
     /// Sends it once, and reads what comes back, which is for nobody.
-    async fn send_unheard(&self) -> MirrorEnd {
+    async fn send_unheard(&self, pace: Option<Pace>) -> MirrorEnd {
         let wish = Wish {
             labels: Some(self.labels).filter(|labels| !labels.is_empty()),
             ..Wish::default()
@@ -119,7 +136,7 @@ impl Job<'_> {
         let current = Current::default();
         current.began(&endpoint, 0);
         let mut end = End {
-            deadline: self.deadline(),
+            deadline: self.patience(pace),
             lasts_until: self.limits.lasts_until,
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
@@ -153,8 +170,8 @@ impl Job<'_> {
         };
         while let Some(frame) = body.frame().await {
             self.upload.activity().note();
-            if frame.is_err() {
-                lease.broke();
+            if let Err(why) = frame {
+                lease.broke(why);
                 return match self.upload.has_broken() {
                     true => MirrorEnd::CutOff,
                     false => MirrorEnd::Failed,

@@ -5,8 +5,9 @@
 //! one of the two sees a change (`crate::node`).
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 
 use atomic_waker::AtomicWaker;
 use underpass_config::{Decision, Workload};
@@ -23,7 +24,26 @@ use crate::session::Session;
 pub struct Permits {
     /// None is forgotten while a request may be on its way there; beyond [`KEPT`] others are, where DNS or updates bring ever new endpoints.
     granted: Mutex<Vec<Granted>>,
-    changed: AtomicWaker,
+    bell: Arc<Bell>,
+}
+
+/// What is rung when something was granted or ended: the connection looks only then, however often it is woken and however many endpoints
+/// it may reach.
+#[derive(Debug, Default)]
+struct Bell {
+    has_rung: AtomicBool,
+    connection: AtomicWaker,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.has_rung.store(true, Ordering::Release);
+        self.connection.wake();
+    }
 }
 
 /// Endpoints that one connection may reach without asking again.
@@ -137,7 +157,7 @@ impl Permits {
             return None;
         }
         let permit = self.grant(address, snapshot.generation, watch);
-        self.changed.wake();
+        self.bell.wake_by_ref();
         Some(Ok(permit))
     }
 
@@ -169,10 +189,16 @@ impl Permits {
 
     /// Ready when an endpoint that was allowed is denied.
     pub fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<Ending> {
-        self.changed.register(cx.waker());
+        self.bell.connection.register(cx.waker());
+        // Rung before this, it is seen; after it, it wakes.
+        if !self.bell.has_rung.swap(false, Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        let bell = Waker::from(self.bell.clone());
+        let mut watching = Context::from_waker(&bell);
         let mut revoked = None;
         self.granted()
-            .retain(|granted| match granted.watch.flow().poll_end(cx) {
+            .retain(|granted| match granted.watch.flow().poll_end(&mut watching) {
                 Poll::Pending => true,
                 Poll::Ready(Ending::EndpointDrained) => false,
                 Poll::Ready(ending) => {
@@ -180,7 +206,14 @@ impl Permits {
                     true
                 }
             });
-        revoked.map_or(Poll::Pending, Poll::Ready)
+        match revoked {
+            Some(ending) => {
+                // Whoever asks again is told again.
+                self.bell.has_rung.store(true, Ordering::Release);
+                Poll::Ready(ending)
+            }
+            None => Poll::Pending,
+        }
     }
 
     /// Forgets all of it, uncounted: what was watched was no connection.
@@ -188,5 +221,95 @@ impl Permits {
         for granted in self.granted().drain(..) {
             granted.watch.abandon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::{Duration, SystemTime};
+
+    use underpass_config::Config;
+
+    use super::*;
+    use crate::flow_table::FlowTable;
+    use crate::source::Source;
+
+    /// Permits to `count` endpoints that have been looked at.
+    fn granted(count: u16) -> Permits {
+        let (table, config) = (Arc::new(FlowTable::new(1)), Config::default());
+        let source = Source::unidentified(([127, 0, 0, 1], 1000).into());
+        let permits = Permits::default();
+        for port in 1..=count {
+            let address = ([127, 0, 0, 1], port).into();
+            let facts = FlowFacts {
+                listener: "test".into(),
+                pod: None,
+                source: source.clone(),
+                destination: address,
+                destination_workload: None,
+                service: None,
+                policy: None,
+                tunnel: None,
+                is_judged_elsewhere: false,
+            };
+            let ends = PathEnds::new(None, None, None, &config.node);
+            permits.grant(address, 0, table.watch(0, ends, facts, SystemTime::now()));
+            permits.bell.wake_by_ref();
+        }
+        assert!(look(&permits).is_pending());
+        permits
+    }
+
+    fn look(permits: &Permits) -> Poll<Ending> {
+        permits.poll_revoked(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// A connection is woken with each message.
+    #[test]
+    fn no_endpoint_is_looked_at_while_none_is_revoked() {
+        let permits = granted(3);
+        thread::scope(|scope| {
+            // Whoever looked at them would wait for this.
+            let locked = permits.granted();
+            let (tell, told) = mpsc::channel();
+            let permits = &permits;
+            scope.spawn(move || tell.send(look(permits).is_pending()));
+            assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+            drop(locked);
+        });
+    }
+
+    #[test]
+    fn whatever_is_revoked_wakes_its_connection_and_is_told_as_often_as_it_is_asked_for() {
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::SeqCst);
+            }
+        }
+        for revoked in 0..3 {
+            let permits = granted(3);
+            let woken = Arc::new(Woken(AtomicBool::new(false)));
+            let waker = Waker::from(woken.clone());
+            let mut cx = Context::from_waker(&waker);
+            assert!(permits.poll_revoked(&mut cx).is_pending());
+            assert!(!woken.0.load(Ordering::SeqCst));
+            permits.granted()[revoked].watch.flow().end(Ending::PolicyRevoked);
+            assert!(woken.0.load(Ordering::SeqCst));
+            for _ in 0..2 {
+                assert_eq!(permits.poll_revoked(&mut cx), Poll::Ready(Ending::PolicyRevoked));
+            }
+        }
+    }
+
+    /// One that has left the mesh is no denial.
+    #[test]
+    fn an_endpoint_that_is_gone_is_forgotten() {
+        let permits = granted(3);
+        permits.granted()[1].watch.flow().end(Ending::EndpointDrained);
+        assert!(look(&permits).is_pending());
+        assert_eq!(permits.granted().len(), 2);
     }
 }

@@ -40,6 +40,7 @@ use originations::Originations;
 use slots::Queues;
 use waiting::{Groups, Handing, Waiting};
 
+use super::arriving::BrokenOff;
 use super::idle::Activity;
 use super::outliers;
 use super::upload::Sent;
@@ -399,6 +400,13 @@ impl Lease {
         self.sent = sent;
     }
 
+    /// Has a request move as its body is taken; where many share a connection, whoever sends it tells.
+    pub fn moves(&self, activity: &Activity) {
+        if let Some(Held::Http1(carrier)) = &self.connection {
+            carrier.moves(activity);
+        }
+    }
+
     /// Has what still sends the request's body end with it.
     pub fn uploads(&mut self, uploading: Option<Codec>) {
         self.uploading = uploading;
@@ -429,9 +437,9 @@ impl Lease {
         }
     }
 
-    /// It broke while the response came.
-    pub fn broke(self) {
-        if self.sent.was_broken_off() {
+    /// It broke while the response came. What the proxy has broken is no fault of the endpoint's.
+    pub fn broke(self, why: BrokenOff) {
+        if self.sent.was_broken_off() || why == BrokenOff::Limited {
             return;
         }
         outliers::note(&self.cluster, &self.endpoint, Outcome::Broke, Duration::ZERO);

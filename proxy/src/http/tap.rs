@@ -4,6 +4,7 @@
 //! it may breaks off, and with it the request that its body is of. So a slow mirror costs a bounded amount of memory, and no time.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -22,7 +23,11 @@ const PIECE: usize = 64;
 struct Pipe {
     state: Mutex<State>,
     reader: AtomicWaker,
+    /// Whoever waits for its end.
+    watcher: AtomicWaker,
     was_slow: AtomicBool,
+    /// As much has come as was announced, whether or not anybody asks for the end.
+    has_come: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -67,6 +72,18 @@ pub struct Tap {
 pub struct Pace(Arc<Pipe>);
 
 impl Pace {
+    /// Resolves when nothing more is copied: all of the body has come, or the copy has broken off. Whether it is read makes no difference.
+    pub async fn over(&self) {
+        poll_fn(|cx| {
+            self.0.watcher.register(cx.waker());
+            match self.0.has_come.load(Ordering::Relaxed) || self.0.state().end != End::Open {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
     /// Whether it broke off because it was read too slowly.
     pub fn was_slow(&self) -> bool {
         self.0.was_slow.load(Ordering::Relaxed)
@@ -84,7 +101,9 @@ pub fn tap(length: Option<u64>, room: usize) -> (Feed, Tap) {
     let pipe = Arc::new(Pipe {
         state: Mutex::new(state),
         reader: AtomicWaker::new(),
+        watcher: AtomicWaker::new(),
         was_slow: AtomicBool::new(false),
+        has_come: AtomicBool::new(length == Some(0)),
     });
     let feed = Feed {
         pipe: pipe.clone(),
@@ -114,6 +133,9 @@ impl Feed {
         let is_open = state.end == End::Open;
         drop(state);
         self.pipe.reader.wake();
+        if !is_open {
+            self.pipe.watcher.wake();
+        }
         is_open
     }
 
@@ -125,6 +147,8 @@ impl Feed {
     /// As much has come as was announced; the end itself may be asked for by nobody.
     pub fn note_all_here(&mut self) {
         self.is_all_here = true;
+        self.pipe.has_come.store(true, Ordering::Relaxed);
+        self.pipe.watcher.wake();
     }
 
     /// The body has ended.
@@ -141,6 +165,7 @@ impl Drop for Feed {
         }
         drop(state);
         self.pipe.reader.wake();
+        self.pipe.watcher.wake();
     }
 }
 
@@ -184,6 +209,8 @@ impl Drop for Tap {
         let mut state = self.pipe.state();
         state.end = End::Broken;
         state.pieces = VecDeque::new();
+        drop(state);
+        self.pipe.watcher.wake();
     }
 }
 
@@ -195,6 +222,30 @@ mod tests {
 
     fn next(tap: &mut Tap) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         tap.poll_frame(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test]
+    async fn it_is_over_when_no_more_comes_though_nobody_reads_it() {
+        let (feed, copy) = tap(None, 100 + PIECE);
+        let pace = copy.pace();
+        let mut over = Box::pin(async move { pace.over().await });
+        let mut is_over = || over.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert!(feed.data(&Bytes::from(vec![0; 100])) && !is_over());
+        assert!(!feed.data(&Bytes::from("a")));
+        assert!(is_over(), "it was broken off");
+        for length in [None, Some(1)] {
+            let (mut feed, copy) = tap(length, 1 << 10);
+            let pace = copy.pace();
+            let waiting = tokio::spawn(async move { pace.over().await });
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            match length {
+                None => feed.end(),
+                Some(_) => feed.note_all_here(),
+            }
+            waiting.await.expect("it is over");
+            drop(copy);
+        }
     }
 
     fn data(polled: Poll<Option<Result<Frame<Bytes>, BrokenOff>>>) -> Bytes {

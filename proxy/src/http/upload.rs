@@ -238,6 +238,11 @@ impl Sent {
 }
 
 impl Attempt {
+    /// Notes that the endpoint has taken some of it.
+    pub fn moves(&self) {
+        self.source.activity.note();
+    }
+
     /// What tells when all of it is sent.
     pub fn sent(&self) -> Sent {
         self.sent.clone()

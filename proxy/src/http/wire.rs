@@ -69,6 +69,11 @@ impl Pulse {
         self.moved.total()
     }
 
+    /// The socket, as long as it is there.
+    pub fn socket(&self) -> Weak<Stream> {
+        self.socket.clone()
+    }
+
     /// Keeps the socket from now on, if it is still there.
     pub fn keep(&self) -> Option<Kept> {
         Some(Kept {
@@ -96,6 +101,25 @@ pub struct Wire {
     moved: Arc<Moved>,
     /// What it takes of its cluster's limit on connections, until it is closed.
     slot: Option<Slot>,
+    /// What is still heard of a peer that is gone.
+    hearing: Hearing,
+    /// How it is gone, once it is.
+    gone: Option<io::ErrorKind>,
+}
+
+/// How a peer is gone that has said so.
+const END: io::ErrorKind = io::ErrorKind::UnexpectedEof;
+
+/// What becomes of what a peer has said before it went. An endpoint may answer before it has the whole request, and close: then what the
+/// proxy goes on to send is refused, before the answer is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hearing {
+    /// Its codec is told at once, and hears no more.
+    Cut,
+    /// All of it is read first. What is written meanwhile waits, and is never taken.
+    Out,
+    /// Those whom its last words are for have a turn before the end is told.
+    Turn,
 }
 
 impl Wire {
@@ -106,7 +130,24 @@ impl Wire {
             early,
             moved,
             slot: None,
+            hearing: Hearing::Cut,
+            gone: None,
         }
+    }
+
+    /// Has all that the peer has sent read before it is told that it takes no more.
+    pub fn hear_out(&mut self) {
+        self.hearing = Hearing::Out;
+    }
+
+    /// Has an end told at once again.
+    pub fn hear_no_more(&mut self) {
+        self.hearing = Hearing::Cut;
+    }
+
+    /// Has those that the peer's last words are for see them before they see its end, where one task reads for many.
+    pub fn end_a_turn_later(&mut self) {
+        self.hearing = Hearing::Turn;
     }
 
     /// The same, with what it takes of a limit.
@@ -134,7 +175,38 @@ impl Wire {
         }
     }
 
-    fn count_written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Notes that the peer is gone, and says whether its codec is to go on as if it were not, for now.
+    fn is_heard(&mut self, error: io::ErrorKind, cx: &mut Context<'_>) -> bool {
+        let is_news = self.gone.is_none();
+        let is_heard = match self.hearing {
+            Hearing::Cut => false,
+            Hearing::Out => matches!(error, io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset),
+            Hearing::Turn => is_news,
+        };
+        if is_heard {
+            self.gone = Some(error);
+            // It reads on.
+            cx.waker().wake_by_ref();
+        }
+        is_heard
+    }
+
+    /// What becomes of a write, when the peer is gone already.
+    fn poll_gone(&self) -> Option<Poll<io::Result<usize>>> {
+        match (self.hearing, self.gone?) {
+            (Hearing::Out, _) => Some(Poll::Pending),
+            (Hearing::Cut, error) => Some(Poll::Ready(Err(error.into()))),
+            // One that has ended its own stream may still take something.
+            (Hearing::Turn, _) => None,
+        }
+    }
+
+    fn count_written(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Err(error)) = &written
+            && self.is_heard(error.kind(), cx)
+        {
+            return Poll::Pending;
+        }
         if self.moved.is_stuck() != written.is_pending() {
             self.moved.is_stuck.store(written.is_pending(), Ordering::Relaxed);
         }
@@ -152,23 +224,43 @@ impl AsyncRead for Wire {
             self.early.advance(length);
             return Poll::Ready(Ok(()));
         }
-        let received = ready!(self.socket.poll_fill(cx, buf))?;
+        let gone = self.gone;
+        let received = match ready!(self.socket.poll_fill(cx, buf)) {
+            Ok(received) if received.length > 0 || buf.remaining() == 0 => received,
+            // The kernel tells of a reset once: to whoever wrote, and whoever reads then sees an end like any.
+            Ok(end) => match gone {
+                Some(END) => end,
+                Some(error) => return Poll::Ready(Err(error.into())),
+                None if self.hearing == Hearing::Turn && self.is_heard(END, cx) => return Poll::Pending,
+                None => end,
+            },
+            Err(error) if self.hearing == Hearing::Turn && self.is_heard(error.kind(), cx) => return Poll::Pending,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
         self.moved.count_read(received.length);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.count_written(self.socket.poll_send(cx, buf, false))
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(gone) = self.poll_gone() {
+            return gone;
+        }
+        let written = self.socket.poll_send(cx, buf, false);
+        self.count_written(written, cx)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.count_written(self.socket.poll_send_vectored(cx, bufs))
+        if let Some(gone) = self.poll_gone() {
+            return gone;
+        }
+        let written = self.socket.poll_send_vectored(cx, bufs);
+        self.count_written(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,5 +1,7 @@
 //! Copies of requests: the same as Envoy's, and no hindrance to what they are copies of.
 
+mod ends;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -1,5 +1,10 @@
 //! Requests that last too long: what the client sees, and what is logged, as by Envoy.
 
+use std::io::{self, BufRead, BufReader, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use underpass_tests::{Need, available, wait};
 
@@ -108,4 +113,41 @@ fn a_tunnel_ends_when_it_has_lasted_as_long_as_it_may() {
     wait::eventually(wait::SOON, "it is logged", || {
         our_lines(&place) == ["/web/ 101 - max_duration_timeout"]
     });
+}
+
+/// A client that sends on, and is listened to for a while so that it sees its answer, has only a part of the time that a drain has for
+/// it: what does not end in time is reset.
+#[test]
+fn a_client_that_has_its_answer_does_not_take_all_of_a_drains_time() {
+    const DRAIN: Duration = Duration::from_secs(4);
+    let place = Place::new();
+    let web = Endpoint::start(&place.world.host(), 9001, "w", Tries::default()).address;
+    let yaml = place.yaml(&[("web", format!("endpoints: ['{web}']"))], "");
+    let yaml = yaml.replace(
+        "  workers: 1\n",
+        &format!("  workers: 1\n  timeouts: {{drain: {}s}}\n", DRAIN.as_secs()),
+    );
+    let mut proxy = place.start(&yaml);
+    let stream = place.client.connect(place.ours()).expect("the proxy accepts");
+    let mut sending = stream.try_clone().expect("a socket");
+    let (answered, was_answered) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut read, mut line) = (BufReader::new(stream), String::new());
+        let _ = read.read_line(&mut line);
+        let _ = answered.send(line);
+        let _ = io::copy(&mut read, &mut io::sink());
+    });
+    sending
+        .write_all(get("/web/x", "connection: close\r\n").as_bytes())
+        .expect("it is read");
+    assert_eq!(
+        was_answered.recv_timeout(wait::soon()).expect("an answer"),
+        "HTTP/1.1 200 OK\r\n"
+    );
+    let sender = thread::spawn(move || while sending.write_all(&[b'x'; 1024]).is_ok() {});
+    let began = Instant::now();
+    assert!(proxy.terminate(wait::soon()).success());
+    assert!(began.elapsed() < DRAIN * 3 / 4, "it took {:?}", began.elapsed());
+    assert!(!proxy.log().contains("resetting those"), "{}", proxy.log());
+    sender.join().expect("it sends until it is reset");
 }

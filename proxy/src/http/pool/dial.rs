@@ -157,8 +157,9 @@ fn header(version: ProxyProtocol, client: SocketAddr, asked: SocketAddr) -> Vec<
 ///
 /// # Errors
 /// When the stream breaks.
-pub async fn open_http1(stream: Stream) -> Result<Carrier, NotConnected> {
+pub async fn open_http1(mut stream: Stream) -> Result<Carrier, NotConnected> {
     let pulse = stream.pulse();
+    stream.wire_mut().hear_out();
     let mut builder = http1::Builder::new();
     builder.max_headers(MAX_HEADERS);
     let opened = builder.handshake::<_, Attempt>(TokioIo::new(stream)).await;

@@ -8,6 +8,7 @@ use tokio::task::AbortHandle;
 use underpass_config::http::{ClusterEndpoint, ClusterSettings, Held};
 
 use super::SERVED_WHILE_WANTED;
+use crate::http::idle::Activity;
 use crate::http::upload::Attempt;
 use crate::http::wire::{Kept, Pulse};
 
@@ -68,6 +69,11 @@ impl Carrier {
         self.served = self.served.saturating_add(1);
         // TLS writes of its own only in handshakes: what is acknowledged from now on is the request's.
         self.kept = self.pulse.keep();
+    }
+
+    /// Has a request move with what of its body is taken.
+    pub fn moves(&self, activity: &Activity) {
+        activity.follow(self.pulse.socket());
     }
 
     /// Whether somebody waits for a connection of its cluster to go.

@@ -2,10 +2,12 @@
 //!
 //! Who finds it reached has the connection that has been idle longest closed, of whichever core it is, and waits until a connection is gone. Pools are cores' own,
 //! so one that becomes idle elsewhere while somebody waits is closed too: a connection that a core keeps for later must not hold up what another core has now.
+//! Who waits stands in one line with those of other cores, and whoever comes while there is one goes to its end, be there room or not:
+//! else a core that asks more often would have all of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use foldhash::quality::RandomState;
@@ -26,7 +28,7 @@ pub struct Queues(Mutex<HashMap<Text, Arc<Queue>, RandomState>>);
 #[derive(Debug, Default)]
 pub struct Queue {
     waiting: AtomicUsize,
-    gone: Notify,
+    line: Mutex<VecDeque<Arc<Notify>>>,
 }
 
 /// One connection under its cluster's limit; dropping it is its end.
@@ -52,26 +54,61 @@ impl Queue {
     pub fn is_waited_in(&self) -> bool {
         self.waiting.load(Ordering::SeqCst) > 0
     }
+
+    fn line(&self) -> MutexGuard<'_, VecDeque<Arc<Notify>>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes to the end of the line.
+    fn join(&self) -> Waiting<'_> {
+        let called = Arc::new(Notify::new());
+        let mut line = self.line();
+        line.push_back(called.clone());
+        // Whoever gives one back from now on sees that somebody waits.
+        self.waiting.store(line.len(), Ordering::SeqCst);
+        Waiting { queue: self, called }
+    }
+
+    /// Has whoever waits longest look.
+    fn call(&self) {
+        if let Some(first) = self.line().front() {
+            first.notify_one();
+        }
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         drop(self.held.take());
         if self.is_wanted() {
-            self.queue.gone.notify_one();
+            self.queue.call();
         }
     }
 }
 
 /// Somebody who waits, until it is dropped.
-struct Waiting<'q>(&'q Queue);
+struct Waiting<'q> {
+    queue: &'q Queue,
+    called: Arc<Notify>,
+}
+
+impl Waiting<'_> {
+    fn is_first(&self) -> bool {
+        (self.queue.line().front()).is_some_and(|first| Arc::ptr_eq(first, &self.called))
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        // What this one was told of, and did not take, may be another's.
-        if self.0.waiting.fetch_sub(1, Ordering::SeqCst) > 1 {
-            self.0.gone.notify_one();
+        let mut line = self.queue.line();
+        match line.front().is_some_and(|first| Arc::ptr_eq(first, &self.called)) {
+            true => drop(line.pop_front()),
+            false => line.retain(|other| !Arc::ptr_eq(other, &self.called)),
         }
+        self.queue.waiting.store(line.len(), Ordering::SeqCst);
+        drop(line);
+        // There may be room for the next, too, or what this one was called for and did not take.
+        self.queue.call();
     }
 }
 
@@ -95,25 +132,30 @@ fn take_of(cluster: &Cluster, queue: &Arc<Queue>) -> Option<Slot> {
     })
 }
 
-/// Room for one more connection, if there is some now.
+/// Room for one more connection, if there is some now and nobody waits for it.
 pub fn take(node: &Node, cluster: &Cluster) -> Option<Slot> {
-    take_of(cluster, &node.http.queues.of(&cluster.settings.name))
+    let queue = node.http.queues.of(&cluster.settings.name);
+    match queue.is_waited_in() {
+        true => None,
+        false => take_of(cluster, &queue),
+    }
 }
 
 /// Room for one more connection, as soon as there is some.
 pub async fn slot(node: &Node, cluster: &Cluster) -> Slot {
     let queue = node.http.queues.of(&cluster.settings.name);
-    let take = || take_of(cluster, &queue);
-    queue.waiting.fetch_add(1, Ordering::SeqCst);
-    let _waiting = Waiting(&queue);
+    let waiting = queue.join();
     loop {
-        let gone = queue.gone.notified();
-        // After it is known that somebody waits: whoever gives one back from now on sees it.
-        if let Some(slot) = take() {
+        // A call that comes from now on is kept until it is waited for.
+        if !waiting.is_first() {
+            waiting.called.notified().await;
+            continue;
+        }
+        if let Some(slot) = take_of(cluster, &queue) {
             return slot;
         }
         node.http.end_longest_idle(&cluster.settings.name);
         // One that became idle just before we waited was kept for later, and nobody is told of it.
-        let _ = tokio::time::timeout(LOOK, gone).await;
+        let _ = tokio::time::timeout(LOOK, waiting.called.notified()).await;
     }
 }

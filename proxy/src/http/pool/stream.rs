@@ -37,6 +37,14 @@ impl Stream {
         }
     }
 
+    /// What is below it.
+    pub fn wire_mut(&mut self) -> &mut Wire {
+        match self {
+            Self::Plain(wire) => wire,
+            Self::Tls(tls) => tls.get_mut().0,
+        }
+    }
+
     /// What tells of its socket.
     pub fn pulse(&self) -> Pulse {
         match self {

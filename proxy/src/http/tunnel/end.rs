@@ -114,8 +114,10 @@ impl End {
     /// When it is none.
     pub fn of_endpoint(upgraded: Upgraded) -> io::Result<Self> {
         let parts = upgraded.downcast::<TokioIo<Stream>>().map_err(|_| unknown())?;
+        let mut stream = parts.io.into_inner();
+        stream.wire_mut().hear_no_more();
         Ok(Self::new(Kind::Connection {
-            stream: parts.io.into_inner(),
+            stream,
             early: parts.read_buf,
         }))
     }

@@ -19,6 +19,8 @@ use crate::{client, streams};
 
 /// RFC 7541, appendix A: `:status: 200` of the static table.
 const OK: u8 = 0x88;
+/// `content-length: 6`, by the table's name, not indexed (section 6.2.2).
+const SIX: [u8; 4] = [0x0f, 28 - 15, 1, b'6'];
 /// Section 7.
 const NO_ERROR: u32 = 0;
 const CANCEL: u32 = 8;
@@ -38,6 +40,10 @@ enum Deed {
     Enough,
     /// END_STREAM; it neither reads the rest of the request nor says so.
     Rest,
+    /// END_STREAM, and the end of the connection.
+    EndAndClose,
+    /// A head that announces six bytes, these bytes, and END_STREAM when the next request comes.
+    EndLater(&'static [u8]),
 }
 
 /// Starts one that does it with every request, and tells of the streams that are reset, with their codes.
@@ -57,6 +63,7 @@ fn start(host: &Host, port: u16, deed: Deed) -> (SocketAddr, Receiver<u32>) {
 fn serve(mut stream: TcpStream, deed: Deed, tell: &Sender<u32>) -> io::Result<()> {
     stream.read_exact(&mut [0; 24])?;
     stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+    let mut unended = None;
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head)?;
@@ -67,8 +74,12 @@ fn serve(mut stream: TcpStream, deed: Deed, tell: &Sender<u32>) -> io::Result<()
         match head[3] {
             SETTINGS if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
             HEADERS => {
+                if let Some(before) = unended.take() {
+                    stream.write_all(&frame(DATA, END_STREAM, before, &[]))?;
+                }
+                unended = matches!(deed, Deed::EndLater(_)).then_some(id);
                 stream.write_all(&act(deed, id))?;
-                if matches!(deed, Deed::GoAwayBehind | Deed::Close) {
+                if matches!(deed, Deed::GoAwayBehind | Deed::Close | Deed::EndAndClose) {
                     return Ok(());
                 }
             }
@@ -81,7 +92,12 @@ fn serve(mut stream: TcpStream, deed: Deed, tell: &Sender<u32>) -> io::Result<()
 }
 
 fn act(deed: Deed, id: u32) -> Vec<u8> {
-    let is_end = matches!(deed, Deed::Enough | Deed::Rest);
+    if let Deed::EndLater(body) = deed {
+        let head = frame(HEADERS, END_HEADERS, id, &[&[OK], &SIX[..]].concat());
+        let body = Some(body).filter(|body| !body.is_empty());
+        return [head, body.map_or_else(Vec::new, |body| frame(DATA, 0, id, body))].concat();
+    }
+    let is_end = matches!(deed, Deed::Enough | Deed::Rest | Deed::EndAndClose);
     let mut answer = frame(HEADERS, END_HEADERS, id, &[OK]);
     answer.extend(frame(DATA, if is_end { END_STREAM } else { 0 }, id, b"a part"));
     let go_away = |last: u32| frame(GOAWAY, 0, 0, &[last.to_be_bytes(), [0; 4]].concat());
@@ -90,7 +106,7 @@ fn act(deed: Deed, id: u32) -> Vec<u8> {
         Deed::Enough => frame(RST_STREAM, 0, id, &NO_ERROR.to_be_bytes()),
         Deed::GoAwayBefore => go_away(0),
         Deed::GoAwayBehind => go_away(id),
-        Deed::Close | Deed::Rest => Vec::new(),
+        Deed::Close | Deed::Rest | Deed::EndAndClose | Deed::EndLater(_) => Vec::new(),
     });
     answer
 }
@@ -179,6 +195,22 @@ fn an_answer_that_has_come_whole_is_whole_though_its_stream_is_reset() {
     }
 }
 
+/// The end of a connection is no end of an answer that has come to its own, be there a request that has not.
+#[test]
+fn an_answer_that_has_come_whole_is_whole_though_its_connection_ends_in_its_request() {
+    let place = Place::new();
+    let (address, _told) = start(&place.them, 9001, Deed::EndAndClose);
+    // Each has a connection that is made for it: none finds that of the one before at its end.
+    let fields = format!("protocol: http2, endpoints: ['{address}'], connections: {{requests: 1}}");
+    let _proxy = place.start(&place.yaml(&[("web", fields)], ""));
+    for _ in 0..30 {
+        let mut client = client::Client::connect(&place.client, place.ours());
+        client.send(b"POST /web/x HTTP/1.1\r\nhost: web.test\r\ncontent-length: 100\r\n\r\na part of it");
+        let seen = client.answer(false);
+        assert_eq!((seen.status, &*seen.body, seen.is_whole), (200, "a part", true));
+    }
+}
+
 /// A request's body belongs to its answer: when that has ended, nobody sends on, and both peers are told.
 #[test]
 fn an_upload_ends_with_its_answer_on_both_sides() {
@@ -214,4 +246,36 @@ fn an_upload_ends_with_its_answer_on_both_sides() {
         told.recv_timeout(wait::soon())
             .unwrap_or_else(|_| panic!("the endpoint of {at} is not told"));
     }
+}
+
+/// The end may come in a frame of its own, which a client of HTTP/1.1 that has all bytes does not wait for: the endpoint is waited for a
+/// little, and does not see an answer cancelled that it has given whole.
+#[test]
+fn an_answer_whose_end_comes_later_is_not_cancelled() {
+    const ASKED: u32 = 5;
+    let place = Place::new();
+    let (whole, whole_told) = start(&place.them, 9001, Deed::EndLater(b"a part"));
+    let (empty, empty_told) = start(&place.them, 9002, Deed::EndLater(b""));
+    let fields = |address| format!("protocol: http2, endpoints: ['{address}'], limits: {{requests: 1}}");
+    let _proxy = place.start(&place.yaml(&[("whole", fields(whole)), ("empty", fields(empty))], ""));
+    for (name, method, body, told) in [
+        ("whole", "GET", "a part", whole_told),
+        ("empty", "HEAD", "", empty_told),
+    ] {
+        let request = client::get(&format!("/{name}/x"), "").replacen("GET", method, 1);
+        for _ in 0..ASKED {
+            let seen = client::ask(&place.client, place.ours(), &request);
+            assert_eq!((seen.status, &*seen.body, seen.is_whole), (200, body, true), "{name}");
+        }
+        // The last one's end does not come at all.
+        assert_eq!(told.recv_timeout(wait::soon()), Ok(CANCEL), "{name}");
+        assert!(told.try_recv().is_err(), "{name}: others were cancelled too");
+        let logged = format!("\"path\":\"/{name}/x\"");
+        wait::eventually(wait::SOON, "all are logged", || place.logged(&logged) == ASKED as usize);
+    }
+    assert_eq!(
+        place.logged(r#""response_flags":"-""#),
+        2 * ASKED as usize,
+        "none has lost its client"
+    );
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use underpass_tests::{Need, available, wait};
 
+use super::going::{Goes, Going};
 use super::place::{ClusterPair, Place, endpoints};
 use super::teller::{Running, Teller};
 use crate::client::{Client, Seen, get};
@@ -299,7 +300,7 @@ fn no_more_connections_wait_than_may_and_the_longest_idle_go_first() {
 #[test]
 fn a_request_that_going_connections_have_not_looked_at_is_sent_by_a_new_one() {
     let place = Place::new();
-    let going = super::going::Going::start(&place.world.host(), 9001);
+    let going = Going::start(&place.world.host(), 9001, Goes::AtTheSecond);
     let fields = format!(
         "endpoints: ['{}'], protocol: http2, connections: {{streams: 1}}",
         going.address
@@ -313,5 +314,45 @@ fn a_request_that_going_connections_have_not_looked_at_is_sent_by_a_new_one() {
         let seen = place.ask_by(method, "/two/x");
         assert_eq!(seen.status, 200, "{method}: {seen:?}");
         assert!(going.accepted() <= before + 1, "{method}");
+    }
+}
+
+/// Be the connection made for it: what was provably not looked at is sent by another, a few times.
+#[test]
+fn a_request_that_a_new_connection_has_not_looked_at_is_sent_by_another() {
+    let place = Place::new();
+    let start = |port, goes| Going::start(&place.them, port, goes);
+    let (sometimes, always) = (start(9001, Goes::AtOnceEveryOther), start(9002, Goes::AtOnce));
+    let (refuses, never) = (start(9003, Goes::RefusesEveryOther), start(9004, Goes::Refuses));
+    let all = [
+        ("sometimes", &sometimes),
+        ("always", &always),
+        ("refuses", &refuses),
+        ("never", &never),
+    ];
+    let clusters = all.map(|(name, going)| {
+        // Each request has a connection that is made for it.
+        let fields = format!(
+            "endpoints: ['{}'], protocol: http2, connections: {{requests: 1}}",
+            going.address
+        );
+        (name, fields)
+    });
+    let _proxy = place.start(&place.yaml(&clusters, ""));
+    for n in 1..=20 {
+        for (name, going) in [("sometimes", &sometimes), ("refuses", &refuses)] {
+            let seen = place.ask_by(["GET", "POST"][n % 2], &format!("/{name}/x"));
+            assert_eq!(seen.status, 200, "{name}: {seen:?}");
+            assert_eq!(going.accepted() as usize, 2 * n, "{name}");
+        }
+    }
+    for (name, going, tries) in [("always", &always, 4), ("never", &never, 2)] {
+        let seen = place.ask(&format!("/{name}/x"), "");
+        assert_eq!(seen.status, 503, "{name}: {seen:?}");
+        assert!(
+            seen.body.ends_with("reset reason: remote refused stream reset"),
+            "{seen:?}"
+        );
+        assert!((2..=tries).contains(&going.accepted()), "{name}: {}", going.accepted());
     }
 }

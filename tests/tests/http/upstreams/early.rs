@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use super::place::Place;
-use crate::client::Client;
+use crate::client::{Client, Seen};
 
 /// What the proxy keeps for another try is less than all of it.
 const BODY: usize = 300 * 1024;
@@ -96,4 +96,74 @@ fn another_try_has_the_whole_body_though_the_first_was_answered_early_and_reads_
     client.send(b"0\r\n\r\n");
     let seen = client.answer(false);
     assert_eq!((seen.status, seen.body.as_str()), (200, "the same"), "{seen:?}");
+}
+
+/// What a client sends that is answered early, by an endpoint that then closes: of the rest it wants nothing.
+const LARGE: usize = 4 << 20;
+
+/// Answers after the beginning, by as much as its peer's kernel takes at once, and closes with the rest unread: its kernel resets.
+fn answer_and_close(stream: TcpStream, head: &str, end: &str) -> io::Result<()> {
+    let mut read = BufReader::new(stream.try_clone()?);
+    read_head(&mut read)?;
+    read.read_exact(&mut [0; EARLY])?;
+    let answer = [head.as_bytes(), &bytes(ANSWER), end.as_bytes()].concat();
+    (&stream).write_all(&answer)
+}
+
+/// The length of an early answer.
+const ANSWER: usize = 40 * 1024;
+
+fn asked_with_much(place: &Place) -> Seen {
+    let mut client = Client::connect(&place.client, place.ours());
+    client.send(format!("POST /web/ HTTP/1.1\r\nhost: a\r\ncontent-length: {LARGE}\r\n\r\n").as_bytes());
+    client.send(&vec![b'x'; LARGE]);
+    client.answer(false)
+}
+
+/// Whether it was read before the proxy found that nothing more is taken, is chance; so it is tried often.
+#[test]
+fn an_early_answer_is_whole_though_its_endpoint_closes_at_once() {
+    for (head, end) in [
+        (
+            format!("HTTP/1.1 413 Too Large\r\ncontent-length: {ANSWER}\r\n\r\n"),
+            "",
+        ),
+        (
+            format!("HTTP/1.1 413 Too Large\r\ntransfer-encoding: chunked\r\n\r\n{ANSWER:x}\r\n"),
+            "\r\n0\r\n\r\n",
+        ),
+    ] {
+        let place = Place::new();
+        let listener = place.them.listen(9001);
+        let address = listener.local_addr().expect("a socket");
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = answer_and_close(stream, &head, end);
+            }
+        });
+        let _proxy = place.start(&place.yaml(&[("web", format!("endpoints: ['{address}']"))], ""));
+        for _ in 0..20 {
+            let seen = asked_with_much(&place);
+            let body = String::from_utf8_lossy(&bytes(ANSWER)).into_owned();
+            assert_eq!((seen.status, seen.is_whole, seen.body == body), (413, true, true));
+        }
+    }
+}
+
+/// One that ends with its connection, does not look whole when that was reset.
+#[test]
+fn an_early_answer_without_a_length_is_not_whole_when_its_connection_is_reset() {
+    let place = Place::new();
+    let listener = place.them.listen(9001);
+    let address = listener.local_addr().expect("a socket");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let _ = answer_and_close(stream, "HTTP/1.1 413 Too Large\r\n\r\n", "");
+        }
+    });
+    let _proxy = place.start(&place.yaml(&[("web", format!("endpoints: ['{address}']"))], ""));
+    for _ in 0..20 {
+        let seen = asked_with_much(&place);
+        assert!(!(seen.status == 413 && seen.is_whole), "{}", seen.body.len());
+    }
 }

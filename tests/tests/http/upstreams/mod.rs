@@ -11,5 +11,7 @@ mod limits;
 mod parked;
 pub(crate) mod place;
 mod proxy_protocol;
+mod slow;
 pub(crate) mod teller;
 mod tls;
+mod unread;

@@ -33,6 +33,9 @@ const SEND_BUFFER: usize = 128 << 10;
 /// Streams that were reset here, of which the codec knows for a second that frames may yet come. It ends the connection, and all requests on it, after 1024 frames of
 /// streams that it had forgotten.
 const RESETS_REMEMBERED: usize = 4096;
+/// What one stream's window costs at most, in the codec's reckoning of frames that nobody has read ([`FRAMES_KEPT`]): in frames of one
+/// byte.
+const WINDOW_OF_BYTES: usize = STREAM_WINDOW as usize * 256;
 /// RFC 9113, section 6.9.1.
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 
@@ -66,8 +69,9 @@ pub(super) struct SharedState {
 ///
 /// # Errors
 /// When the stream breaks.
-pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -> Result<Shared, h2::Error> {
+pub async fn open(mut stream: Stream, settings: &ConnectionSettings, allowed: u32) -> Result<Shared, h2::Error> {
     let pulse = stream.pulse();
+    stream.wire_mut().end_a_turn_later();
     let mut builder = client::Builder::new();
     builder
         .initial_max_send_streams(allowed as usize)
@@ -78,7 +82,7 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -
         .enable_push(false)
         // Frames that were on their way when a stream was reset are of no account as long as it is remembered; others of them end the connection one day.
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
-        .data_frame_budget(FRAMES_KEPT)
+        .data_frame_budget(frames_kept(settings.streams))
         // Responses that nobody reads can't fill it.
         .initial_connection_window_size(settings.streams.saturating_mul(STREAM_WINDOW).min(LARGEST_WINDOW));
     let (sender, mut connection) = builder.handshake(Gathered::new(stream)).await?;
@@ -114,6 +118,13 @@ pub async fn open(stream: Stream, settings: &ConnectionSettings, allowed: u32) -
         }
     });
     Ok(Shared(state))
+}
+
+/// What the codec may keep of frames that nobody has read. Beyond it the connection ends, for all of its requests: so each stream that
+/// there may be has a share, as it has of the window, and a client that reads nothing of small messages leaves the others theirs. One
+/// such stream is borne whatever its messages are.
+fn frames_kept(streams: u32) -> usize {
+    FRAMES_KEPT.saturating_mul(streams as usize).max(WINDOW_OF_BYTES)
 }
 
 /// Speaks on a connection until its end.

@@ -80,7 +80,7 @@ async fn send(body: &mut Attempt, stream: &mut SendStream<Bytes>) -> Result<(), 
         match frame.into_data() {
             Ok(bytes) => {
                 let is_last = body.is_end_stream();
-                send_bytes(bytes, is_last, stream).await?;
+                send_bytes(bytes, is_last, body, stream).await?;
                 if is_last {
                     return Ok(());
                 }
@@ -95,8 +95,13 @@ async fn send(body: &mut Attempt, stream: &mut SendStream<Bytes>) -> Result<(), 
     }
 }
 
-/// Sends `bytes` as the endpoint takes them.
-async fn send_bytes(mut bytes: Bytes, is_last: bool, stream: &mut SendStream<Bytes>) -> Result<(), Reason> {
+/// Sends `bytes` of `body` as the endpoint takes them.
+async fn send_bytes(
+    mut bytes: Bytes,
+    is_last: bool,
+    body: &Attempt,
+    stream: &mut SendStream<Bytes>,
+) -> Result<(), Reason> {
     let gone = |_| Reason::CANCEL;
     while !bytes.is_empty() {
         let room = poll_fn(|cx| poll_room(stream, bytes.len(), cx)).await;
@@ -104,6 +109,7 @@ async fn send_bytes(mut bytes: Bytes, is_last: bool, stream: &mut SendStream<Byt
         let piece = bytes.split_to(room.min(bytes.len()));
         let ends = is_last && bytes.is_empty();
         stream.send_data(piece, ends).map_err(gone)?;
+        body.moves();
         if ends {
             return Ok(());
         }
