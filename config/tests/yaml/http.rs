@@ -279,6 +279,12 @@ fn mistakes_in_clusters_and_tables() {
             "remove one",
         ),
         (
+            "routes: [{name: t, virtual_hosts: [{name: a, domains: ['*'], cors: {max_age: 1h}}]}]",
+            "http.routes[0].virtual_hosts[0].cors.allow_origins",
+            "allows no origin",
+            "for all",
+        ),
+        (
             "routes: [{name: t, virtual_hosts: [{name: a, domains: ['a.*.b']}]}]",
             "http.routes[0].virtual_hosts[0].domains[0]",
             "a star",

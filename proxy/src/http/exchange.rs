@@ -146,8 +146,13 @@ impl Exchange<'_> {
             return reply(self.audience, StatusCode::NOT_FOUND, Bytes::new());
         };
         record.route = Some((host.name.clone(), route.clone()));
-        let forward = match &route.action {
-            RouteAction::Forward(forward) => forward,
+        let crossing = Crossing::of(route.cors.as_deref(), &intake.headers);
+        if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
+            record.details = "cors_response".into();
+            return answer;
+        }
+        let mut response = match &route.action {
+            RouteAction::Forward(forward) => self.lead_on(intake, body, (&host, &route, forward), record).await,
             RouteAction::Redirect(redirect) => {
                 record.details = "direct_response".into();
                 let location = redirect.location(&route.matches, &intake.view());
@@ -155,21 +160,15 @@ impl Exchange<'_> {
                 if let Ok(location) = HeaderValue::try_from(location) {
                     response.headers_mut().insert(LOCATION, location);
                 }
-                return edited(response, (&host, &route, None), &intake, record);
+                edited(response, (&host, &route, None), &intake, record)
             }
             RouteAction::Direct(direct) => {
                 record.details = "direct_response".into();
                 let body = Bytes::copy_from_slice(direct.body.as_bytes());
                 let response = reply(self.audience, direct.status, body);
-                return edited(response, (&host, &route, None), &intake, record);
+                edited(response, (&host, &route, None), &intake, record)
             }
         };
-        let crossing = Crossing::of(forward.cors.as_ref(), &intake.headers);
-        if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
-            record.details = "cors_response".into();
-            return answer;
-        }
-        let mut response = self.lead_on(intake, body, (&host, &route, forward), record).await;
         if let Some(crossing) = crossing {
             crossing.allow(response.headers_mut());
         }

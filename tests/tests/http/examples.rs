@@ -82,6 +82,8 @@ fn routes_do_what_their_example_says() {
         preflight.header("access-control-allow-origin"),
         Some("https://shop.example.com")
     );
+    // Of its virtual host.
+    assert_eq!(preflight.header("access-control-max-age"), Some("3600"));
     assert!(preflight.header("x-endpoint").is_none(), "the endpoint was asked");
     let actual = ask(&get("/api/", "origin: https://a.shop.example.com\r\nx-account: 7\r\n"));
     assert_eq!(
@@ -101,7 +103,9 @@ fn routes_do_what_their_example_says() {
             .header("x-served-by")
             .is_some_and(|served| served.ends_with(":9001"))
     );
-    assert_eq!(ask(&get("/x/..//admin", "")).status, 403);
+    let refused = ask(&get("/x/..//admin", "origin: https://shop.example.com\r\n"));
+    assert_eq!(refused.status, 403);
+    assert_eq!(refused.header("access-control-allow-origin"), Some("https://shop.example.com"));
     assert_eq!(
         ask(&get("/staging/", "x-envoy-fault-abort-request: 503\r\n")).status,
         503

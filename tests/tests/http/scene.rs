@@ -202,9 +202,11 @@ http:
     - name: other
       domains: [other.*]
       routes: [{{direct: {{status: 200, body: other}}}}]
+    - {}
 ",
         web.join(", "),
-        routes.join("\n      - ")
+        routes.join("\n      - "),
+        cors::our_host(),
     )
 }
 
@@ -217,5 +219,6 @@ pub(crate) fn envoys() -> Value {
             "response_headers_to_add": [header("x-more", "h", "APPEND_IF_EXISTS_OR_ADD")]},
         {"name": "other", "domains": ["other.*"],
             "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "other"}}}]},
+        cors::envoys_host(),
     ])
 }

@@ -43,7 +43,7 @@ pub(super) struct ForwardShape<'a> {
     connect: Option<Scalar<'a>>,
     fault: Option<FaultShape<'a>>,
     hash: Vec<HashShape<'a>>,
-    cors: Option<CorsShape<'a>>,
+    pub(super) cors: Option<CorsShape<'a>>,
     mirrors: Vec<MirrorShape<'a>>,
     labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
 }
@@ -182,14 +182,12 @@ impl ForwardShape<'_> {
         let hash = self.hash.iter().enumerate();
         let hash = hash.filter_map(|(index, policy)| policy.compile(list.item(index), reading));
         let hash = hash.collect();
-        let cors = (self.cors.as_ref()).map(|cors| cors.compile(path.field("cors"), reading));
         let list = path.field("mirrors");
         let mirrors = self.mirrors.iter().enumerate();
         let mirrors = mirrors.map(|(index, mirror)| mirror.compile(list.item(index), http, reading));
         let mirrors = mirrors.collect();
         let mut forward = forward?;
         forward.mirrors = mirrors;
-        forward.cors = cors;
         forward.hash = hash;
         forward.path = rewrite;
         forward.host = host;

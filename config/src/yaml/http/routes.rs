@@ -9,10 +9,11 @@ use serde::Deserialize;
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
 use super::actions::{DirectShape, ForwardShape, RedirectShape};
+use super::cors::CorsShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use crate::Text;
-use crate::http::{Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
+use crate::http::{Cors, Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +32,7 @@ struct VirtualHostShape<'a> {
     domains: Vec<Scalar<'a>>,
     #[serde(default)]
     routes: Vec<RouteShape<'a>>,
+    cors: Option<CorsShape<'a>>,
     #[serde(default)]
     request_headers: EditsShape<'a>,
     #[serde(default)]
@@ -88,10 +90,12 @@ impl VirtualHostShape<'_> {
     fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> VirtualHost {
         let routes = path.field("routes");
         let compiled = self.routes.iter().enumerate();
+        let cors = self.cors.as_ref();
+        let cors = cors.map(|cors| Arc::new(cors.compile(path.field("cors"), None, reading)));
         VirtualHost {
             name: any_name(path.field("name"), &self.name, reading),
             routes: compiled
-                .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, reading)))
+                .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, cors.as_ref(), reading)))
                 .collect(),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
@@ -133,11 +137,15 @@ impl VirtualHostShape<'_> {
 }
 
 impl RouteShape<'_> {
-    fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Route {
+    fn compile(&self, path: Path<'_>, http: &Http, of_host: Option<&Arc<Cors>>, reading: &mut Reading) -> Route {
+        let forward = path.field("forward");
+        let own = self.forward.as_ref().and_then(|forward| forward.cors.as_ref());
+        let own = own.map(|cors| Arc::new(cors.compile(forward.field("cors"), of_host.map(|cors| &**cors), reading)));
         Route {
             name: reading.text_or_empty(self.name.as_ref()),
             matches: self.r#match.compile(path.field("match"), reading),
             action: self.action(path, http, reading),
+            cors: own.or_else(|| of_host.cloned()),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
                 .response_headers
