@@ -188,9 +188,9 @@ fn mistakes_in_routes() {
             "remove it",
         ),
         (
-            direct("response_headers: {add: {x: '%HOSTNAME%'}}"),
+            direct("response_headers: {add: {x: '%TRACE_ID%'}}"),
             "response_headers.add.x",
-            "`%HOSTNAME%`, which is not supported",
+            "`%TRACE_ID%`, which is not supported",
             "UPSTREAM_HOST",
         ),
         (

@@ -342,7 +342,7 @@ fn edited(
     intake: &Intake,
     record: &Record,
 ) -> Response<Download> {
-    let known = Known::for_response(intake, record);
+    let known = Known::for_response(intake, record, response.status());
     let headers = response.headers_mut();
     for edits in of_cluster
         .into_iter()
