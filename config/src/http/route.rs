@@ -260,11 +260,12 @@ impl RouteTable {
         &self.virtual_hosts
     }
 
-    /// The route for a request, with its virtual host.
-    pub fn route(&self, request: &RequestView<'_>) -> Option<(&Arc<VirtualHost>, &Arc<Route>)> {
+    /// The route for a request, with its virtual host; `random` is any number, drawn for this request ([`RouteMatch::matches`]).
+    pub fn route(&self, request: &RequestView<'_>, random: u64) -> Option<(&Arc<VirtualHost>, &Arc<Route>)> {
         let place = self.index.find(request.authority)?;
         let host = &self.virtual_hosts[place];
-        let route = self.paths[place].first(request.path, |route| host.routes[route].matches.matches(request))?;
+        let matches = |route: usize| host.routes[route].matches.matches(request, random);
+        let route = self.paths[place].first(request.path, matches)?;
         Some((host, &host.routes[route]))
     }
 }

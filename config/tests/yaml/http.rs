@@ -170,6 +170,18 @@ fn mistakes_in_routes() {
             "RE2",
         ),
         (
+            direct("match: {runtime_fraction: {numerator: 101}}"),
+            "match.runtime_fraction.numerator",
+            "not a valid number",
+            "0 to 100",
+        ),
+        (
+            direct("match: {runtime_fraction: {numerator: 1, denominator: 1000}}"),
+            "match.runtime_fraction.denominator",
+            "not a known value",
+            "10000",
+        ),
+        (
             direct("match: {headers: {'x y': a}}"),
             "match.headers.x y",
             "not the name",

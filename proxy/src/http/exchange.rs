@@ -139,7 +139,7 @@ impl Exchange<'_> {
     }
 
     async fn route(&mut self, intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
-        let found = self.table.and_then(|table| table.route(&intake.view()));
+        let found = self.table.and_then(|table| table.route(&intake.view(), fastrand::u64(..)));
         let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
             record.flags.add(Flags::NO_ROUTE);
             record.details = "route_not_found".into();
