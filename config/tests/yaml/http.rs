@@ -369,6 +369,12 @@ fn mistakes_in_how_clusters_are_connected_to() {
             "regex",
         ),
         (
+            cluster("max_stream_duration: 5"),
+            "max_stream_duration",
+            "not a duration",
+            "200ms",
+        ),
+        (
             cluster("balancing: maglev, maglev: {table_size: 100}"),
             "maglev.table_size",
             "not a prime number",

@@ -273,7 +273,7 @@ impl Exchange<'_> {
             lease,
             switched,
             cookies,
-            ..
+            end,
         } = answered;
         let (Some(switch), Some(endpoint)) = (&intake.switch, switched) else {
             // Nobody has asked for it.
@@ -300,6 +300,7 @@ impl Exchange<'_> {
             terms: Terms {
                 idle_timeout: forward.idle_timeout,
                 lasts_until: limits.lasts_until,
+                stream_until: end.stream_until,
                 reason: switch.reset_reason(),
             },
         });

@@ -39,6 +39,8 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
         "/direct",
         "/direct?x",
         "/empty",
+        "/fraction/none/x",
+        "/fraction/all/x",
         "/redirect/path/x?q=1",
         "/redirect/prefix/x?q=1",
         "/redirect/host/y",

@@ -132,6 +132,18 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        reason: "Who has no identity is told of by `-`. Envoy writes nothing then, and leaves the field as the client has sent it, which may be another's name.",
+        undo: |_, ours, envoys| {
+            let is_nobody = |seen: &Seen| seen.body.contains("\nx-told-peer: -\n");
+            if is_nobody(ours) {
+                without_line("x-told-peer: ", ours, envoys);
+            }
+            if ours.header("x-of-peer") == Some("-") {
+                ours.headers.remove("x-of-peer");
+            }
+        },
+    },
+    Difference {
         reason: "A client does not say how long its request may take: its route does.",
         undo: |case, ours, envoys| {
             if case.has("x-envoy-upstream-rq-timeout-ms") {

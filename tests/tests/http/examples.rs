@@ -98,6 +98,11 @@ fn routes_do_what_their_example_says() {
         actual.body.contains(&client) && actual.body.contains("x-user: 7\n"),
         "{actual:?}"
     );
+    assert!(actual.body.contains("x-peer: -\n"), "{actual:?}");
+    assert!(
+        actual.header("x-went").is_some_and(|went| went.starts_with("200 - at ")),
+        "{actual:?}"
+    );
     assert!(
         actual
             .header("x-served-by")
