@@ -8,8 +8,9 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
-use super::actions::{DirectShape, ForwardShape, RedirectShape};
+use super::actions::{DirectShape, RedirectShape};
 use super::cors::CorsShape;
+use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use crate::Text;
