@@ -103,6 +103,7 @@ impl CorsList {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::RouteAction;
     use super::*;
     use crate::Config;
 
@@ -112,7 +113,10 @@ mod tests {
         let host = format!("{{name: h, domains: ['*']{of_host}, routes: [{route}]}}");
         let yaml = format!("http: {{clusters: [{{name: a}}], routes: [{{name: t, virtual_hosts: [{host}]}}]}}");
         let config = Config::from_yaml(&yaml).unwrap_or_else(|error| panic!("{error}\n{yaml}"));
-        config.http.tables["t"].virtual_hosts()[0].routes[0].cors.clone()
+        let RouteAction::Forward(forward) = &config.http.tables["t"].virtual_hosts()[0].routes[0].action else {
+            panic!("the route forwards");
+        };
+        forward.cors.clone()
     }
 
     #[test]
@@ -125,7 +129,15 @@ mod tests {
             ("", route, "b", None, None, false, true),
             (host, route, "b", Some("GET"), Some("9"), false, true),
             (host, ", cors: {}", "a", Some("GET"), Some("9"), true, false),
-            (host, ", cors: {allow_methods: [PUT], max_age: 0s}", "a", Some("PUT"), Some("0"), true, false),
+            (
+                host,
+                ", cors: {allow_methods: [PUT], max_age: 0s}",
+                "a",
+                Some("PUT"),
+                Some("0"),
+                true,
+                false,
+            ),
         ] {
             let found = policy(of_host, of_route).unwrap();
             let said = |other: &str| found.origins.has(origin) && !found.origins.has(other);
@@ -134,7 +146,11 @@ mod tests {
             assert_eq!(found.methods, methods, "{of_host} {of_route}");
             assert_eq!(found.max_age, age.map(HeaderValue::from_static), "{of_host} {of_route}");
             assert_eq!(
-                (found.lets_credentials(), found.exposed.is_some(), found.forwards_unmatched()),
+                (
+                    found.lets_credentials(),
+                    found.exposed.is_some(),
+                    found.forwards_unmatched()
+                ),
                 (credentials, exposes, true),
                 "{of_host} {of_route}"
             );

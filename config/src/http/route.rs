@@ -48,8 +48,6 @@ pub struct Route {
     pub matches: RouteMatch,
     /// What becomes of them.
     pub action: RouteAction,
-    /// Which pages of other origins may read its answers, by its own words and its virtual host's; none: nothing is said of that.
-    pub cors: Option<Arc<Cors>>,
     /// Edits of the request.
     pub request_headers: HeaderEdits,
     /// Edits of the response.
@@ -110,6 +108,8 @@ pub struct Forward {
     pub fault: Option<Fault>,
     /// What decides which endpoint it goes to, where the cluster goes by that.
     pub hash: Vec<HashPolicy>,
+    /// Which pages of other origins may read its answers, by its own words and its virtual host's; none: nothing is said of that.
+    pub cors: Option<Arc<Cors>>,
     /// Who gets copies.
     pub mirrors: Vec<Mirror>,
 }
@@ -147,6 +147,7 @@ impl Forward {
             connect: None,
             fault: None,
             hash: Vec::new(),
+            cors: None,
             mirrors: Vec::new(),
         })
     }

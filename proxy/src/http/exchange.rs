@@ -139,20 +139,17 @@ impl Exchange<'_> {
     }
 
     async fn route(&mut self, intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
-        let found = self.table.and_then(|table| table.route(&intake.view(), fastrand::u64(..)));
+        let found = self
+            .table
+            .and_then(|table| table.route(&intake.view(), fastrand::u64(..)));
         let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
             record.flags.add(Flags::NO_ROUTE);
             record.details = "route_not_found".into();
             return reply(self.audience, StatusCode::NOT_FOUND, Bytes::new());
         };
         record.route = Some((host.name.clone(), route.clone()));
-        let crossing = Crossing::of(route.cors.as_deref(), &intake.headers);
-        if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
-            record.details = "cors_response".into();
-            return answer;
-        }
-        let mut response = match &route.action {
-            RouteAction::Forward(forward) => self.lead_on(intake, body, (&host, &route, forward), record).await,
+        let forward = match &route.action {
+            RouteAction::Forward(forward) => forward,
             RouteAction::Redirect(redirect) => {
                 record.details = "direct_response".into();
                 let location = redirect.location(&route.matches, &intake.view());
@@ -160,15 +157,21 @@ impl Exchange<'_> {
                 if let Ok(location) = HeaderValue::try_from(location) {
                     response.headers_mut().insert(LOCATION, location);
                 }
-                edited(response, (&host, &route, None), &intake, record)
+                return edited(response, (&host, &route, None), &intake, record);
             }
             RouteAction::Direct(direct) => {
                 record.details = "direct_response".into();
                 let body = Bytes::copy_from_slice(direct.body.as_bytes());
                 let response = reply(self.audience, direct.status, body);
-                edited(response, (&host, &route, None), &intake, record)
+                return edited(response, (&host, &route, None), &intake, record);
             }
         };
+        let crossing = Crossing::of(forward.cors.as_deref(), &intake.headers);
+        if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
+            record.details = "cors_response".into();
+            return answer;
+        }
+        let mut response = self.lead_on(intake, body, (&host, &route, forward), record).await;
         if let Some(crossing) = crossing {
             crossing.allow(response.headers_mut());
         }

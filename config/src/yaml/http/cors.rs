@@ -50,8 +50,7 @@ impl CorsShape<'_> {
     }
 
     fn own(&self, path: Path<'_>, reading: &mut Reading) -> Cors {
-        let mut flag =
-            |name, value: &Option<Scalar<'_>>| reading.choice(path.field(name), value.as_ref(), &YES_OR_NO);
+        let mut flag = |name, value: &Option<Scalar<'_>>| reading.choice(path.field(name), value.as_ref(), &YES_OR_NO);
         let credentials = flag("allow_credentials", &self.allow_credentials);
         let forward = "forward_not_matching_preflights";
         let forward_unmatched = flag(forward, &self.forward_not_matching_preflights);

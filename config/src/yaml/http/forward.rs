@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -17,7 +18,7 @@ use super::mirror::MirrorShape;
 use super::retry::RetryShape;
 use super::times::{DurationShape, duration, grpc_timeout};
 use super::{regex, report_unknown};
-use crate::http::{ConnectMode, Forward, Http, Labels, PathRewrite, Substitution, WeightedCluster};
+use crate::http::{ConnectMode, Cors, Forward, Http, Labels, PathRewrite, Substitution, WeightedCluster};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -39,7 +40,7 @@ pub(super) struct ForwardShape<'a> {
     connect: Option<Scalar<'a>>,
     fault: Option<FaultShape<'a>>,
     hash: Vec<HashShape<'a>>,
-    pub(super) cors: Option<CorsShape<'a>>,
+    cors: Option<CorsShape<'a>>,
     mirrors: Vec<MirrorShape<'a>>,
     labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
 }
@@ -70,7 +71,14 @@ const CONNECT_MODES: [(&str, ConnectMode); 2] = [("tcp", ConnectMode::Tcp), ("pa
 const WEIGHTS: RangeInclusive<u32> = 0..=1_000_000;
 
 impl ForwardShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Option<Forward> {
+    /// `of_host`: the policy of the route's virtual host.
+    pub(super) fn compile(
+        &self,
+        path: Path<'_>,
+        http: &Http,
+        of_host: Option<&Arc<Cors>>,
+        reading: &mut Reading,
+    ) -> Option<Forward> {
         let clusters = self.clusters(path, http, reading);
         let forward = Forward::new(clusters);
         if forward.is_none() {
@@ -88,12 +96,15 @@ impl ForwardShape<'_> {
         let hash = self.hash.iter().enumerate();
         let hash = hash.filter_map(|(index, policy)| policy.compile(list.item(index), reading));
         let hash = hash.collect();
+        let own = self.cors.as_ref();
+        let own = own.map(|cors| Arc::new(cors.compile(path.field("cors"), of_host.map(|cors| &**cors), reading)));
         let list = path.field("mirrors");
         let mirrors = self.mirrors.iter().enumerate();
         let mirrors = mirrors.map(|(index, mirror)| mirror.compile(list.item(index), http, reading));
         let mirrors = mirrors.collect();
         let mut forward = forward?;
         forward.mirrors = mirrors;
+        forward.cors = own.or_else(|| of_host.cloned());
         forward.hash = hash;
         forward.path = rewrite;
         forward.host = host;

@@ -139,14 +139,10 @@ impl VirtualHostShape<'_> {
 
 impl RouteShape<'_> {
     fn compile(&self, path: Path<'_>, http: &Http, of_host: Option<&Arc<Cors>>, reading: &mut Reading) -> Route {
-        let forward = path.field("forward");
-        let own = self.forward.as_ref().and_then(|forward| forward.cors.as_ref());
-        let own = own.map(|cors| Arc::new(cors.compile(forward.field("cors"), of_host.map(|cors| &**cors), reading)));
         Route {
             name: reading.text_or_empty(self.name.as_ref()),
             matches: self.r#match.compile(path.field("match"), reading),
-            action: self.action(path, http, reading),
-            cors: own.or_else(|| of_host.cloned()),
+            action: self.action(path, http, of_host, reading),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
                 .response_headers
@@ -154,14 +150,14 @@ impl RouteShape<'_> {
         }
     }
 
-    fn action(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> RouteAction {
+    fn action(&self, path: Path<'_>, http: &Http, of_host: Option<&Arc<Cors>>, reading: &mut Reading) -> RouteAction {
         let given = [self.forward.is_some(), self.redirect.is_some(), self.direct.is_some()];
         if given.into_iter().filter(|given| *given).count() != 1 {
             let remedy = "write one of `forward`, `redirect` and `direct`, for example `forward: {cluster: web}`";
             reading.report(path, "", "a route does exactly one thing", remedy);
         }
         let forward = self.forward.as_ref();
-        let forwarded = forward.and_then(|shape| shape.compile(path.field("forward"), http, reading));
+        let forwarded = forward.and_then(|shape| shape.compile(path.field("forward"), http, of_host, reading));
         let redirect = (self.redirect.as_ref()).map(|shape| shape.compile(path.field("redirect"), reading));
         let direct = (self.direct.as_ref()).map(|shape| shape.compile(path.field("direct"), reading));
         match (forwarded, redirect) {
