@@ -220,7 +220,10 @@ impl Piece {
                 (fact, limit)
             }
         };
-        let is_later = matches!(fact, Fact::Response(..) | Fact::Endpoint(_) | Fact::Status | Fact::Flags);
+        let is_later = matches!(
+            fact,
+            Fact::Response(..) | Fact::Endpoint(_) | Fact::Status | Fact::Flags
+        );
         match is_later && stage == Stage::Request {
             true => Err(BadFormat::Early(operator.to_owned())),
             false => Ok(Self::Fact { fact, limit }),
