@@ -229,8 +229,8 @@ pub struct RouteMatch {
 }
 
 impl RouteMatch {
-    /// Whether `request` fulfils all of it. `random` is any number, one for all routes that a request is compared with: as in Envoy, who is
-    /// among the first tenth for one route is so for the next.
+    /// Whether `request` fulfils all of it. `random` is any number, one for all routes that a request is compared with: as in Envoy, of two
+    /// fractions with one denominator the second gets what it has beyond the first.
     pub fn matches(&self, request: &RequestView<'_>, random: u64) -> bool {
         self.fraction.is_none_or(|fraction| fraction.has(random))
             && self.path.matches(request.path, self.case_sensitive)
@@ -251,7 +251,9 @@ mod tests {
         let routes: Vec<String> = fractions
             .iter()
             .enumerate()
-            .map(|(at, fraction)| format!("{{name: r{at}, match: {{runtime_fraction: {{{fraction}}}}}, direct: {{status: 200}}}}"))
+            .map(|(at, fraction)| {
+                format!("{{name: r{at}, match: {{runtime_fraction: {{{fraction}}}}}, direct: {{status: 200}}}}")
+            })
             .chain(["{name: rest, direct: {status: 200}}".to_owned()])
             .collect();
         let host = format!("{{name: h, domains: ['*'], routes: [{}]}}", routes.join(", "));

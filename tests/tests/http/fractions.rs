@@ -35,15 +35,16 @@ fn assert_share(who: &str, answers: &BTreeMap<String, u32>, body: &str, share: f
     );
 }
 
-/// One number is drawn for a request, and each route compares with it: the second gets what it has beyond the first, not its share of what is left.
+/// One number is drawn for a request, and each route compares with it: where they count alike, the second gets what it has beyond the first, not its share of what is left.
 #[test]
 fn routes_get_their_fractions_as_by_envoy() {
     if !available(&[Need::Envoy]) {
         return;
     }
     let place = Place::new();
-    let routes = "- {match: {runtime_fraction: {numerator: 30}}, direct: {status: 200, body: one}}
-      - {match: {runtime_fraction: {numerator: 600000, denominator: 1000000}}, direct: {status: 200, body: two}}
+    let routes =
+        "- {match: {runtime_fraction: {numerator: 3000, denominator: 10000}}, direct: {status: 200, body: one}}
+      - {match: {runtime_fraction: {numerator: 6000, denominator: 10000}}, direct: {status: 200, body: two}}
       - {direct: {status: 200, body: rest}}
 ";
     let _proxy = place.start(&(place.yaml(&[], "").replace("  clusters:\n", "") + "      " + routes));
@@ -55,8 +56,8 @@ fn routes_get_their_fractions_as_by_envoy() {
         json!({"match": matched, "direct_response": {"status": 200, "body": {"inline_string": body}}})
     };
     let routes = [
-        route(Some(json!({"numerator": 30})), "one"),
-        route(Some(json!({"numerator": 600_000, "denominator": "MILLION"})), "two"),
+        route(Some(json!({"numerator": 3000, "denominator": "TEN_THOUSAND"})), "one"),
+        route(Some(json!({"numerator": 6000, "denominator": "TEN_THOUSAND"})), "two"),
         route(None, "rest"),
     ];
     let more = json!({"route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]}});
