@@ -65,7 +65,7 @@ end_capture() {
 }
 
 act_capture() {
-  act 8 'Capture: programs that know nothing of a proxy'
+  act 9 'Capture: programs that know nothing of a proxy'
   if [[ $stage != namespaces || -z $cgroup ]]; then
     say 'Skipped: it needs root, network namespaces and a cgroup2 mount.'
     return
@@ -128,7 +128,7 @@ client_is_served() { on client 'curl http://10.96.0.80/ >/dev/null 2>&1'; }
 
 compare_captured() {
   [[ $has_cache == yes ]] || return 0
-  say 'The same measurement as in act 7, captured, beside what was measured there without a proxy:'
+  say 'The same measurement as in act 8, captured, beside what was measured there without a proxy:'
   compare_with_direct captured 3000 15000
 }
 

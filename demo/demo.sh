@@ -20,6 +20,8 @@ readonly home binary
 . "$home/stage.sh"
 # shellcheck source=programs.sh
 . "$home/programs.sh"
+# shellcheck source=gray.sh
+. "$home/gray.sh"
 # shellcheck source=capture.sh
 . "$home/capture.sh"
 # shellcheck source=kernel.sh
@@ -273,7 +275,7 @@ act_drain() {
 both_answer() { grep -q v1 answers && grep -q v2 answers; }
 
 act_reject() {
-  act 6 'A mistake in the configuration'
+  act 7 'A mistake in the configuration'
   sed -e 's/shop\/web-v2]/shop\/web-v22]/' -e 's/health: healthy/health: helthy/' mesh.yaml >next.yaml
   run node 'diff mesh.yaml next.yaml' || true
   say 'Whoever asks first is told where, what, and the way out:'
@@ -307,7 +309,7 @@ table_row() {
 }
 
 act_latency() {
-  act 7 'What the way through the proxy costs, here and now'
+  act 8 'What the way through the proxy costs, here and now'
   if [[ $has_cache == no ]]; then
     say 'Skipped: redis-server and redis-tools are not installed.'
     return
@@ -346,6 +348,7 @@ main() {
   act_allow
   act_metrics
   act_drain
+  act_gray
   act_reject
   act_latency
   act_capture

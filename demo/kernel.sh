@@ -15,7 +15,7 @@ has_flow() { flows | grep -Eq "$1"; }
 
 act_kernel() {
   [[ $has_cache == yes ]] || return 0
-  act 9 'Into the kernel: bytes that go from socket to socket'
+  act 10 'Into the kernel: bytes that go from socket to socket'
   local target reason
   target=$(address_of cache)
   reason=$(on node "curl http://$kernel_admin/offload")
@@ -48,7 +48,7 @@ act_kernel() {
   has_flow 'shop/client.* kernel ' || fail 'the other connections are not untouched'
   conclude 'batch was reset in the middle of its stream; client goes on.'
   stop "$load" "$blocking" "$batch_load"
-  say 'The same measurement as in acts 7 and 8, in the kernel, beside what was measured without a proxy:'
+  say 'The same measurement as in acts 8 and 9, in the kernel, beside what was measured without a proxy:'
   compare_with_direct kernel 20000 60000
 }
 

@@ -23,7 +23,7 @@ why_no_mesh() {
 }
 
 act_nodes() {
-  act 10 'Two nodes in a mesh, under a real istiod'
+  act 11 'Two nodes in a mesh, under a real istiod'
   local why
   why=$(why_no_mesh)
   if [[ -n $why ]]; then

@@ -7,11 +7,12 @@ name_addresses() {
   connect=$(address_of node):${port_prefix}3128
   cache_port=${port_prefix}6379
   web_port=${port_prefix}8080
+  http_port=${port_prefix}8000
   admin=127.0.0.1:15000
   [[ $stage == namespaces ]] || admin=$(address_of node):25000
   # mesh.yaml for this stage, and without the comments that are for its readers in demo/.
   sed -E -e '/^#/d' -e "s/10\.244\.1\./$subnet/g" -e "s/127\.0\.0\.1:15000/$admin/" \
-    -e "s/\b(1080|3128|6379|8080)\b/$port_prefix\1/g" "$home/mesh.yaml" >mesh.yaml
+    -e "s/\b(1080|3128|6379|8000|8080)\b/$port_prefix\1/g" "$home/mesh.yaml" >mesh.yaml
   cp "$home/only-client.yaml" .
 }
 

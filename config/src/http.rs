@@ -52,7 +52,7 @@ pub use fault::{Abort, Delay, Fault};
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub(crate) use headers::is_editable;
 pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
-pub use matching::{Field, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
+pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
 pub use operators::{BadFormat, Fact, Facts, Format, Part, Stage, known as known_operators};

@@ -68,6 +68,9 @@ pub enum Broken {
     /// It lasted too long, whatever moved.
     #[error("the request lasted too long")]
     Lasted,
+    /// Its stream to the endpoint lasted longer than one to its cluster may.
+    #[error("the request's stream to the endpoint lasted too long")]
+    StreamLasted,
     /// Another try has taken its place.
     #[error("the request is tried again")]
     Superseded,

@@ -46,6 +46,9 @@ pub struct ClusterSettings {
     pub connect_timeout: Duration,
     /// How long a connection may be idle. Default 1 h, Envoy's.
     pub idle_timeout: Duration,
+    /// How long one request may last that has a connection, to the end of its answer, each try anew (`HttpProtocolOptions.max_stream_duration`); none: no
+    /// limit.
+    pub max_stream_duration: Option<Duration>,
     /// Limits.
     pub breakers: Breakers,
     /// How connections are kept.

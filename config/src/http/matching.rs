@@ -197,6 +197,22 @@ impl QueryMatch {
     }
 }
 
+/// A share of requests (`config.core.v3.RuntimeFractionalPercent`). There is no runtime here that could say another: the default holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fraction {
+    /// So many,
+    pub numerator: u32,
+    /// of so many: 100, 10 000 or 1 000 000.
+    pub denominator: u32,
+}
+
+impl Fraction {
+    /// Whether the request for which `random` was drawn is one of them.
+    pub fn has(self, random: u64) -> bool {
+        random % u64::from(self.denominator) < u64::from(self.numerator)
+    }
+}
+
 /// All that a route asks of a request.
 #[derive(Clone, Debug)]
 pub struct RouteMatch {
@@ -208,13 +224,79 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Parameters of the query: all of them.
     pub query: Vec<QueryMatch>,
+    /// How many of those that fulfil all else; none: all.
+    pub fraction: Option<Fraction>,
 }
 
 impl RouteMatch {
-    /// Whether `request` fulfils all of it.
-    pub fn matches(&self, request: &RequestView<'_>) -> bool {
-        self.path.matches(request.path, self.case_sensitive)
+    /// Whether `request` fulfils all of it. `random` is any number, one for all routes that a request is compared with: as in Envoy, of two
+    /// fractions with one denominator the second gets what it has beyond the first.
+    pub fn matches(&self, request: &RequestView<'_>, random: u64) -> bool {
+        self.fraction.is_none_or(|fraction| fraction.has(random))
+            && self.path.matches(request.path, self.case_sensitive)
             && self.headers.iter().all(|header| header.matches(request))
             && self.query.iter().all(|query| query.matches(request.query))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::Config;
+
+    /// A route for each of these fractions, `rN`, and one for what is left.
+    fn share_of(fractions: &[&str]) -> HashMap<String, u32> {
+        let routes: Vec<String> = fractions
+            .iter()
+            .enumerate()
+            .map(|(at, fraction)| {
+                format!("{{name: r{at}, match: {{runtime_fraction: {{{fraction}}}}}, direct: {{status: 200}}}}")
+            })
+            .chain(["{name: rest, direct: {status: 200}}".to_owned()])
+            .collect();
+        let host = format!("{{name: h, domains: ['*'], routes: [{}]}}", routes.join(", "));
+        let config = Config::from_yaml(&format!("http: {{routes: [{{name: t, virtual_hosts: [{host}]}}]}}")).unwrap();
+        let (headers, mut random) = (HeaderMap::new(), fastrand::Rng::with_seed(7));
+        let view = RequestView {
+            method: "GET",
+            scheme: "http",
+            authority: "web.test",
+            path: "/",
+            query: None,
+            headers: &headers,
+        };
+        let mut shares = HashMap::new();
+        for _ in 0..ASKED {
+            let (_, route) = config.http.tables["t"].route(&view, random.u64(..)).unwrap();
+            *shares.entry(route.name.to_string()).or_default() += 1;
+        }
+        shares
+    }
+
+    const ASKED: u32 = 200_000;
+
+    #[test]
+    fn a_route_gets_its_fraction_of_requests() {
+        for (fractions, expected) in [
+            // Of 100, as nothing else is said.
+            (&["numerator: 25"][..], &[25.0][..]),
+            (&["numerator: 150, denominator: 10000"], &[1.5]),
+            (&["numerator: 5000, denominator: 1000000"], &[0.5]),
+            (&["numerator: 0"], &[0.0]),
+            (&["numerator: 100"], &[100.0]),
+            // One number is drawn for a request: the second gets what it has beyond the first.
+            (&["numerator: 10", "numerator: 30"], &[10.0, 20.0]),
+            (&["numerator: 30", "numerator: 10"], &[30.0, 0.0]),
+        ] {
+            let shares = share_of(fractions);
+            for (at, percent) in expected.iter().enumerate() {
+                let got = f64::from(shares.get(&format!("r{at}")).copied().unwrap_or(0)) / f64::from(ASKED) * 100.0;
+                // Six deviations of a share of 200 000 are below 0.7 %.
+                let bound = 6.0 * (percent * (100.0 - percent) / f64::from(ASKED)).sqrt();
+                assert!((got - percent).abs() <= bound, "{fractions:?}: r{at} has {got} %");
+            }
+        }
     }
 }

@@ -40,6 +40,14 @@ pub enum Fact {
     Cluster,
     /// The route.
     Route,
+    /// The status of the response.
+    Status,
+    /// Why it did not go as it should have (Envoy's response flags), `-` if it did.
+    Flags,
+    /// The name of the machine, as its kernel has it.
+    Hostname,
+    /// The client's SPIFFE identity, which policy decides about; `-` if it has none.
+    Identity,
 }
 
 /// What of an address.
@@ -69,7 +77,7 @@ pub trait Facts {
 }
 
 /// Operators without arguments.
-const PLAIN: [(&str, Fact); 17] = [
+const PLAIN: [(&str, Fact); 21] = [
     ("PROTOCOL", Fact::Protocol),
     ("START_TIME", Fact::StartTime),
     ("DOWNSTREAM_REMOTE_ADDRESS", Fact::Client(Part::Address)),
@@ -96,6 +104,12 @@ const PLAIN: [(&str, Fact); 17] = [
     ("UPSTREAM_REMOTE_PORT", Fact::Endpoint(Part::Port)),
     ("UPSTREAM_CLUSTER", Fact::Cluster),
     ("ROUTE_NAME", Fact::Route),
+    ("RESPONSE_CODE", Fact::Status),
+    ("RESPONSE_FLAGS", Fact::Flags),
+    ("HOSTNAME", Fact::Hostname),
+    // Elsewhere nothing is written of what is not known. Of this, something is: an edit that writes nothing leaves what the client has sent,
+    // which could be another's name.
+    ("DOWNSTREAM_PEER_URI_SAN", Fact::Identity),
 ];
 
 /// The operators, for messages.
@@ -206,7 +220,10 @@ impl Piece {
                 (fact, limit)
             }
         };
-        let is_later = matches!(fact, Fact::Response(..) | Fact::Endpoint(_));
+        let is_later = matches!(
+            fact,
+            Fact::Response(..) | Fact::Endpoint(_) | Fact::Status | Fact::Flags
+        );
         match is_later && stage == Stage::Request {
             true => Err(BadFormat::Early(operator.to_owned())),
             false => Ok(Self::Fact { fact, limit }),
@@ -285,6 +302,8 @@ mod tests {
             ("%REQ(a b)%", Name("a b".into())),
             ("%RESP(x)%", Early("RESP(x)".into())),
             ("%UPSTREAM_HOST%", Early("UPSTREAM_HOST".into())),
+            ("%RESPONSE_CODE%", Early("RESPONSE_CODE".into())),
+            ("%RESPONSE_FLAGS%", Early("RESPONSE_FLAGS".into())),
         ] {
             assert_eq!(Format::parse(text, Stage::Request).unwrap_err(), why, "{text}");
         }

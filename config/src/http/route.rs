@@ -108,8 +108,8 @@ pub struct Forward {
     pub fault: Option<Fault>,
     /// What decides which endpoint it goes to, where the cluster goes by that.
     pub hash: Vec<HashPolicy>,
-    /// Which pages of other origins may read its answers; none: nothing is said of that.
-    pub cors: Option<Cors>,
+    /// Which pages of other origins may read its answers, by its own words and its virtual host's; none: nothing is said of that.
+    pub cors: Option<Arc<Cors>>,
     /// Who gets copies.
     pub mirrors: Vec<Mirror>,
 }
@@ -261,11 +261,12 @@ impl RouteTable {
         &self.virtual_hosts
     }
 
-    /// The route for a request, with its virtual host.
-    pub fn route(&self, request: &RequestView<'_>) -> Option<(&Arc<VirtualHost>, &Arc<Route>)> {
+    /// The route for a request, with its virtual host; `random` is any number, drawn for this request ([`RouteMatch::matches`]).
+    pub fn route(&self, request: &RequestView<'_>, random: u64) -> Option<(&Arc<VirtualHost>, &Arc<Route>)> {
         let place = self.index.find(request.authority)?;
         let host = &self.virtual_hosts[place];
-        let route = self.paths[place].first(request.path, |route| host.routes[route].matches.matches(request))?;
+        let matches = |route: usize| host.routes[route].matches.matches(request, random);
+        let route = self.paths[place].first(request.path, matches)?;
         Some((host, &host.routes[route]))
     }
 }

@@ -64,7 +64,7 @@ impl Asked {
 
     fn is_matched_by(&self, matches: &str) -> bool {
         let table = table(&format!("{{match: {matches}, direct: {{status: 200}}}}"));
-        table.route(&self.view()).is_some()
+        table.route(&self.view(), 0).is_some()
     }
 }
 
@@ -151,7 +151,7 @@ fn the_first_route_that_matches_is_taken() {
         "{name: one, match: {prefix: /a}, direct: {status: 200}}, {name: two, match: {path: /a/b}, direct: {status: 200}}",
     );
     let asked = Asked::new("/a/b");
-    let (_, route) = table.route(&asked.view()).unwrap();
+    let (_, route) = table.route(&asked.view(), 0).unwrap();
     assert_eq!(&*route.name, "one");
 }
 
@@ -471,8 +471,8 @@ fn among_many_routes_the_first_that_matches_is_taken() {
                 let scanned = table.virtual_hosts()[0]
                     .routes
                     .iter()
-                    .find(|route| route.matches.matches(&view));
-                let found = table.route(&view).map(|(_, route)| route);
+                    .find(|route| route.matches.matches(&view, 0));
+                let found = table.route(&view, 0).map(|(_, route)| route);
                 assert_eq!(
                     found.map(|route| &route.name),
                     scanned.map(|route| &route.name),

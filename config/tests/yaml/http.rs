@@ -170,6 +170,18 @@ fn mistakes_in_routes() {
             "RE2",
         ),
         (
+            direct("match: {runtime_fraction: {numerator: 101}}"),
+            "match.runtime_fraction.numerator",
+            "not a valid number",
+            "0 to 100",
+        ),
+        (
+            direct("match: {runtime_fraction: {numerator: 1, denominator: 1000}}"),
+            "match.runtime_fraction.denominator",
+            "not a known value",
+            "10000",
+        ),
+        (
             direct("match: {headers: {'x y': a}}"),
             "match.headers.x y",
             "not the name",
@@ -188,9 +200,9 @@ fn mistakes_in_routes() {
             "remove it",
         ),
         (
-            direct("response_headers: {add: {x: '%HOSTNAME%'}}"),
+            direct("response_headers: {add: {x: '%TRACE_ID%'}}"),
             "response_headers.add.x",
-            "`%HOSTNAME%`, which is not supported",
+            "`%TRACE_ID%`, which is not supported",
             "UPSTREAM_HOST",
         ),
         (
@@ -279,6 +291,12 @@ fn mistakes_in_clusters_and_tables() {
             "remove one",
         ),
         (
+            "routes: [{name: t, virtual_hosts: [{name: a, domains: ['*'], cors: {max_age: 1h}}]}]",
+            "http.routes[0].virtual_hosts[0].cors.allow_origins",
+            "allows no origin",
+            "for all",
+        ),
+        (
             "routes: [{name: t, virtual_hosts: [{name: a, domains: ['a.*.b']}]}]",
             "http.routes[0].virtual_hosts[0].domains[0]",
             "a star",
@@ -349,6 +367,12 @@ fn mistakes_in_how_clusters_are_connected_to() {
             "tls.names[0]",
             "exactly one condition",
             "regex",
+        ),
+        (
+            cluster("max_stream_duration: 5"),
+            "max_stream_duration",
+            "not a duration",
+            "200ms",
         ),
         (
             cluster("balancing: maglev, maglev: {table_size: 100}"),

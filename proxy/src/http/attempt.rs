@@ -1,10 +1,12 @@
 //! One try of a request at one endpoint.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
+use tokio::time::Instant;
 
 use super::arriving::{Arriving, is_our_limit};
 use super::intake::{Intake, check_framing};
@@ -42,6 +44,8 @@ pub enum Failure {
     TimedOut,
     /// Nothing of it moved for too long.
     Idle,
+    /// Its stream lasted longer than one to the cluster may.
+    Lasted,
     /// The client broke its request off.
     ClientGone,
     /// The request can't be written: a rewrite has made it so.
@@ -56,15 +60,18 @@ pub struct Answer {
     pub lease: Lease,
     /// The endpoint's end of a tunnel, if it has agreed to one.
     pub switched: Option<End>,
+    /// When it has to have come to its end, by what the cluster says.
+    pub stream_until: Option<Instant>,
 }
 
 impl Answer {
-    /// An answer as any.
-    pub fn new(response: Response<Arriving>, lease: Lease) -> Self {
+    /// An answer as any, which has to end by `stream_until`.
+    pub fn new(response: Response<Arriving>, lease: Lease, stream_until: Option<Instant>) -> Self {
         Self {
             response,
             lease,
             switched: None,
+            stream_until,
         }
     }
 }
@@ -88,19 +95,23 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
             _ => Age::New,
         };
         let mut lease = wanted.connection(age).await?;
+        let stream_until = wanted.stream_until();
         let body = upload.attempt();
         lease.sends(body.sent());
         if !body.is_end_stream() {
             lease.moves(upload.activity());
         }
-        let sent = match lease.sender() {
-            Some(Sender::Http1(sender)) => by_http1(sender, intake, body).await,
-            Some(Sender::Http2(sender)) => by_http2(sender, &mut lease, intake, body).await,
-            None => return Err(Failure::Closed),
+        let sending = async {
+            match lease.sender() {
+                Some(Sender::Http1(sender)) => Some(by_http1(sender, intake, body).await),
+                Some(Sender::Http2(sender)) => Some(by_http2(sender, &mut lease, intake, body).await),
+                None => None,
+            }
         };
+        let sent = in_time(stream_until, pin!(sending)).await?.ok_or(Failure::Closed)?;
         let Unanswered { is_unsent, error } = match sent {
             Ok(response) if is_ambiguous(&response) => return Err(Failure::Malformed),
-            Ok(response) => return Ok(Answer::new(response, lease)),
+            Ok(response) => return Ok(Answer::new(response, lease, stream_until)),
             Err(failed) => failed,
         };
         let failure = classify(&error, upload);
@@ -126,6 +137,14 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
             return Err(failure);
         }
         stale += 1;
+    }
+}
+
+/// What comes of `sending`, if it comes by `stream_until`.
+pub async fn in_time<T>(stream_until: Option<Instant>, sending: impl Future<Output = T>) -> Result<T, Failure> {
+    match stream_until {
+        None => Ok(sending.await),
+        Some(until) => (tokio::time::timeout_at(until, sending).await).map_err(|_| Failure::Lasted),
     }
 }
 

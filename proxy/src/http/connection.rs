@@ -464,7 +464,7 @@ impl Serving<'_> {
         result.map_err(|broke| match broke {
             Broke::Client => Ending::DownstreamReset,
             Broke::Endpoint => Ending::UpstreamReset,
-            Broke::Idle | Broke::Lasted => Ending::IdleTimeout,
+            Broke::Idle | Broke::Lasted | Broke::StreamLasted => Ending::IdleTimeout,
         })
     }
 

@@ -40,7 +40,7 @@ impl<'a> Crossing<'a> {
     pub fn preflight(&self, request: &Intake) -> Option<Response<Download>> {
         let asked = request.headers.get(ACCESS_CONTROL_REQUEST_METHOD);
         let method = asked.filter(|method| request.method == Method::OPTIONS && !method.is_empty())?;
-        if !self.is_allowed && self.cors.forward_unmatched {
+        if !self.is_allowed && self.cors.forwards_unmatched() {
             return None;
         }
         let mut response = Response::new(Download::whole(Bytes::new()));
@@ -56,7 +56,7 @@ impl<'a> Crossing<'a> {
         tell(ACCESS_CONTROL_ALLOW_METHODS, &self.cors.methods, Some(method));
         let fields = request.headers.get(ACCESS_CONTROL_REQUEST_HEADERS);
         tell(ACCESS_CONTROL_ALLOW_HEADERS, &self.cors.headers, fields);
-        if self.cors.credentials {
+        if self.cors.lets_credentials() {
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, YES);
         }
         if let Some(age) = &self.cors.max_age {
@@ -72,7 +72,7 @@ impl<'a> Crossing<'a> {
             return;
         }
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, self.origin.clone());
-        if self.cors.credentials {
+        if self.cors.lets_credentials() {
             headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, YES);
         }
         if let Some(fields) = &self.cors.exposed {

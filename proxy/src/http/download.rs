@@ -42,6 +42,8 @@ pub struct End {
     pub deadline: Option<Deadline>,
     /// And by then, too.
     pub lasts_until: Option<Instant>,
+    /// And by then, by what its cluster says of one stream.
+    pub stream_until: Option<Instant>,
     /// When the request has last moved.
     pub activity: Activity,
     /// How long it may do nothing.
@@ -57,13 +59,23 @@ impl End {
                 None => std::future::pending().await,
             }
         };
-        let lasting = until(self.lasts_until);
+        let lasting = lasted(self.lasts_until, self.stream_until);
         tokio::select! {
             biased;
             () = late => Broken::TimedOut,
-            () = lasting => Broken::Lasted,
+            why = lasting => why,
             () = self.activity.ceased(self.limit) => Broken::Idle,
         }
+    }
+}
+
+/// Resolves when a request, or its stream to the endpoint, has to have ended, and says which of the two.
+pub async fn lasted(request: Option<Instant>, stream: Option<Instant>) -> Broken {
+    let stream = stream.filter(|stream| request.is_none_or(|request| *stream < request));
+    until(stream.or(request)).await;
+    match stream {
+        Some(_) => Broken::StreamLasted,
+        None => Broken::Lasted,
     }
 }
 
@@ -223,7 +235,8 @@ impl Drop for Download {
 
 impl Timed {
     fn new(streamed: Streamed, mut end: End) -> Self {
-        let has_limit = end.deadline.is_some() || end.lasts_until.is_some() || end.limit.is_some();
+        let lasts = end.lasts_until.or(end.stream_until);
+        let has_limit = end.deadline.is_some() || lasts.is_some() || end.limit.is_some();
         let is_timed = !streamed.has_ended && has_limit;
         let activity = end.activity.clone();
         let slot = Arc::new(Mutex::new(Slot {

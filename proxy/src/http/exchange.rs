@@ -139,7 +139,9 @@ impl Exchange<'_> {
     }
 
     async fn route(&mut self, intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
-        let found = self.table.and_then(|table| table.route(&intake.view()));
+        let found = self
+            .table
+            .and_then(|table| table.route(&intake.view(), fastrand::u64(..)));
         let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
             record.flags.add(Flags::NO_ROUTE);
             record.details = "route_not_found".into();
@@ -164,7 +166,7 @@ impl Exchange<'_> {
                 return edited(response, (&host, &route, None), &intake, record);
             }
         };
-        let crossing = Crossing::of(forward.cors.as_ref(), &intake.headers);
+        let crossing = Crossing::of(forward.cors.as_deref(), &intake.headers);
         if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
             record.details = "cors_response".into();
             return answer;
@@ -274,7 +276,7 @@ impl Exchange<'_> {
             lease,
             switched,
             cookies,
-            ..
+            end,
         } = answered;
         let (Some(switch), Some(endpoint)) = (&intake.switch, switched) else {
             // Nobody has asked for it.
@@ -301,6 +303,7 @@ impl Exchange<'_> {
             terms: Terms {
                 idle_timeout: forward.idle_timeout,
                 lasts_until: limits.lasts_until,
+                stream_until: end.stream_until,
                 reason: switch.reset_reason(),
             },
         });
@@ -343,7 +346,7 @@ fn edited(
     intake: &Intake,
     record: &Record,
 ) -> Response<Download> {
-    let known = Known::for_response(intake, record);
+    let known = Known::for_response(intake, record, response.status());
     let headers = response.headers_mut();
     for edits in of_cluster
         .into_iter()

@@ -2,8 +2,9 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use underpass_config::http::{Fact, Facts, Field, Part};
 
 use super::intake::Intake;
@@ -17,7 +18,12 @@ pub struct Known<'a> {
     pub asked: Asked<'a>,
     /// The request's fields, where it is not they that are edited, but the response's.
     pub request: Option<&'a HeaderMap>,
+    /// The status of the response whose fields are edited.
+    pub status: Option<StatusCode>,
 }
+
+/// The machine's name (Envoy asks once, too).
+static HOSTNAME: LazyLock<Vec<u8>> = LazyLock::new(|| rustix::system::uname().nodename().to_bytes().to_vec());
 
 /// What of a request is no header field.
 #[derive(Clone, Copy)]
@@ -29,8 +35,8 @@ pub struct Asked<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// While `response`'s fields are edited.
-    pub fn for_response(intake: &'a Intake, record: &'a Record) -> Self {
+    /// While the fields of a response with this status are edited.
+    pub fn for_response(intake: &'a Intake, record: &'a Record, status: StatusCode) -> Self {
         let asked = Asked {
             method: &intake.method,
             target: &intake.target,
@@ -41,6 +47,7 @@ impl<'a> Known<'a> {
             record,
             asked,
             request: Some(&intake.headers),
+            status: Some(status),
         }
     }
 
@@ -56,6 +63,7 @@ impl<'a> Known<'a> {
             record,
             asked,
             request: None,
+            status: None,
         };
         (&mut intake.headers, known)
     }
@@ -126,6 +134,17 @@ impl Facts for Known<'_> {
             Fact::Route => {
                 let route = record.route.as_ref();
                 out.extend_from_slice(route.map_or(&b""[..], |(_, route)| route.name.as_bytes()));
+            }
+            Fact::Status => out.extend_from_slice(self.status.as_ref().map_or("", StatusCode::as_str).as_bytes()),
+            Fact::Flags => {
+                let _ = write!(out, "{}", record.flags);
+            }
+            Fact::Hostname => out.extend_from_slice(&HOSTNAME),
+            Fact::Identity => {
+                let _ = match connection.session.source.identity() {
+                    Some(identity) => write!(out, "{identity}"),
+                    None => write!(out, "-"),
+                };
             }
         }
     }

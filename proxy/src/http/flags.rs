@@ -6,7 +6,7 @@ use crate::ending::Ending;
 
 /// A set of flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Flags(u16);
+pub struct Flags(u32);
 
 impl Flags {
     /// The service has no endpoint (UH).
@@ -42,9 +42,11 @@ impl Flags {
 
     /// The proxy is stopping, or the client's pod is gone; our own word, as in the log of connections (DRAIN).
     pub const DRAINED: Self = Self(1 << 15);
+    /// Its stream to the endpoint lasted longer than one to its cluster may (UMSDR).
+    pub const STREAM_LASTED: Self = Self(1 << 16);
 
     /// In Envoy's order (`ResponseFlagUtils`).
-    const WORDS: [(Self, &'static str); 16] = [
+    const WORDS: [(Self, &'static str); 17] = [
         (Self::NO_HEALTHY_UPSTREAM, "UH"),
         (Self::UPSTREAM_TIMEOUT, "UT"),
         (Self::UPSTREAM_RESET, "UR"),
@@ -61,6 +63,7 @@ impl Flags {
         (Self::IDLE, "SI"),
         (Self::NO_CLUSTER, "NC"),
         (Self::PROTOCOL_ERROR, "DPE"),
+        (Self::STREAM_LASTED, "UMSDR"),
     ];
 
     /// That of what ended a request's connection, the same as the connection's (`Ending::response_flag`).

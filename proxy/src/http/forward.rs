@@ -26,7 +26,7 @@ use super::intake::{Intake, X_ENVOY_SERVICE_TIME};
 use super::mirror;
 use super::permit::Permit;
 use super::pool::{Key, Lease, Speaks, Wanted};
-use super::record::{MAX_DURATION, Record};
+use super::record::{MAX_DURATION, MAX_STREAM_DURATION, Record};
 use super::reply::{Audience, closing, grpc_status, http_status, reply_with};
 use super::switching;
 use super::tunnel;
@@ -135,6 +135,11 @@ impl Failed {
         Self::new(status, Flags::IDLE, "stream_idle_timeout", "stream timeout")
     }
 
+    fn stream_lasted(is_asked_whole: bool) -> Self {
+        let text = "upstream max stream duration reached";
+        Self::new(late(is_asked_whole), Flags::STREAM_LASTED, MAX_STREAM_DURATION, text)
+    }
+
     fn lasted(is_asked_whole: bool) -> Self {
         let text = "downstream duration timeout";
         Self {
@@ -162,6 +167,8 @@ impl Job<'_> {
         let mut end = End {
             deadline: self.deadline(),
             lasts_until: self.limits.lasts_until,
+            // That of each try, as long as there is no answer (`attempt`).
+            stream_until: None,
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
         };
@@ -173,6 +180,7 @@ impl Job<'_> {
             why = end.came() => Err(match why {
                 Broken::Idle => Failed::idle(self.upload.is_complete()),
                 Broken::Lasted => Failed::lasted(self.upload.is_complete()),
+                Broken::StreamLasted => Failed::stream_lasted(self.upload.is_complete()),
                 _ => {
                     self.note(&current, Outcome::TimedOut);
                     Failed::timed_out()
@@ -181,6 +189,7 @@ impl Job<'_> {
         };
         let answered = result.map(|(answer, holds)| {
             end.activity.note();
+            end.stream_until = answer.stream_until;
             let of_try = self.forward.retry.as_ref().and_then(|retry| retry.per_try_idle_timeout);
             end.limit = end.limit.into_iter().chain(of_try).min();
             Answered {
@@ -301,7 +310,7 @@ impl Job<'_> {
                     holds.retry = None;
                     Ok((answer, holds))
                 }
-                Err(failure) => Err(failed(&failure, record.attempts > 1)),
+                Err(failure) => Err(failed(&failure, record.attempts > 1, self.upload.is_complete())),
             };
         }
     }
@@ -351,6 +360,8 @@ impl Job<'_> {
             Err(Failure::TimedOut | Failure::Idle) => Some(Outcome::TimedOut),
             // Else whoever asks for what an endpoint does not speak could have it ejected.
             Err(Failure::NotSpoken(_)) => None,
+            // As in Envoy: it may have been asked for what takes long.
+            Err(Failure::Lasted) => None,
             Err(Failure::ClientGone | Failure::Unwritable | Failure::Overflow | Failure::Limited) => None,
         }
     }
@@ -497,7 +508,9 @@ fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool 
             retry.on.of_connect_failure()
         }
         Err(Failure::Refused) => retry.on.of_refused_stream(),
-        Err(Failure::Reset | Failure::Closed | Failure::Limited | Failure::Malformed) => retry.on.of_reset(),
+        Err(Failure::Reset | Failure::Closed | Failure::Limited | Failure::Malformed | Failure::Lasted) => {
+            retry.on.of_reset()
+        }
         Err(Failure::TimedOut | Failure::Idle) => retry.on.of_timeout(),
         Err(Failure::NotSpoken(_) | Failure::ClientGone | Failure::Unwritable | Failure::Overflow) => false,
     }
@@ -510,7 +523,7 @@ fn overflow() -> Failed {
 }
 
 /// The proxy's own answer to a request whose last try failed, in Envoy's words.
-fn failed(failure: &Failure, is_retried: bool) -> Failed {
+fn failed(failure: &Failure, is_retried: bool, is_asked_whole: bool) -> Failed {
     let reset = |flags, reason: &str| {
         let text = match is_retried {
             false => format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}"),
@@ -553,6 +566,7 @@ fn failed(failure: &Failure, is_retried: bool) -> Failed {
             details: "upstream_per_try_idle_timeout".to_owned(),
             ..Failed::timed_out()
         },
+        Failure::Lasted => Failed::stream_lasted(is_asked_whole),
         Failure::ClientGone => Failed::new(
             StatusCode::BAD_REQUEST,
             Flags::CLIENT_GONE,

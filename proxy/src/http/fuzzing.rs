@@ -237,7 +237,7 @@ fn edit(intake: &mut Intake, edits: &HeaderEdits) {
 
 /// Wherever a request is led, it goes on with a path, its query, and a cookie that can be written.
 fn route(mut intake: Intake) {
-    let Some((host, route)) = table().route(&intake.view()) else {
+    let Some((host, route)) = table().route(&intake.view(), 0) else {
         return;
     };
     let query = intake.view().query.map(str::to_owned);
@@ -363,7 +363,7 @@ pub fn http_config(bytes: &[u8]) -> bool {
 }
 
 fn lead(table: &RouteTable, mut intake: Intake) {
-    let Some((host, route)) = table.route(&intake.view()) else {
+    let Some((host, route)) = table.route(&intake.view(), 0) else {
         return;
     };
     match &route.action {

@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use underpass_config::http::{Cluster, Fault, Forward, Mirror, MirrorEnd, Outcome, Route, RouteAction, Wish};
 
 use super::Broken;
-use super::attempt::{Answer, Failure, attempt};
+use super::attempt::{Answer, Failure, attempt, in_time};
 use super::connection::Connection;
 use super::download::{Deadline, End};
 use super::forward::{Current, Job, Limits};
@@ -138,6 +138,7 @@ impl Job<'_> {
         let mut end = End {
             deadline: self.patience(pace),
             lasts_until: self.limits.lasts_until,
+            stream_until: None,
             activity: self.upload.activity().clone(),
             limit: self.forward.idle_timeout,
         };
@@ -146,7 +147,9 @@ impl Job<'_> {
             if let Some(outcome) = self.told(&outcome) {
                 self.note(&current, outcome);
             }
-            self.read_out(outcome).await
+            let stream_until = outcome.as_ref().ok().and_then(|answer| answer.stream_until);
+            let read = in_time(stream_until, self.read_out(outcome)).await;
+            read.unwrap_or(MirrorEnd::TimedOut)
         };
         tokio::select! {
             biased;
@@ -166,6 +169,7 @@ impl Job<'_> {
             Ok(answer) => (answer.response.into_body(), answer.lease),
             Err(Failure::ClientGone) => return MirrorEnd::CutOff,
             Err(Failure::Overflow) => return MirrorEnd::Overflow,
+            Err(Failure::Lasted) => return MirrorEnd::TimedOut,
             Err(_) => return MirrorEnd::Failed,
         };
         while let Some(frame) = body.frame().await {

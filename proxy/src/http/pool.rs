@@ -266,6 +266,12 @@ impl Wanted<'_> {
         Ok((dial, stream))
     }
 
+    /// When a request that has a connection now has to have ended, by what the cluster says.
+    pub fn stream_until(&self) -> Option<tokio::time::Instant> {
+        let limit = self.cluster.settings.max_stream_duration?;
+        tokio::time::Instant::now().checked_add(limit)
+    }
+
     /// A place among the cluster's requests, for one that goes by [`Wanted::stream`].
     ///
     /// # Errors

@@ -56,6 +56,9 @@ pub struct Record {
 /// The details of a request that has lasted too long: Envoy has no flag for it.
 pub const MAX_DURATION: &str = "max_duration_timeout";
 
+/// The details of one whose stream to the endpoint has lasted too long.
+pub const MAX_STREAM_DURATION: &str = "upstream_max_stream_duration_reached";
+
 /// What the client asked for, as the log has it.
 #[derive(Debug)]
 struct Asked {
@@ -137,6 +140,7 @@ impl Record {
                 self.was_cut_off = true;
                 (Flags::default(), MAX_DURATION)
             }
+            Broken::StreamLasted => (Flags::STREAM_LASTED, MAX_STREAM_DURATION),
             Broken::Reset => (
                 Flags::UPSTREAM_RESET,
                 "upstream_reset_after_response_started{remote_reset}",

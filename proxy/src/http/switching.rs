@@ -5,7 +5,7 @@ use http::{Method, Request, Response, Uri, Version};
 use underpass_config::http::ConnectMode;
 
 use super::arriving::Arriving;
-use super::attempt::{self, Answer, Failure, send_by_http1};
+use super::attempt::{self, Answer, Failure, in_time, send_by_http1};
 use super::intake::Intake;
 use super::pool::alone::{self, Silent};
 use super::pool::dial::open_http1;
@@ -31,21 +31,24 @@ pub async fn attempt(
             response: Response::new(Arriving::Nothing),
             lease: wanted.alone(None, wanted.admit()?),
             switched: Some(End::connection(stream)),
+            stream_until: wanted.stream_until(),
         });
     }
     if wanted.speaks == Speaks::Http1 {
         return switched(switch, attempt::attempt(wanted, intake, upload).await?).await;
     }
     let (dial, stream) = wanted.stream().await?;
+    let stream_until = wanted.stream_until();
     if dial.is_http2(&stream) {
         let limit = wanted.cluster.settings.connect_timeout;
         let request = by_http2(intake, switch).ok_or(Failure::Unwritable)?;
-        return by_stream(&wanted, stream, request, limit).await;
+        let answer = in_time(stream_until, by_stream(&wanted, stream, request, limit)).await??;
+        return Ok(Answer { stream_until, ..answer });
     }
     let request = wanted.admit()?;
     let mut lease = wanted.alone_by_http1(open_http1(stream).await?, request);
-    let response = send_by_http1(&mut lease, intake, upload).await?;
-    switched(switch, Answer::new(response, lease)).await
+    let response = in_time(stream_until, send_by_http1(&mut lease, intake, upload)).await??;
+    switched(switch, Answer::new(response, lease, stream_until)).await
 }
 
 async fn by_stream(
@@ -64,28 +67,27 @@ async fn by_stream(
     let lease = wanted.alone(Some(reply.below), admitted);
     if !head.status.is_success() {
         let body = Arriving::of_stream(&head.headers, receive);
-        return Ok(Answer::new(Response::from_parts(head, body), lease));
+        return Ok(Answer::new(Response::from_parts(head, body), lease, None));
     }
     Ok(Answer {
         response: Response::from_parts(head, Arriving::Nothing),
         lease,
         switched: Some(End::stream(reply.send, receive)),
+        stream_until: None,
     })
 }
 
 /// Takes the connection of an endpoint that has agreed out of its codec.
 async fn switched(switch: &Switch, answer: Answer) -> Result<Answer, Failure> {
-    let Answer {
-        mut response, lease, ..
-    } = answer;
-    if !switch.is_agreed(response.version(), response.status()) {
-        return Ok(Answer::new(response, lease));
+    if !switch.is_agreed(answer.response.version(), answer.response.status()) {
+        return Ok(answer);
     }
+    let mut response = answer.response;
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|_| Failure::Closed)?;
     Ok(Answer {
         switched: Some(End::of_endpoint(upgraded).map_err(|_| Failure::Closed)?),
         response: response.map(|_| Arriving::Nothing),
-        lease,
+        ..answer
     })
 }
 

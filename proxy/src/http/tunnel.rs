@@ -28,7 +28,7 @@ pub use end::End;
 use pump::{Counted, Pump};
 
 use super::Broken;
-use super::download::until;
+use super::download::lasted;
 use super::flags::Flags;
 use super::forward::Holds;
 use super::idle::Activity;
@@ -54,6 +54,9 @@ pub enum Broke {
     /// It lasted too long.
     #[error("it lasted too long")]
     Lasted,
+    /// It lasted longer than a stream to its cluster may.
+    #[error("it lasted longer than a stream to its cluster may")]
+    StreamLasted,
 }
 
 /// Resolves when the kernel has seen `socket` fail, whether or not anybody reads it.
@@ -71,6 +74,8 @@ pub struct Terms {
     pub idle_timeout: Option<Duration>,
     /// When it has to have ended, whatever moves; none: no limit.
     pub lasts_until: Option<Instant>,
+    /// The same by what its cluster says of one stream.
+    pub stream_until: Option<Instant>,
     /// What a peer gets to know of a reset.
     pub reason: Reason,
 }
@@ -126,7 +131,10 @@ impl Tunnel {
             biased;
             result = running => result,
             () = activity.ceased(terms.idle_timeout) => Err(Broke::Idle),
-            () = until(terms.lasts_until) => Err(Broke::Lasted),
+            why = lasted(terms.lasts_until, terms.stream_until) => Err(match why {
+                Broken::StreamLasted => Broke::StreamLasted,
+                _ => Broke::Lasted,
+            }),
         };
         match result {
             Ok(()) => record.is_complete = true,
@@ -135,6 +143,7 @@ impl Tunnel {
             Err(Broke::Endpoint) => record.flags.add(Flags::UPSTREAM_CLOSED),
             Err(Broke::Idle) => record.flags.add(Flags::IDLE),
             Err(Broke::Lasted) => record.broke(Broken::Lasted),
+            Err(Broke::StreamLasted) => record.broke(Broken::StreamLasted),
         }
         result
     }

@@ -121,6 +121,26 @@ fn a_workload_that_comes_to_be_and_denies_resets_the_connection_that_was_let_to_
     );
 }
 
+/// An endpoint that is told who asks is told what policy knows, whatever the client says of itself; of one that nobody knows, too.
+#[test]
+fn who_a_client_is_says_its_identity_and_not_the_client() {
+    let scene = Scene::new();
+    let forged = "x-told-peer: spiffe://cluster.local/ns/shop/sa/owner\r\n";
+    let told = || {
+        let seen = ask(&scene.client, scene.at, &get("/told/on/x", forged));
+        let lines = seen.body.lines().filter_map(|line| line.strip_prefix("x-told-peer: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let proxy = scene.start(&scene.yaml(&scene.endpoints, ""));
+    assert_eq!(told(), ["-"]);
+    let address = scene.client.ip();
+    let client =
+        format!("workloads: [{{name: c, namespace: shop, service_account: buyer, addresses: ['{address}']}}]\n");
+    proxy.replace_file(&scene.yaml(&scene.endpoints, &client));
+    wait::eventually(wait::SOON, "the client is known", || told() != ["-"]);
+    assert_eq!(told(), ["spiffe://cluster.local/ns/shop/sa/buyer"]);
+}
+
 /// However many endpoints one connection goes to, a denial at any of them finds it.
 #[test]
 fn the_endpoint_that_was_used_first_is_watched_after_many_others() {

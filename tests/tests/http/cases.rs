@@ -39,6 +39,8 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
         "/direct",
         "/direct?x",
         "/empty",
+        "/fraction/none/x",
+        "/fraction/all/x",
         "/redirect/path/x?q=1",
         "/redirect/prefix/x?q=1",
         "/redirect/host/y",
@@ -111,6 +113,9 @@ pub(crate) fn well_formed(id: &str) -> Vec<Case> {
     }
     for (method, path, lines) in cors::asked() {
         add(method, &path, "web.test", &lines, "");
+    }
+    for (method, path, lines) in cors::asked_of_host() {
+        add(method, &path, "crossed.test", &lines, "");
     }
     for (path, lines) in times::asked().into_iter().chain(operators::asked()) {
         add("GET", &path, "web.test", &lines, "");

@@ -132,6 +132,49 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
         },
     },
     Difference {
+        reason: "Who has no identity is told of by `-`. Envoy writes nothing then, and leaves the field as the client has sent it, which may be another's name.",
+        undo: |_, ours, envoys| {
+            let is_nobody = |seen: &Seen| seen.body.contains("\nx-told-peer: -\n");
+            if is_nobody(ours) {
+                without_line("x-told-peer: ", ours, envoys);
+            }
+            if ours.header("x-of-peer") == Some("-") {
+                ours.headers.remove("x-of-peer");
+            }
+        },
+    },
+    Difference {
+        reason: "Of the proxy's own answers %RESPONSE_CODE% is their status. Envoy writes 0 when it edits them: it notes the status later.",
+        undo: |_, ours, envoys| {
+            let is_it =
+                envoys.header("x-of-code") == Some("0") && ours.header("x-of-code") == Some(&ours.status.to_string());
+            if is_it {
+                ours.headers.remove("x-of-code");
+                envoys.headers.remove("x-of-code");
+            }
+        },
+    },
+    Difference {
+        reason: "%UPSTREAM_REMOTE_PORT% is that of the endpoint that was tried last. Envoy knows none of one that could not be connected to.",
+        undo: |case, ours, envoys| {
+            if case.has(" /told/closed ") && !envoys.headers.contains_key("x-of-endpoint") {
+                ours.headers.remove("x-of-endpoint");
+            }
+        },
+    },
+    Difference {
+        reason: "Response flags are written in one order. Envoy writes them in that in which they came to be.",
+        undo: |_, ours, envoys| {
+            for seen in [ours, envoys] {
+                for flags in seen.headers.get_mut("x-of-flags").into_iter().flatten() {
+                    let mut all: Vec<&str> = flags.split(',').collect();
+                    all.sort_unstable();
+                    *flags = all.join(",");
+                }
+            }
+        },
+    },
+    Difference {
         reason: "A client does not say how long its request may take: its route does.",
         undo: |case, ours, envoys| {
             if case.has("x-envoy-upstream-rq-timeout-ms") {

@@ -82,6 +82,8 @@ fn routes_do_what_their_example_says() {
         preflight.header("access-control-allow-origin"),
         Some("https://shop.example.com")
     );
+    // Of its virtual host.
+    assert_eq!(preflight.header("access-control-max-age"), Some("3600"));
     assert!(preflight.header("x-endpoint").is_none(), "the endpoint was asked");
     let actual = ask(&get("/api/", "origin: https://a.shop.example.com\r\nx-account: 7\r\n"));
     assert_eq!(
@@ -94,6 +96,13 @@ fn routes_do_what_their_example_says() {
     let client = format!("x-client: {} by HTTP/1.1\n", example.client.ip());
     assert!(
         actual.body.contains(&client) && actual.body.contains("x-user: 7\n"),
+        "{actual:?}"
+    );
+    assert!(actual.body.contains("x-peer: -\n"), "{actual:?}");
+    assert!(
+        actual
+            .header("x-went")
+            .is_some_and(|went| went.starts_with("200 - at ")),
         "{actual:?}"
     );
     assert!(

@@ -43,6 +43,16 @@ pub(crate) fn routes() -> Vec<RoutePair> {
             json!({"match": {"path": "/empty"}, "direct_response": {"status": 200}}),
         ),
         pair(
+            "{match: {prefix: /fraction/none, runtime_fraction: {numerator: 0}}, direct: {status: 200, body: never}}",
+            json!({"match": {"prefix": "/fraction/none", "runtime_fraction": {"default_value": {"numerator": 0}}},
+                "direct_response": {"status": 200, "body": {"inline_string": "never"}}}),
+        ),
+        pair(
+            "{match: {prefix: /fraction/all, runtime_fraction: {numerator: 1000000, denominator: 1000000}}, direct: {status: 200, body: always}}",
+            json!({"match": {"prefix": "/fraction/all", "runtime_fraction": {"default_value": {"numerator": 1000000, "denominator": "MILLION"}}},
+                "direct_response": {"status": 200, "body": {"inline_string": "always"}}}),
+        ),
+        pair(
             "{match: {prefix: /redirect/path}, redirect: {path: /elsewhere, status: '302'}}",
             json!({"match": {"prefix": "/redirect/path"}, "redirect": {"path_redirect": "/elsewhere", "response_code": "FOUND"}}),
         ),
@@ -202,9 +212,11 @@ http:
     - name: other
       domains: [other.*]
       routes: [{{direct: {{status: 200, body: other}}}}]
+    - {}
 ",
         web.join(", "),
-        routes.join("\n      - ")
+        routes.join("\n      - "),
+        cors::our_host(),
     )
 }
 
@@ -217,5 +229,6 @@ pub(crate) fn envoys() -> Value {
             "response_headers_to_add": [header("x-more", "h", "APPEND_IF_EXISTS_OR_ADD")]},
         {"name": "other", "domains": ["other.*"],
             "routes": [{"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "other"}}}]},
+        cors::envoys_host(),
     ])
 }

@@ -10,7 +10,7 @@ use underpass_tests::{Need, available, wait};
 
 use super::client::{Client, get};
 use super::endpoint::{Endpoint, Tries};
-use super::upstreams::place::{ClusterPair, Place, endpoints};
+use super::upstreams::place::{ClusterPair, Place, endpoints, merge};
 
 /// Where the request is cut: before its answer, in it, while it is sent.
 const CASES: [(&str, &str, &str); 5] = [
@@ -53,23 +53,25 @@ fn sorted(mut lines: Vec<String>) -> Vec<String> {
     lines
 }
 
-#[test]
-fn a_request_that_lasts_too_long_ends_as_by_envoy() {
+/// Asks both for `CASES`, and compares what they answer and what they log. `forward` and `cluster`: fields of each, in our words and in Envoy's.
+fn compare(forward: (&str, Value), cluster: (&str, Value)) {
     if !available(&[Need::Envoy]) {
         return;
     }
     let place = Place::new();
     let web = [(); 2].map(|()| Endpoint::start(&place.world.host(), 9001, "w", Tries::default()).address);
-    let _proxy = place.start(&place.yaml(
-        &[("web", format!("endpoints: ['{}']", web[0]))],
-        ", max_stream_duration: 500ms",
-    ));
+    let ours = format!("endpoints: ['{}']{}", web[0], cluster.0);
+    let _proxy = place.start(&place.yaml(&[("web", ours)], forward.0));
+    let mut envoys = json!({"type": "STATIC", "load_assignment": endpoints(&[web[1]])});
+    merge(&mut envoys, cluster.1);
     let clusters = [ClusterPair {
         name: "web",
         ours: String::new(),
-        envoys: json!({"type": "STATIC", "load_assignment": endpoints(&[web[1]])}),
+        envoys,
     }];
-    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "web", "max_stream_duration": {"max_stream_duration": "0.5s"}}});
+    let mut action = json!({"cluster": "web"});
+    merge(&mut action, forward.1);
+    let route = json!({"match": {"prefix": "/"}, "route": action});
     let more = json!({"route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]}});
     let _envoy = place.start_envoy(&clusters, more);
     for (path, method, lines) in CASES {
@@ -92,13 +94,83 @@ fn a_request_that_lasts_too_long_ends_as_by_envoy() {
     assert_eq!(our_lines(&place), envoys_lines(&place));
 }
 
-/// Whatever moves in it.
+#[test]
+fn a_request_that_lasts_too_long_ends_as_by_envoy() {
+    let limit = json!({"max_stream_duration": {"max_stream_duration": "0.5s"}});
+    compare((", max_stream_duration: 500ms", limit), ("", json!({})));
+}
+
+fn of_cluster(limit: &str) -> Value {
+    json!({"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "common_http_protocol_options": {"max_stream_duration": limit},
+        "explicit_http_config": {"http_protocol_options": {}},
+    }}})
+}
+
+#[test]
+fn a_request_that_lasts_longer_than_its_cluster_lets_it_ends_as_by_envoy() {
+    compare(("", json!({})), (", max_stream_duration: 500ms", of_cluster("0.5s")));
+}
+
+/// Each try has its time.
+#[test]
+fn a_stream_that_its_cluster_ends_is_tried_again_as_by_envoy() {
+    let retried = json!({"retry_policy": {"retry_on": "5xx", "num_retries": 2}});
+    let cluster = (", max_stream_duration: 400ms", of_cluster("0.4s"));
+    compare((", retry: {on: [5xx], retries: 2}", retried), cluster);
+}
+
+/// The shorter limit ends it, with its own words.
+#[test]
+fn of_two_durations_the_shorter_one_holds_as_by_envoy() {
+    let route = |limit: &str| json!({"max_stream_duration": {"max_stream_duration": limit}});
+    let long = (", max_stream_duration: 5s", of_cluster("5s"));
+    compare((", max_stream_duration: 500ms", route("0.5s")), long);
+    let short = (", max_stream_duration: 500ms", of_cluster("0.5s"));
+    compare((", max_stream_duration: 5s", route("5s")), short);
+}
+
+/// A copy has the time that its own cluster gives it.
+#[test]
+fn a_copy_ends_when_it_has_lasted_as_long_as_its_cluster_lets_it() {
+    let place = Place::new();
+    let [web, copy] = [(); 2].map(|()| Endpoint::start(&place.world.host(), 9001, "w", Tries::default()).address);
+    let clusters = [
+        ("web", format!("endpoints: ['{web}']")),
+        ("copy", format!("endpoints: ['{copy}'], max_stream_duration: 300ms")),
+    ];
+    let proxy = place.start(&place.yaml(&clusters, ", timeout: 0s, mirrors: [{cluster: copy}]"));
+    // Before its answer, and in it; the requests themselves have more time.
+    let clients = ["slow", "pause"].map(|deed| {
+        let mut client = Client::connect(&place.client, place.ours());
+        client.send(get("/web/", &format!("x-do: {deed}\r\n")).as_bytes());
+        client
+    });
+    wait::eventually(wait::SOON, "both copies are counted as late", || {
+        let labels = [("cluster", "copy"), ("result", "timed_out")];
+        proxy.metrics().sum("underpass_http_mirrored_requests_total", &labels) == 2
+    });
+    drop(clients);
+}
+
 #[test]
 fn a_tunnel_ends_when_it_has_lasted_as_long_as_it_may() {
+    tunnel(", max_stream_duration: 700ms", "", "- max_duration_timeout");
+}
+
+#[test]
+fn a_tunnel_ends_when_it_has_lasted_as_long_as_its_cluster_lets_it() {
+    let details = "UMSDR upstream_max_stream_duration_reached";
+    tunnel("", ", max_stream_duration: 700ms", details);
+}
+
+/// Whatever moves in it.
+fn tunnel(forward: &str, cluster: &str, told: &str) {
     let place = Place::new();
     let web = Endpoint::start(&place.world.host(), 9001, "w", Tries::default()).address;
-    let forward = ", upgrades: [websocket], max_stream_duration: 700ms";
-    let _proxy = place.start(&place.yaml(&[("web", format!("endpoints: ['{web}']"))], forward));
+    let forward = format!(", upgrades: [websocket]{forward}");
+    let _proxy = place.start(&place.yaml(&[("web", format!("endpoints: ['{web}']{cluster}"))], &forward));
     let mut client = Client::connect(&place.client, place.ours());
     let lines = "x-do: websocket\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
     client.send(get("/web/", lines).as_bytes());
@@ -111,7 +183,7 @@ fn a_tunnel_ends_when_it_has_lasted_as_long_as_it_may() {
         }
     }
     wait::eventually(wait::SOON, "it is logged", || {
-        our_lines(&place) == ["/web/ 101 - max_duration_timeout"]
+        our_lines(&place) == [format!("/web/ 101 {told}")]
     });
 }
 

@@ -14,6 +14,7 @@ use super::balancing::{
     BalancingFields, MaglevShape, PeakEwmaShape, RingHashShape, SlowStartShape, SubsetsShape, labels,
 };
 use super::outliers::OutliersShape;
+use super::times::limit;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
 use crate::Text;
 use crate::http::{
@@ -42,6 +43,7 @@ pub(super) struct ClusterShape<'a> {
     protocol: Option<Scalar<'a>>,
     connect_timeout: Option<Scalar<'a>>,
     idle_timeout: Option<Scalar<'a>>,
+    max_stream_duration: Option<Scalar<'a>>,
     #[serde(default)]
     limits: BreakersShape<'a>,
     dns: Option<DnsShape<'a>>,
@@ -150,6 +152,11 @@ impl ClusterShape<'_> {
                 CONNECT_TIMEOUT,
             ),
             idle_timeout: reading.duration(path.field("idle_timeout"), self.idle_timeout.as_ref(), IDLE_TIMEOUT),
+            max_stream_duration: limit(
+                path.field("max_stream_duration"),
+                self.max_stream_duration.as_ref(),
+                reading,
+            ),
             breakers: self.limits.compile(path.field("limits"), reading),
             connections: self.connections.compile(path.field("connections"), reading),
             transport: Arc::new(self.transport(path, reading)),

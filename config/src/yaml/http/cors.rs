@@ -1,4 +1,4 @@
-//! `cors` of a route's `forward`: which pages of other origins may read its answers.
+//! `cors` of a virtual host, and of a route's `forward`: which pages of other origins may read its answers.
 
 use std::time::Duration;
 
@@ -11,16 +11,13 @@ use super::super::scalar::{Scalar, ScalarOr};
 use super::matches::{Conditions, condition};
 use crate::http::{Cors, CorsList, CorsOrigins, TextMatch};
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct CorsShape<'a> {
     #[serde(borrow)]
     allow_origins: Vec<ScalarOr<'a, OriginShape<'a>>>,
-    #[serde(default)]
     allow_methods: Vec<Scalar<'a>>,
-    #[serde(default)]
     allow_headers: Vec<Scalar<'a>>,
-    #[serde(default)]
     expose_headers: Vec<Scalar<'a>>,
     max_age: Option<Scalar<'a>>,
     allow_credentials: Option<Scalar<'a>>,
@@ -39,14 +36,24 @@ struct OriginShape<'a> {
 }
 
 impl CorsShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Cors {
-        let mut flag = |name, value: &Option<Scalar<'_>>, default| {
-            let word = reading.choice(path.field(name), value.as_ref(), &YES_OR_NO);
-            word.unwrap_or(default)
-        };
-        let credentials = flag("allow_credentials", &self.allow_credentials, false);
+    /// `wider`: what the virtual host says, of one of whose routes this is.
+    pub(super) fn compile(&self, path: Path<'_>, wider: Option<&Cors>, reading: &mut Reading) -> Cors {
+        if self.allow_origins.is_empty() && wider.is_none() {
+            let remedy = "add one, for example https://shop.example.com, or `\"*\"` for all";
+            reading.report(path.field("allow_origins"), "", "allows no origin", remedy);
+        }
+        let own = self.own(path, reading);
+        match wider {
+            Some(wider) => own.within(wider),
+            None => own,
+        }
+    }
+
+    fn own(&self, path: Path<'_>, reading: &mut Reading) -> Cors {
+        let mut flag = |name, value: &Option<Scalar<'_>>| reading.choice(path.field(name), value.as_ref(), &YES_OR_NO);
+        let credentials = flag("allow_credentials", &self.allow_credentials);
         let forward = "forward_not_matching_preflights";
-        let forward_unmatched = flag(forward, &self.forward_not_matching_preflights, true);
+        let forward_unmatched = flag(forward, &self.forward_not_matching_preflights);
         let max_age = self.max_age.as_ref();
         let max_age = max_age.map(|age| reading.duration_or_zero(path.field("max_age"), Some(age), Duration::ZERO));
         Cors {
@@ -61,10 +68,6 @@ impl CorsShape<'_> {
     }
 
     fn origins(&self, path: Path<'_>, reading: &mut Reading) -> CorsOrigins {
-        if self.allow_origins.is_empty() {
-            let remedy = "add one, for example https://shop.example.com, or `\"*\"` for all";
-            reading.report(path, "", "allows no origin", remedy);
-        }
         let origins = self.allow_origins.iter().enumerate();
         let origins = origins.filter_map(|(index, shape)| match shape {
             ScalarOr::Scalar(exact) => Some(TextMatch::Exact(exact.to_string())),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::Scalar;
-use super::actions::{parts, status};
+use super::actions::status;
 use crate::http::{Abort, Delay, Fault};
 
 #[derive(Debug, Default, Deserialize)]
@@ -58,6 +58,28 @@ impl FaultShape<'_> {
         Fault {
             delay: delay.map(|delay| (delay, delay_share)),
             abort: abort.map(|abort| (abort, abort_share)),
+        }
+    }
+}
+
+/// A percentage, in parts of a million; all if there is none.
+pub(super) fn parts(path: Path<'_>, value: Option<&Scalar<'_>>, reading: &mut Reading) -> u32 {
+    let Some(value) = value else { return Fault::ALL };
+    let percent = value
+        .parse::<f64>()
+        .ok()
+        .filter(|percent| (0.0..=100.0).contains(percent));
+    match percent {
+        // At most a million.
+        Some(percent) => (percent * 10_000.0).round() as u32,
+        None => {
+            reading.report(
+                path,
+                value,
+                "is not a percentage",
+                "write a number from 0 to 100, for example 0.5",
+            );
+            0
         }
     }
 }

@@ -8,7 +8,7 @@ use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
 use super::headers::header_name;
 use super::regex;
-use crate::http::{Field, HeaderMatch, PathMatch, QueryMatch, RouteMatch, TextMatch};
+use crate::http::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RouteMatch, TextMatch};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,7 +23,19 @@ pub(super) struct MatchShape<'a> {
     method: Option<Scalar<'a>>,
     headers: BTreeMap<Scalar<'a>, ScalarOr<'a, TextShape<'a>>>,
     query: BTreeMap<Scalar<'a>, ScalarOr<'a, TextShape<'a>>>,
+    runtime_fraction: Option<FractionShape<'a>>,
 }
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FractionShape<'a> {
+    #[serde(borrow)]
+    numerator: Scalar<'a>,
+    denominator: Option<Scalar<'a>>,
+}
+
+/// Envoy's `HUNDRED`, which is the default, `TEN_THOUSAND` and `MILLION`.
+const DENOMINATORS: [(&str, u32); 3] = [("100", 100), ("10000", 10_000), ("1000000", 1_000_000)];
 
 /// A condition on a text: itself, or one of these.
 #[derive(Debug, Default, Deserialize)]
@@ -70,6 +82,8 @@ impl MatchShape<'_> {
             case_sensitive: case_sensitive.unwrap_or(true),
             headers,
             query,
+            fraction: (self.runtime_fraction.as_ref())
+                .map(|fraction| fraction.compile(path.field("runtime_fraction"), reading)),
         }
     }
 
@@ -114,6 +128,18 @@ impl MatchShape<'_> {
             "prefix" => PathMatch::Prefix(value.to_string()),
             // `/` has no segment: all paths are in it.
             _ => PathMatch::Segments(value.trim_end_matches('/').to_owned()),
+        }
+    }
+}
+
+impl FractionShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Fraction {
+        let denominator = reading.choice(path.field("denominator"), self.denominator.as_ref(), &DENOMINATORS);
+        let denominator = denominator.unwrap_or(DENOMINATORS[0].1);
+        let numerator = reading.count(path.field("numerator"), &self.numerator, 0..=denominator);
+        Fraction {
+            numerator: numerator.unwrap_or(0),
+            denominator,
         }
     }
 }

@@ -6,8 +6,10 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::Scalar;
-use super::actions::{REPLAY, check_cluster, parts};
 use super::balancing::labels;
+use super::fault::parts;
+use super::forward::check_cluster;
+use super::retry::REPLAY;
 use crate::http::{Http, Mirror};
 
 #[derive(Debug, Deserialize)]

@@ -8,11 +8,13 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
-use super::actions::{DirectShape, ForwardShape, RedirectShape};
+use super::actions::{DirectShape, RedirectShape};
+use super::cors::CorsShape;
+use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use crate::Text;
-use crate::http::{Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
+use crate::http::{Cors, Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,6 +33,7 @@ struct VirtualHostShape<'a> {
     domains: Vec<Scalar<'a>>,
     #[serde(default)]
     routes: Vec<RouteShape<'a>>,
+    cors: Option<CorsShape<'a>>,
     #[serde(default)]
     request_headers: EditsShape<'a>,
     #[serde(default)]
@@ -88,10 +91,12 @@ impl VirtualHostShape<'_> {
     fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> VirtualHost {
         let routes = path.field("routes");
         let compiled = self.routes.iter().enumerate();
+        let cors = self.cors.as_ref();
+        let cors = cors.map(|cors| Arc::new(cors.compile(path.field("cors"), None, reading)));
         VirtualHost {
             name: any_name(path.field("name"), &self.name, reading),
             routes: compiled
-                .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, reading)))
+                .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, cors.as_ref(), reading)))
                 .collect(),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
@@ -133,11 +138,11 @@ impl VirtualHostShape<'_> {
 }
 
 impl RouteShape<'_> {
-    fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Route {
+    fn compile(&self, path: Path<'_>, http: &Http, of_host: Option<&Arc<Cors>>, reading: &mut Reading) -> Route {
         Route {
             name: reading.text_or_empty(self.name.as_ref()),
             matches: self.r#match.compile(path.field("match"), reading),
-            action: self.action(path, http, reading),
+            action: self.action(path, http, of_host, reading),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
                 .response_headers
@@ -145,14 +150,14 @@ impl RouteShape<'_> {
         }
     }
 
-    fn action(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> RouteAction {
+    fn action(&self, path: Path<'_>, http: &Http, of_host: Option<&Arc<Cors>>, reading: &mut Reading) -> RouteAction {
         let given = [self.forward.is_some(), self.redirect.is_some(), self.direct.is_some()];
         if given.into_iter().filter(|given| *given).count() != 1 {
             let remedy = "write one of `forward`, `redirect` and `direct`, for example `forward: {cluster: web}`";
             reading.report(path, "", "a route does exactly one thing", remedy);
         }
         let forward = self.forward.as_ref();
-        let forwarded = forward.and_then(|shape| shape.compile(path.field("forward"), http, reading));
+        let forwarded = forward.and_then(|shape| shape.compile(path.field("forward"), http, of_host, reading));
         let redirect = (self.redirect.as_ref()).map(|shape| shape.compile(path.field("redirect"), reading));
         let direct = (self.direct.as_ref()).map(|shape| shape.compile(path.field("direct"), reading));
         match (forwarded, redirect) {

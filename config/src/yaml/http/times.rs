@@ -21,7 +21,7 @@ pub(super) struct GrpcDurationShape<'a> {
 }
 
 /// Zero stands for no limit.
-fn limit(path: Path<'_>, value: Option<&Scalar<'_>>, reading: &mut Reading) -> Option<Duration> {
+pub(super) fn limit(path: Path<'_>, value: Option<&Scalar<'_>>, reading: &mut Reading) -> Option<Duration> {
     let limit = reading.duration_or_zero(path, value, Duration::ZERO);
     (!limit.is_zero()).then_some(limit)
 }

@@ -4,11 +4,50 @@ use serde_json::{Value, json};
 
 use super::{RoutePair, header, pair};
 
-fn route(prefix: &str, mut policy: Value) -> Value {
+fn policy(mut policy: Value) -> Value {
     policy["@type"] = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy".into();
+    json!({"envoy.filters.http.cors": policy})
+}
+
+fn route(prefix: &str, of_route: Value) -> Value {
     json!({"match": {"prefix": prefix}, "route": {"cluster": "web"},
         "response_headers_to_add": [header("access-control-expose-headers", "x-of-route", "OVERWRITE_IF_EXISTS_OR_ADD")],
-        "typed_per_filter_config": {"envoy.filters.http.cors": policy}})
+        "typed_per_filter_config": policy(of_route)})
+}
+
+/// A virtual host with a policy, which its routes have too, or complete theirs by.
+pub(crate) fn our_host() -> String {
+    "name: crossed
+      domains: [crossed.test]
+      cors: {allow_origins: ['http://a.test'], allow_methods: [GET, PUT], allow_headers: [x-of-host], expose_headers: [x-told], max_age: 9s,
+        allow_credentials: true, forward_not_matching_preflights: false}
+      routes:
+      - {match: {prefix: /host/own/all}, forward: {cluster: web, cors: {allow_origins: ['http://b.test'], allow_methods: [POST], allow_headers: [x-of-route],
+          expose_headers: [x-more], max_age: 7s, allow_credentials: false, forward_not_matching_preflights: true}}}
+      - {match: {prefix: /host/own/origins}, forward: {cluster: web, cors: {allow_origins: [{prefix: 'http://b'}]}}}
+      - {match: {prefix: /host/own/methods}, forward: {cluster: web, cors: {allow_methods: ['*']}}}
+      - {match: {prefix: /host/own/nothing}, forward: {cluster: web, cors: {}}}
+      - {match: {prefix: /host/direct}, direct: {status: 200, body: here}}
+      - {match: {prefix: /host/redirect}, redirect: {path: /x}}
+      - {match: {prefix: /host/on}, forward: {cluster: web}}"
+        .to_owned()
+}
+
+pub(crate) fn envoys_host() -> Value {
+    let own = |prefix: &str, of_route| json!({"match": {"prefix": prefix}, "route": {"cluster": "web"}, "typed_per_filter_config": policy(of_route)});
+    json!({"name": "crossed", "domains": ["crossed.test"],
+    "typed_per_filter_config": policy(json!({"allow_origin_string_match": [{"exact": "http://a.test"}], "allow_methods": "GET,PUT", "allow_headers": "x-of-host",
+        "expose_headers": "x-told", "max_age": "9", "allow_credentials": true, "forward_not_matching_preflights": false})),
+    "routes": [
+        own("/host/own/all", json!({"allow_origin_string_match": [{"exact": "http://b.test"}], "allow_methods": "POST", "allow_headers": "x-of-route",
+            "expose_headers": "x-more", "max_age": "7", "allow_credentials": false, "forward_not_matching_preflights": true})),
+        own("/host/own/origins", json!({"allow_origin_string_match": [{"prefix": "http://b"}]})),
+        own("/host/own/methods", json!({"allow_methods": "*"})),
+        own("/host/own/nothing", json!({})),
+        {"match": {"prefix": "/host/direct"}, "direct_response": {"status": 200, "body": {"inline_string": "here"}}},
+        {"match": {"prefix": "/host/redirect"}, "redirect": {"path_redirect": "/x"}},
+        {"match": {"prefix": "/host/on"}, "route": {"cluster": "web"}},
+    ]})
 }
 
 pub(crate) fn routes() -> Vec<RoutePair> {
@@ -49,6 +88,39 @@ pub(crate) fn routes() -> Vec<RoutePair> {
             aborted,
         ),
     ]
+}
+
+/// What is asked of the virtual host `crossed.test`: method, path, header lines.
+pub(crate) fn asked_of_host() -> Vec<(&'static str, String, String)> {
+    let paths = [
+        "own/all",
+        "own/origins",
+        "own/methods",
+        "own/nothing",
+        "direct",
+        "redirect",
+        "on",
+    ];
+    // A path that no route is for.
+    let paths = paths
+        .map(|path| format!("/host/{path}/x"))
+        .into_iter()
+        .chain(["/none".to_owned()]);
+    let mut asked = Vec::new();
+    for path in paths {
+        for origin in [
+            "",
+            "origin: http://a.test\r\n",
+            "origin: http://b.test\r\n",
+            "origin: http://c.test\r\n",
+        ] {
+            let wish =
+                "access-control-request-method: PUT\r\naccess-control-request-headers: x-two\r\ncontent-length: 0\r\n";
+            asked.push(("OPTIONS", path.clone(), format!("{origin}{wish}")));
+            asked.push(("GET", path.clone(), origin.to_owned()));
+        }
+    }
+    asked
 }
 
 /// What is asked of them: method, path, header lines.

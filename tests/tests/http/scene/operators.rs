@@ -10,7 +10,7 @@ const DEFAULT: &str = "ADD_IF_ABSENT";
 const REPLACE: &str = "OVERWRITE_IF_EXISTS";
 
 /// Those that each route has: field, value, action.
-const OF_REQUESTS: [(&str, &str, &str); 18] = [
+const OF_REQUESTS: [(&str, &str, &str); 20] = [
     ("x-told-path", "%REQ(:path)%", SET),
     ("x-told-method", "%REQ(:METHOD)%", SET),
     ("x-told-host", "%REQ(:authority)%", SET),
@@ -29,9 +29,11 @@ const OF_REQUESTS: [(&str, &str, &str); 18] = [
     ("x-gone", "gone: %REQ(x-gone)%", DEFAULT),
     ("x-told-stage", "replaced %REQ(x-told-stage)%", REPLACE),
     ("x-told-other", "replaced", REPLACE),
+    ("x-told-machine", "%HOSTNAME%", SET),
+    ("x-told-peer", "%DOWNSTREAM_PEER_URI_SAN%", SET),
 ];
 
-const OF_RESPONSES: [(&str, &str, &str); 6] = [
+const OF_RESPONSES: [(&str, &str, &str); 10] = [
     ("x-of-path", "%REQ(:path)%", SET),
     ("x-of-original", "%REQ(x-envoy-original-path?:path)%", SET),
     (
@@ -42,6 +44,10 @@ const OF_RESPONSES: [(&str, &str, &str); 6] = [
     ("x-of-endpoint", "%UPSTREAM_REMOTE_PORT%", SET),
     ("x-endpoint", "was %RESP(x-endpoint)%", REPLACE),
     ("x-more", "%PROTOCOL% %ROUTE_NAME%", ADD),
+    ("x-of-code", "%RESPONSE_CODE%", SET),
+    ("x-of-flags", "%RESPONSE_FLAGS%", SET),
+    ("x-of-machine", "%HOSTNAME%", SET),
+    ("x-of-peer", "%DOWNSTREAM_PEER_URI_SAN%", SET),
 ];
 
 fn ours(fields: &[(&str, &str, &str)]) -> String {
@@ -88,6 +94,16 @@ pub(crate) fn routes() -> Vec<RoutePair> {
             "forward: {cluster: void}",
             json!({"route": {"cluster": "void"}}),
         ),
+        (
+            "/told/late",
+            "forward: {cluster: web, timeout: 200ms}",
+            json!({"route": {"cluster": "web", "timeout": "0.2s"}}),
+        ),
+        (
+            "/told/closed",
+            "forward: {cluster: closed, retry: {on: [connect-failure], retries: 1}}",
+            json!({"route": {"cluster": "closed", "retry_policy": {"retry_on": "connect-failure", "num_retries": 1}}}),
+        ),
     ];
     let pairs = kinds.into_iter().map(|(prefix, action, mut envoys_action)| {
         envoys_action["match"] = json!({"prefix": prefix});
@@ -113,6 +129,8 @@ pub(crate) fn asked() -> Vec<(String, String)> {
         "x-other: bob-and-more\r\nx-set: old\r\nx-there: mine\r\nx-gone: 1\r\n",
         "x-user: alice\r\nx-user: eve\r\nx-told-stage: test\r\nx-more: first\r\n",
         "x-user:\r\nx-other: o\r\n",
+        "x-told-peer: spiffe://forged/ns/a/sa/b\r\nx-told-machine: forged\r\n",
+        "x-do: 503\r\n",
     ];
     let mut asked = Vec::new();
     for path in ["/told/on/a?b=c", "/told/here?x", "/told/away/y", "/told/void"] {
@@ -120,5 +138,7 @@ pub(crate) fn asked() -> Vec<(String, String)> {
             asked.push((path.to_owned(), lines.to_owned()));
         }
     }
+    asked.push(("/told/late".to_owned(), "x-do: slow\r\n".to_owned()));
+    asked.push(("/told/closed".to_owned(), String::new()));
     asked
 }

@@ -156,7 +156,7 @@ fn envoys_cluster(pair: &ClusterPair) -> Value {
     cluster
 }
 
-fn merge(into: &mut Value, more: Value) {
+pub(crate) fn merge(into: &mut Value, more: Value) {
     let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) else {
         panic!("two objects are merged");
     };
