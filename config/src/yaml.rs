@@ -9,6 +9,7 @@
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
 mod capture;
+mod fallback;
 mod hbone;
 mod http;
 mod identities;
