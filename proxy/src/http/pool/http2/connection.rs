@@ -198,6 +198,7 @@ impl Shared {
     pub fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
         let limits = &cluster.connections;
         !self.is_closed()
+            && self.0.pulse.is_good()
             && !self.0.is_leaving.load(Ordering::Relaxed)
             && self.0.served.load(Ordering::Relaxed) < limits.requests
             && limits.lifetime.is_none_or(|lifetime| self.0.born.elapsed() < lifetime)
