@@ -67,7 +67,9 @@ pub use route::{
 };
 pub use table::{LocalityWeights, Wish};
 pub use times::{GrpcTimeout, StreamDuration, Times};
-pub use transport::{KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamTls};
+pub use transport::{
+    KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamHbone, UpstreamTls,
+};
 
 use crate::Text;
 

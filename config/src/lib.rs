@@ -68,7 +68,7 @@ pub use service::{AppProtocol, BalanceMode, HealthPolicy, LoadBalancing, Scope, 
 pub use service_state::ServiceState;
 pub use settings::{
     AccessLog, Destination, DestinationError, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings,
-    Timeouts, UnknownDestination,
+    TcpFallback, Timeouts, UnknownDestination,
 };
 pub use workload::{
     ApplicationTunnel, Health, Locality, Membership, NetworkMode, PortMapping, TunnelProtocol, Workload, WorkloadType,

@@ -124,7 +124,28 @@ pub enum ListenerProtocol {
     Http {
         /// Its name.
         routes: Text,
+        /// Where a connection goes that speaks something else; `None`: it is refused in the words of HTTP, or ended.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tcp_fallback: Option<TcpFallback>,
     },
+}
+
+/// Where connections of an HTTP listener go that speak something else: Istio's protocol detection (Envoy's listener filter `http_inspector`, with
+/// `continue_on_listener_filters_timeout`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TcpFallback {
+    /// As that of a fixed listener.
+    pub destination: Destination,
+    /// How long it may be open what a client speaks; then it is taken not to speak HTTP, so that a server may speak first. Zero: only what the client says
+    /// decides. Default 5 s. (Envoy: `listener_filters_timeout`, 15 s; Istio: `protocolDetectionTimeout`, off, which is no answer to a server that
+    /// speaks first.)
+    #[serde(serialize_with = "as_written")]
+    pub detection_timeout: Duration,
+}
+
+impl TcpFallback {
+    /// Default of [`TcpFallback::detection_timeout`].
+    pub const DETECTION_TIMEOUT: Duration = Duration::from_secs(5);
 }
 
 /// Where a connection is meant to go, before services are resolved. The port is never 0.

@@ -9,6 +9,7 @@
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
 mod capture;
+mod fallback;
 mod hbone;
 mod http;
 mod identities;
@@ -101,6 +102,7 @@ impl Document {
         shape.node.check_destinations(&services, &mut reading);
         let http = shape.http.compile(&mut reading);
         shape.node.check_tables(&http, &mut reading);
+        shape.http.check_identities(&node, &mut reading);
         node.capture =
             (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
         if node.role == Role::Node {

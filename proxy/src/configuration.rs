@@ -147,7 +147,9 @@ impl Configuration {
         cores: Arc<Cores>,
         log: LogFilter,
     ) -> Result<Arc<Self>, UpdateError> {
-        node.http.originations.prepare(&node.snapshot().config.http)?;
+        let http = node.snapshot().config.http.clone();
+        node.http.originations.prepare(&http)?;
+        node.http.leases.prepare(&http, node.identities.as_ref());
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
@@ -247,6 +249,10 @@ impl Configuration {
         let opened = open_listeners(&new, &kept)?;
 
         // Nothing below fails.
+        self.node
+            .http
+            .leases
+            .prepare(&config.http, self.node.identities.as_ref());
         if new.log != old.log {
             self.log.set(filter);
         }
@@ -254,7 +260,9 @@ impl Configuration {
         let denied = self
             .node
             .publish(|in_force| (keep_what_others_told(config, in_force), touched));
-        self.node.http.originations.keep(&self.node.snapshot().config.http);
+        let http = self.node.snapshot().config.http.clone();
+        self.node.http.originations.keep(&http);
+        self.node.http.leases.keep(&http);
         self.node.http.keep_at_most(new.limits.idle_http_connections);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);

@@ -17,6 +17,7 @@ mod arriving;
 mod attempt;
 mod connection;
 mod cors;
+mod detection;
 pub mod discovery;
 mod download;
 mod exchange;
@@ -45,7 +46,7 @@ mod tunnel;
 mod upload;
 mod wire;
 
-pub use connection::serve;
+pub use connection::{OfTcp, serve};
 
 /// Why a body ends before its end. The peer sees a connection that closes, or RST_STREAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

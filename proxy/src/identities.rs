@@ -123,6 +123,11 @@ impl Identities {
         self.pods.load().get(&cookie)?.lease.clone()
     }
 
+    /// Holds the certificate of an identity that the proxy itself opens tunnels as.
+    pub fn hold(&self, identity: &Identity) -> Lease {
+        self.store.hold(identity)
+    }
+
     /// The enrolled pods and who they are.
     pub fn pods(&self) -> Vec<(WorkloadUid, Option<Identity>)> {
         let pods = self.pods.load();

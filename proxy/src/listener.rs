@@ -279,6 +279,12 @@ impl Handshake {
         }
     }
 
+    /// The same, of a client that has already sent this of its stream.
+    #[must_use]
+    pub fn with_early(self, early: Vec<u8>) -> Self {
+        Self { early, ..self }
+    }
+
     /// Who said where to go.
     pub fn named_by(&self) -> NamedBy {
         match self.answer {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use underpass_config::{Config, Destination, ListenerProtocol};
+use underpass_config::{Config, Destination, Listener, ListenerProtocol};
 
 use crate::capture::Pod;
 use crate::ending::Ending;
@@ -67,7 +67,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
         socket,
         peer,
     } = accepted;
-    let Ok(downstream) = Stream::new(socket) else {
+    let Ok(mut downstream) = Stream::new(socket) else {
         // The runtime's epoll refused it: closing resets or ends it, there is nothing else to do with it.
         return node.telemetry.count_accept_error();
     };
@@ -75,7 +75,7 @@ pub async fn serve(accepted: Accepted, core: usize) {
     let settings = snapshot.config.node.clone();
     let (source, objection) = identify(&entrance, &snapshot.config, peer);
     drop(snapshot);
-    let session = Session {
+    let mut session = Session {
         node,
         entrance,
         source,
@@ -88,13 +88,17 @@ pub async fn serve(accepted: Accepted, core: usize) {
     if let Some(ending) = objection {
         return refuse_unconnected(&session, &downstream, ending);
     }
+    let mut known = None;
     if let Entrance::Plain(listener) = &session.entrance
-        && let ListenerProtocol::Http { routes } = &listener.protocol
+        && let ListenerProtocol::Http { .. } = &listener.protocol
     {
-        let routes = routes.clone();
-        return Box::pin(http::serve(session, downstream, routes)).await;
+        let listener = listener.clone();
+        let Some(of_tcp) = Box::pin(serve_http(session, downstream, listener)).await else {
+            return;
+        };
+        (session, downstream, known) = of_tcp;
     }
-    let Some(ready) = Box::pin(connect(&session, downstream)).await else {
+    let Some(ready) = Box::pin(connect(&session, downstream, known)).await else {
         return;
     };
     let Ready {
@@ -126,6 +130,27 @@ pub async fn serve(accepted: Accepted, core: usize) {
     // Logged and counted before the sockets close: whoever sees the end can already see its trace.
     let flow = guard.finish(ending);
     session.log_flow(&flow, ending, quality);
+}
+
+/// Serves a client of HTTP until it is gone. One that turns out to speak something else, where the listener says what becomes of it, goes on as if that were all
+/// that the listener is for.
+async fn serve_http(
+    session: Session,
+    downstream: Stream,
+    listener: Arc<Listener>,
+) -> Option<(Session, Stream, Option<Handshake>)> {
+    let ListenerProtocol::Http { routes, tcp_fallback } = &listener.protocol else {
+        return None;
+    };
+    let of_tcp = http::serve(session, downstream, routes.clone(), tcp_fallback.as_ref()).await?;
+    let http::OfTcp {
+        session,
+        downstream,
+        early,
+    } = of_tcp;
+    let destination = tcp_fallback.as_ref()?.destination.clone();
+    let known = Handshake::without_request(destination).with_early(early);
+    Some((session, downstream, Some(known)))
 }
 
 /// Where a connection was made to, if that is where HBONE is spoken.
@@ -162,9 +187,13 @@ struct Ready {
     early: Vec<u8>,
 }
 
-/// Handshake, decision and connection. None when the client was turned away, which is then logged and done.
-async fn connect(session: &Session, downstream: Stream) -> Option<Ready> {
-    let handshake = match shake_hands(session, &downstream).await {
+/// Handshake, unless it is `known` where the client wants to go, decision and connection. None when the client was turned away, which is then logged and done.
+async fn connect(session: &Session, downstream: Stream, known: Option<Handshake>) -> Option<Ready> {
+    let shaken = match known {
+        Some(known) => Ok(known),
+        None => shake_hands(session, &downstream).await,
+    };
+    let handshake = match shaken {
         Ok(handshake) => handshake,
         Err(ending) => {
             refuse_unconnected(session, &downstream, ending);

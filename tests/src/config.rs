@@ -12,6 +12,8 @@ pub enum Listen {
     Socks5,
     /// Asks the client by HTTP CONNECT.
     Connect,
+    /// Routes requests by this table (see [`Config::http`]).
+    Http(&'static str),
 }
 
 impl Listen {
@@ -32,6 +34,7 @@ pub struct Config {
     workloads: String,
     services: String,
     policies: String,
+    http: String,
 }
 
 impl Config {
@@ -76,6 +79,7 @@ impl Config {
             Listen::Fixed(destination) => format!("fixed, destination: {destination:?}"),
             Listen::Socks5 => "socks5".to_owned(),
             Listen::Connect => "http-connect".to_owned(),
+            Listen::Http(routes) => format!("http, routes: {routes}"),
         };
         writeln!(
             self.listeners,
@@ -114,6 +118,12 @@ impl Config {
         self
     }
 
+    /// The `http` section's fields in YAML.
+    pub fn http(mut self, fields: impl Display) -> Self {
+        self.http = format!("http: {{{fields}}}\n");
+        self
+    }
+
     /// The file's text.
     pub fn yaml(&self, admin: SocketAddr, access_log: &Path) -> String {
         let format = self.access_log_format.unwrap_or("text");
@@ -135,7 +145,7 @@ impl Config {
                 write!(yaml, "{key}:\n{list}").expect("a String");
             }
         }
-        yaml + capture
+        yaml + capture + &self.http
     }
 }
 

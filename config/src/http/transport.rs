@@ -1,21 +1,41 @@
 //! How a cluster's endpoints are connected to, below HTTP: TLS, and the PROXY protocol before it
-//! (`extensions.transport_sockets.tls.v3.UpstreamTlsContext`, `...proxy_protocol.v3.ProxyProtocolUpstreamTransport`).
+//! (`extensions.transport_sockets.tls.v3.UpstreamTlsContext`, `...proxy_protocol.v3.ProxyProtocolUpstreamTransport`); all of it perhaps in a tunnel of HBONE (what
+//! Istio's waypoints have as the internal listener and cluster `connect_originate`).
 //!
 //! **Never silently unverified.** TLS without roots of its own is verified by the system's, and without names of its own by the name that it was
 //! opened for; less than that is said in so many words.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::TextMatch;
-use crate::Text;
+use crate::{Identity, Text};
 
 /// What is between TCP and HTTP. Connections of one transport are never used for another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Transport {
+    /// The tunnel that the rest is in.
+    pub hbone: Option<UpstreamHbone>,
     /// TLS, as its client.
     pub tls: Option<UpstreamTls>,
     /// The header that tells an endpoint who the client is; each client then has connections of its own.
     pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// HBONE to a cluster's endpoints: a CONNECT stream to the endpoint's address for each connection, by mutual TLS with the proxy before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamHbone {
+    /// As whom they are opened: whose certificate is shown.
+    pub client: Identity,
+    /// Who may be there. Not empty.
+    pub peers: Arc<[Identity]>,
+    /// Where the proxy before an endpoint listens, at the endpoint's address. Default 15008 (Istio: `HBoneInboundListenPort`).
+    pub port: u16,
+}
+
+impl UpstreamHbone {
+    /// Default of [`UpstreamHbone::port`].
+    pub const PORT: u16 = 15008;
 }
 
 /// Versions of the PROXY protocol (haproxy.org's `proxy-protocol.txt`).

@@ -7,6 +7,7 @@ mod cors;
 mod fault;
 mod forward;
 mod hash;
+mod hbone;
 mod headers;
 mod matches;
 mod mirror;
@@ -25,8 +26,8 @@ use serde::Deserialize;
 
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
-use crate::Text;
 use crate::http::{Cluster, Http};
+use crate::{NodeSettings, Text};
 use clusters::ClusterShape;
 use routes::TableShape;
 
@@ -61,6 +62,14 @@ impl HttpShape<'_> {
             http.tables.insert(table.name.clone(), Arc::new(table));
         }
         http
+    }
+
+    /// Reports identities that tunnels to endpoints are to be opened as, and that `node` can't show.
+    pub(super) fn check_identities(&self, node: &NodeSettings, reading: &mut Reading) {
+        for (index, shape) in self.clusters.iter().enumerate() {
+            let clusters = SECTION.field("clusters");
+            shape.check_identity(clusters.item(index), node, reading);
+        }
     }
 
     /// Reports a name that no route table has.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
+use super::fallback::FallbackShape;
 use super::hbone::HboneShape;
 use super::http::HttpShape;
 use super::identities::IdentitiesShape;
@@ -20,8 +21,8 @@ use super::services::Services;
 use super::workloads::LocalityShape;
 use crate::http::Http;
 use crate::{
-    AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Role, Text,
-    Timeouts, UnknownDestination,
+    AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Role, TcpFallback,
+    Text, Timeouts, UnknownDestination,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -59,6 +60,7 @@ struct ListenerShape<'a> {
     protocol: Scalar<'a>,
     destination: Option<Scalar<'a>>,
     routes: Option<Scalar<'a>>,
+    tcp_fallback: Option<FallbackShape<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -248,11 +250,17 @@ impl NodeShape<'_> {
     /// Reports destinations that name a port which their service does not have.
     pub(super) fn check_destinations(&self, services: &Services, reading: &mut Reading) {
         for (index, shape) in self.listeners.iter().enumerate() {
-            let Some(Ok(Destination::Host { host, port })) = shape.destination.as_ref().map(|text| text.parse()) else {
-                continue;
-            };
             let listeners = SECTION.field("listeners");
-            services.check_port(listeners.item(index).field("destination"), &host, port, reading);
+            let path = listeners.item(index);
+            let mut check = |path: Path<'_>, text: Option<&Scalar<'_>>| {
+                if let Some(Ok(Destination::Host { host, port })) = text.map(|text| text.parse()) {
+                    services.check_port(path, &host, port, reading);
+                }
+            };
+            check(path.field("destination"), shape.destination.as_ref());
+            let fallback = path.field("tcp_fallback");
+            let of_fallback = shape.tcp_fallback.as_ref().map(|fallback| &fallback.destination);
+            check(fallback.field("destination"), of_fallback);
         }
     }
 }
@@ -302,6 +310,7 @@ impl ListenerShape<'_> {
     fn protocol(&self, path: Path<'_>, address: SocketAddr, reading: &mut Reading) -> Option<ListenerProtocol> {
         let protocol = reading.choice(path.field("protocol"), Some(&self.protocol), &PROTOCOLS)?;
         self.check_routes(path, protocol, reading);
+        let fallback = self.tcp_fallback(path, protocol, address, reading);
         let field = path.field("destination");
         match (protocol, &self.destination) {
             (Protocol::Fixed, Some(destination)) => {
@@ -311,6 +320,12 @@ impl ListenerShape<'_> {
             (Protocol::Fixed, None) => {
                 let remedy = "add for example `destination: 127.0.0.1:9001`, or use protocol socks5 or http-connect";
                 reading.report(field, "", "a fixed listener needs a destination", remedy);
+                None
+            }
+            (Protocol::Http, Some(destination)) => {
+                let remedy = "remove it, use `protocol: fixed`, or, for what is no HTTP, write `tcp_fallback: {destination: ADDRESS:PORT}`";
+                let problem = "the routes of an HTTP listener say where its requests go";
+                reading.report(field, destination, problem, remedy);
                 None
             }
             (_, Some(destination)) => {
@@ -327,8 +342,25 @@ impl ListenerShape<'_> {
             (Protocol::HttpConnect, None) => Some(ListenerProtocol::HttpConnect),
             (Protocol::Http, None) => Some(ListenerProtocol::Http {
                 routes: reading.text_or_empty(self.routes.as_ref()),
+                tcp_fallback: fallback,
             }),
         }
+    }
+
+    /// A fallback goes with HTTP.
+    fn tcp_fallback(
+        &self,
+        path: Path<'_>,
+        protocol: Protocol,
+        address: SocketAddr,
+        reading: &mut Reading,
+    ) -> Option<TcpFallback> {
+        let (shape, path) = (self.tcp_fallback.as_ref()?, path.field("tcp_fallback"));
+        if !matches!(protocol, Protocol::Http) {
+            let remedy = "remove it, or use `protocol: http`";
+            reading.report(path, "", "only HTTP listeners fall back to TCP", remedy);
+        }
+        shape.compile(path, address, reading)
     }
 
     /// Routes go with HTTP, and HTTP with routes.
@@ -354,7 +386,7 @@ fn is_reached_at(listener: SocketAddr, address: SocketAddr) -> bool {
     listener.port() == address.port() && here
 }
 
-fn fixed_destination(
+pub(super) fn fixed_destination(
     path: Path<'_>,
     value: &str,
     listens_on: SocketAddr,

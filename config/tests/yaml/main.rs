@@ -8,6 +8,7 @@
 use underpass_config::{Config, Problem};
 
 mod accepted;
+mod detours;
 mod http;
 mod mutated;
 mod rejected;

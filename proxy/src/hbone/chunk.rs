@@ -19,9 +19,14 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// How many bytes have been taken.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Acquire)
+    }
+
     /// Ready once `given` bytes have been taken.
     pub fn poll_taken(&self, given: u64, cx: &mut Context<'_>) -> Poll<()> {
-        let is_taken = || self.taken.load(Ordering::Acquire) >= given;
+        let is_taken = || self.taken() >= given;
         if is_taken() {
             return Poll::Ready(());
         }

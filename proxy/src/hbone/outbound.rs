@@ -1,8 +1,12 @@
-//! A pod's connection to a destination that is reached through a tunnel.
+//! A pod's connection to a destination that is reached through a tunnel; and the proxy's own, to an endpoint of HTTP.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use underpass_config::Config;
+use http::{Method, Request, Version};
+use underpass_certs::Lease;
+use underpass_config::http::UpstreamHbone;
+use underpass_config::{Config, NodeSettings};
 
 use super::connect::{self, Connect};
 use super::pool::{Dial, DialError, Key, OpenError, Origin};
@@ -72,25 +76,56 @@ impl Outbound<'_> {
     }
 
     fn dial(&self, via: &Via, config: &Config) -> Option<Dial> {
-        let identities = self.node.identities.as_ref()?;
-        let certificate = identities.of_pod(self.pod.cookie)?;
-        let timeouts = &config.node.timeouts;
-        Some(Dial {
-            key: Key {
-                pod: Some(self.pod.cookie),
-                client: certificate.slot().identity().clone(),
-                gateway: via.gateway,
-                expected: via.expected.clone(),
-            },
-            origin: Origin::Pod(self.pod.clone()),
-            certificate,
-            trust: identities.trust().clone(),
-            patience: (timeouts.connect, timeouts.handshake),
-            keepalive: config.node.keepalive,
-            hbone: config.node.hbone,
-            budget: self.node.flows.open_connections().tunnels().budget.clone(),
-        })
+        let certificate = self.node.identities.as_ref()?.of_pod(self.pod.cookie)?;
+        let key = Key {
+            pod: Some(self.pod.cookie),
+            client: certificate.slot().identity().clone(),
+            gateway: via.gateway,
+            expected: via.expected.clone(),
+        };
+        dial(self.node, key, Origin::Pod(self.pod.clone()), certificate, &config.node)
     }
+}
+
+/// None without identities.
+fn dial(node: &Node, key: Key, origin: Origin, certificate: Arc<Lease>, settings: &NodeSettings) -> Option<Dial> {
+    let timeouts = &settings.timeouts;
+    Some(Dial {
+        key,
+        origin,
+        certificate,
+        trust: node.identities.as_ref()?.trust().clone(),
+        patience: (timeouts.connect, timeouts.handshake),
+        keepalive: settings.keepalive,
+        hbone: settings.hbone,
+        budget: node.flows.open_connections().tunnels().budget.clone(),
+    })
+}
+
+/// Opens a tunnel to an endpoint of HTTP, as the proxy itself: many clients' requests go by it, so none of them is told of. The caller limits the time.
+///
+/// # Errors
+/// As [`Outbound::open`].
+pub async fn to_endpoint(
+    node: &Node,
+    hbone: &UpstreamHbone,
+    certificate: Arc<Lease>,
+    endpoint: SocketAddr,
+) -> Result<Tunnel, OpenError> {
+    let broken = |why: String| OpenError::Broken(why);
+    let key = Key {
+        pod: None,
+        client: hbone.client.clone(),
+        gateway: SocketAddr::new(endpoint.ip(), hbone.port),
+        expected: hbone.peers.clone(),
+    };
+    let settings = node.snapshot().config.node.clone();
+    let dial = dial(node, key, Origin::Host, certificate, &settings);
+    let dial = dial.ok_or_else(|| broken("the node has no identities".into()))?;
+    let request = Request::builder().method(Method::CONNECT).uri(endpoint.to_string());
+    let request = request.version(Version::HTTP_2).body(());
+    let request = request.map_err(|error| broken(error.to_string()))?;
+    node.tunnels.open(&dial, &request).await
 }
 
 impl From<OpenError> for NotOpened {

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::{Request, StatusCode};
 use underpass_config::Identity;
 
+pub use connection::Standing;
 pub use dial::{Dial, DialError, Origin};
 
 use super::tunnel::Tunnel;

@@ -15,6 +15,7 @@ use h2::{Reason, RecvStream, SendStream};
 
 use super::backlog::Backlog;
 use super::chunk::{Chunk, Progress};
+use super::pool::Standing;
 use super::streams::StreamPlace;
 use super::windows::Held;
 use crate::room::poll_room;
@@ -32,8 +33,8 @@ pub struct Tunnel {
     early: Backlog,
     /// Where the connection leads from and to, seen from here.
     pub connection: Ends,
-    /// Its place among the streams of a pooled connection.
-    _place: Option<StreamPlace>,
+    /// Its place among the streams of a pooled connection, and how that stands.
+    pooled: Option<(StreamPlace, Standing)>,
 }
 
 /// The two addresses of the TCP connection that carries a tunnel.
@@ -52,7 +53,7 @@ impl Tunnel {
         receive: RecvStream,
         connection: Ends,
         held: Held,
-        place: Option<StreamPlace>,
+        pooled: Option<(StreamPlace, Standing)>,
     ) -> Self {
         Self {
             send,
@@ -63,8 +64,18 @@ impl Tunnel {
             given: 0,
             ends_on_drop: false,
             connection,
-            _place: place,
+            pooled,
         }
+    }
+
+    /// How the pooled connection stands that it is a stream of.
+    pub fn standing(&self) -> Option<Standing> {
+        self.pooled.as_ref().map(|(_, standing)| standing.clone())
+    }
+
+    /// How many bytes were sent, and how many of them the connection has taken.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.given, self.progress.taken())
     }
 
     /// Reads what is there; `None` is the end of the stream.

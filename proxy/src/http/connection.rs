@@ -22,9 +22,10 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
-use underpass_config::{Decision, NodeSettings, Text};
+use underpass_config::{Decision, NodeSettings, TcpFallback, Text};
 
 use super::arriving::Arriving;
+use super::detection::detect;
 use super::exchange;
 use super::farewell::linger;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
@@ -125,8 +126,24 @@ impl Connection {
     }
 }
 
-/// Serves a client until it is gone. `routes` names the table that its requests are routed by.
-pub async fn serve(session: Session, downstream: Stream, routes: Text) {
+/// A connection that turned out to speak no HTTP: it has a destination as any other, which `early` is to be sent first.
+#[derive(Debug)]
+pub struct OfTcp {
+    /// Who opened it.
+    pub session: Session,
+    /// The client's socket.
+    pub downstream: Stream,
+    /// What has been read of it.
+    pub early: Vec<u8>,
+}
+
+/// Serves a client until it is gone. `routes` names the table that its requests are routed by. With a fallback, one that speaks no HTTP is given back.
+pub async fn serve(
+    session: Session,
+    downstream: Stream,
+    routes: Text,
+    fallback: Option<&TcpFallback>,
+) -> Option<OfTcp> {
     let settings = session.node.snapshot().config.node.clone();
     let admitted = (downstream.local_address().map_err(|_| Ending::DownstreamReset.into()))
         .and_then(|local| Ok((local, enter(&session, socket::canonical(local), &settings)?)));
@@ -134,8 +151,30 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         Ok(admitted) => admitted,
         Err(refused) => {
             socket::reset_on_close(&downstream);
-            return session.refuse(&refused);
+            session.refuse(&refused);
+            return None;
         }
+    };
+    let detected = match fallback {
+        None => None,
+        Some(fallback) => match detected(&session, &guard, &downstream, &settings, fallback).await {
+            Ok((Protocol::Neither, early)) => {
+                // It is entered anew, as what it is.
+                guard.abandon();
+                return Some(OfTcp {
+                    session,
+                    downstream,
+                    early,
+                });
+            }
+            Ok((protocol, early)) => Some((protocol, early.into())),
+            Err(refused) => {
+                guard.abandon();
+                socket::reset_on_close(&downstream);
+                session.refuse(&refused);
+                return None;
+            }
+        },
     };
     let socket = Arc::new(downstream);
     let connection = Arc::new(Connection {
@@ -157,7 +196,7 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
         moved: Arc::default(),
         settings: &settings,
     };
-    if let Err(ending) = serving.run().await {
+    if let Err(ending) = serving.run(detected).await {
         tracing::debug!(peer = %connection.session.source.address(), %ending, "an HTTP connection was ended");
         socket::reset_on_close(&*socket);
     }
@@ -166,6 +205,46 @@ pub async fn serve(session: Session, downstream: Stream, routes: Text) {
     drop(unfinished);
     connection.permits.forget();
     guard.abandon();
+    None
+}
+
+/// What a client of a listener with a fallback speaks, and what was read to find out. It is in the table meanwhile, and ended as others are.
+async fn detected(
+    session: &Session,
+    guard: &FlowGuard,
+    downstream: &Stream,
+    settings: &NodeSettings,
+    fallback: &TcpFallback,
+) -> Result<(Protocol, Vec<u8>), Refused> {
+    let drained = async {
+        match fallback.detection_timeout.is_zero() {
+            true => {
+                session.node.drain_started().await;
+                tokio::time::sleep(last_word(settings)).await;
+            }
+            // It will not be long until it is clear.
+            false => std::future::pending().await,
+        }
+    };
+    let flow = guard.flow();
+    let ending = tokio::select! {
+        biased;
+        ending = flow.ended() => ending,
+        detected = detect(downstream, fallback, &settings.timeouts) => match detected {
+            Ok(detected) => return Ok(detected),
+            Err(ending) => ending,
+        },
+        () = drained => Ending::Drained,
+    };
+    Err(Refused {
+        detail: flow.denial().map(|denial| denial.why.to_string()),
+        ..ending.into()
+    })
+}
+
+/// How long a client that has asked for nothing is waited for when the node drains.
+fn last_word(settings: &NodeSettings) -> Duration {
+    LAST_WORD.min(settings.timeouts.drain / 2)
 }
 
 /// Judges a connection to where it came to, and enters it in the table.
@@ -283,13 +362,18 @@ impl Codec for Streams {
 }
 
 impl Serving<'_> {
-    /// Serves it to its end.
+    /// Serves it to its end. `detected`: what it speaks, and what was read of it, where that is known.
     ///
     /// # Errors
     /// When it is to be reset.
-    async fn run(&self) -> Result<(), Ending> {
+    async fn run(&self, detected: Option<(Protocol, Bytes)>) -> Result<(), Ending> {
         let timeouts = &self.settings.timeouts;
-        let sniffing = sniff(self.socket, timeouts.idle, timeouts.handshake);
+        let sniffing = async {
+            match detected {
+                Some(detected) => Some(detected),
+                None => sniff(self.socket, timeouts.idle, timeouts.handshake).await,
+            }
+        };
         let sniffed = tokio::select! {
             biased;
             ending = self.ended() => return Err(ending),
@@ -431,7 +515,7 @@ impl Serving<'_> {
 
     /// Resolves when the node drains and the client has asked for nothing for a while.
     async fn drained_in_silence(&self) {
-        let (connection, patience) = (self.connection, LAST_WORD.min(self.settings.timeouts.drain / 2));
+        let (connection, patience) = (self.connection, last_word(self.settings));
         connection.session.node.drain_started().await;
         let mut before = connection.ended.load(Ordering::Relaxed);
         loop {

@@ -275,7 +275,7 @@ impl Job<'_> {
                 ));
             };
             let address = endpoint.settings.address;
-            let permit = self.connection.permits.ask(&self.connection.session, address);
+            let permit = (self.connection.permits).ask(&self.connection.session, address, self.is_by_hbone());
             holds.permit = Some(permit.map_err(|denied| {
                 let details = format!("policy: {}", denied.why);
                 let text = "RBAC: access denied";
@@ -389,6 +389,11 @@ impl Job<'_> {
             },
             speaks: self.speaks(),
         }
+    }
+
+    /// Whether its endpoints are reached through tunnels.
+    pub(super) fn is_by_hbone(&self) -> bool {
+        self.cluster.settings.transport.hbone.is_some()
     }
 
     fn speaks(&self) -> Speaks {

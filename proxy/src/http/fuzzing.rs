@@ -24,7 +24,7 @@ use super::forward::status_of_grpc;
 use super::intake::{CLAIMS, Intake, MAX_HEADERS, WISHES, check_framing};
 use super::switch::Switch;
 use super::upload::Upload;
-use super::{hygiene, sniff};
+use super::{detection, hygiene, sniff};
 pub use conversation::http1;
 
 /// What requests are routed by: each kind of match, of rewrite and of hash policy.
@@ -327,6 +327,9 @@ pub fn http_sniff(bytes: &[u8]) -> bool {
         let mut request = httparse::Request::new(&mut room);
         assert!(request.parse(bytes).is_err(), "a request is answered as one");
     }
+    // What shows itself as HTTP where it has to, is HTTP where it need not.
+    let seen = detection::Inspector::default().take(bytes);
+    assert!(matches!(seen, None | Some(sniff::Protocol::Neither)) || seen == decided);
     decided.is_some()
 }
 

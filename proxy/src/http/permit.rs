@@ -74,21 +74,27 @@ impl Permits {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks policy for a way from the session's client to an endpoint.
+    /// Asks policy for a way from the session's client to an endpoint, perhaps `by_hbone`.
     ///
     /// # Errors
     /// When it is denied.
-    pub fn ask(&self, session: &Session, address: SocketAddr) -> Result<Permit, Denied> {
+    pub fn ask(&self, session: &Session, address: SocketAddr, by_hbone: bool) -> Result<Permit, Denied> {
         loop {
             let snapshot = session.node.snapshot();
-            if let Some(answer) = self.ask_by(session, &snapshot, address) {
+            if let Some(answer) = self.ask_by(session, &snapshot, address, by_hbone) {
                 return answer;
             }
         }
     }
 
     /// By one snapshot; nothing if another has taken its place meanwhile.
-    fn ask_by(&self, session: &Session, snapshot: &Snapshot, address: SocketAddr) -> Option<Result<Permit, Denied>> {
+    fn ask_by(
+        &self,
+        session: &Session,
+        snapshot: &Snapshot,
+        address: SocketAddr,
+        by_hbone: bool,
+    ) -> Option<Result<Permit, Denied>> {
         let config = &snapshot.config;
         let network = &config.node.network;
         let destination = match session.node.pods.at(address.ip()) {
@@ -110,6 +116,12 @@ impl Permits {
                 workload => workload,
             },
         };
+        let tunnel = destination.and_then(|workload| workload.application_tunnel.as_ref());
+        if !by_hbone && tunnel.is_some_and(|tunnel| tunnel.proxy_protocol) {
+            // As in `upstream`: it would take the client's words for its proxy's. Where HBONE leads, the proxy there writes them.
+            let why = "it is told who its client is (PROXY protocol), and is reached over HBONE only";
+            return Some(Err(Denied { why: why.into() }));
+        }
         let is_known = |granted: &&Granted| granted.address == address && granted.generation == snapshot.generation;
         if let Some(granted) = self.granted().iter().find(is_known) {
             return Some(Ok(Permit(granted.users.clone())));
@@ -126,14 +138,6 @@ impl Permits {
     ) -> Option<Result<Permit, Denied>> {
         let config = &snapshot.config;
         let source = session.source.refreshed(&config.mesh, &config.node);
-        if destination
-            .and_then(|workload| workload.application_tunnel.as_ref())
-            .is_some_and(|tunnel| tunnel.proxy_protocol)
-        {
-            // As in `upstream`: it would take the client's words for its proxy's.
-            let why = "it is told who its client is (PROXY protocol), and is reached over HBONE only";
-            return Some(Err(Denied { why: why.into() }));
-        }
         let verdict = judge(config, &source, address, destination.map(|workload| &**workload));
         let policy = match verdict.decision {
             Decision::Allow { policy } => policy,

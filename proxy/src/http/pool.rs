@@ -7,7 +7,7 @@
 //! * [`http2`]: a request goes to the connection with the fewest of them, and when all have as many as they may, to a new one: no endpoint is
 //!   reached over one hot connection.
 //! * [`alone`]: a tunnel by HTTP/2 has a connection of its own.
-//! * [`stream`], [`originations`]: what a codec speaks by; the TLS of clusters.
+//! * [`stream`], [`tunnelled`], [`originations`], [`leases`]: what a codec speaks by; the TLS of clusters, and the certificates of their tunnels.
 //!
 //! A connection belongs to a [`Key`]: nothing that was asked of it, or told by it, at its beginning is another's.
 
@@ -15,11 +15,13 @@ pub mod alone;
 pub mod dial;
 pub mod http1;
 pub mod http2;
+pub mod leases;
 pub mod originations;
 pub mod slots;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+mod tunnelled;
 mod waiting;
 
 use std::net::SocketAddr;
@@ -36,6 +38,7 @@ pub use dial::NotConnected;
 use dial::{Dial, Opened};
 use http1::{Carrier, Codec, Idle};
 use http2::{Given, Group, Place};
+use leases::Leases;
 use originations::Originations;
 use slots::Queues;
 use waiting::{Groups, Handing, Waiting};
@@ -63,6 +66,8 @@ pub struct Pools {
     pub queues: Queues,
     /// The TLS of clusters.
     pub originations: Originations,
+    /// The certificates of their tunnels.
+    pub leases: Leases,
 }
 
 #[derive(Debug, Default)]
@@ -152,6 +157,7 @@ impl Pools {
             idle: AtomicU32::new(idle),
             queues: Queues::default(),
             originations: Originations::default(),
+            leases: Leases::default(),
         }
     }
 

@@ -10,6 +10,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::pool::slots::{Queue, Slot};
+use crate::hbone::pool::Standing;
 use crate::socket;
 use crate::stream::Stream;
 
@@ -32,6 +33,11 @@ impl Moved {
         self.read.fetch_add(length as u64, Ordering::Relaxed);
     }
 
+    /// Notes that it was sent so many more.
+    pub fn count_written(&self, length: usize) {
+        self.written.fetch_add(length as u64, Ordering::Relaxed);
+    }
+
     /// Whether something waits to be written that the peer has no room for.
     pub fn is_stuck(&self) -> bool {
         self.is_stuck.load(Ordering::Relaxed)
@@ -49,6 +55,8 @@ pub struct Pulse {
     socket: Weak<Stream>,
     moved: Arc<Moved>,
     queue: Option<Arc<Queue>>,
+    /// How the connection below stands, where it is a tunnel's.
+    standing: Option<Standing>,
 }
 
 /// A socket that is to be asked about later, whatever its codec does with it meanwhile.
@@ -59,6 +67,21 @@ pub struct Kept {
 }
 
 impl Pulse {
+    /// That of a tunnel, which has no socket of its own.
+    pub fn of_tunnel(moved: Arc<Moved>, queue: Arc<Queue>, standing: Option<Standing>) -> Self {
+        Self {
+            socket: Weak::new(),
+            moved,
+            queue: Some(queue),
+            standing,
+        }
+    }
+
+    /// Whether what is below may carry another request: a tunnel's connection whose peer goes, or whose certificates no longer stand, may not.
+    pub fn is_good(&self) -> bool {
+        self.standing.as_ref().is_none_or(Standing::is_good)
+    }
+
     /// Whether somebody waits for a connection of its cluster to go.
     pub fn is_wanted(&self) -> bool {
         self.queue.as_ref().is_some_and(|queue| queue.is_waited_in())
@@ -172,6 +195,7 @@ impl Wire {
             socket: Arc::downgrade(&self.socket),
             moved: self.moved.clone(),
             queue: self.slot.as_ref().map(Slot::queue),
+            standing: None,
         }
     }
 
@@ -211,7 +235,7 @@ impl Wire {
             self.moved.is_stuck.store(written.is_pending(), Ordering::Relaxed);
         }
         let length = ready!(written)?;
-        self.moved.written.fetch_add(length as u64, Ordering::Relaxed);
+        self.moved.count_written(length);
         Poll::Ready(Ok(length))
     }
 }

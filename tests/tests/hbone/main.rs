@@ -3,6 +3,7 @@
 
 mod envoy;
 mod exactness;
+mod http;
 mod interop;
 mod nodes;
 mod place;

@@ -9,6 +9,8 @@ use underpass_tests::{Authority, Config, Need, Proxy, available};
 pub(crate) const PORT: u16 = 8080;
 /// A virtual address of the service `shop/web`.
 pub(crate) const VIP: &str = "10.96.0.10:80";
+/// As whom the near node's proxy itself opens tunnels.
+pub(crate) const GATEWAY: &str = "shop/gateway";
 /// Guards a workload that names it: only the account `shop/client` may connect.
 pub(crate) const ONLY_CLIENT: &str = "scope: WORKLOAD_SELECTOR, action: ALLOW, \
      groups: [{rules: [{matches: [{principals: [cluster.local/ns/shop/sa/client]}]}]}]";
@@ -84,6 +86,14 @@ impl Hosts {
 impl Place {
     /// Two nodes with the mesh that `mesh` makes, whose pods are captured; none if this machine can't have them.
     pub(crate) fn start(mesh: impl Fn(&Hosts) -> Config) -> Option<Self> {
+        Self::start_with(mesh, |config, _| config)
+    }
+
+    /// As [`Place::start`], where the near node's configuration is what `near_config` makes of the mesh.
+    pub(crate) fn start_with(
+        mesh: impl Fn(&Hosts) -> Config,
+        near_config: impl Fn(Config, &Hosts) -> Config,
+    ) -> Option<Self> {
         if !available(&[Need::Capture]) {
             return None;
         }
@@ -97,13 +107,11 @@ impl Place {
             envoy: far.pod("shop/envoy-1"),
             authority,
         };
-        let of_clients = hosts.authority.identities(&["shop/client", "else/other"]);
+        let of_clients = hosts.authority.identities(&["shop/client", "else/other", GATEWAY]);
         let of_server = hosts.authority.identities(&["shop/web"]);
-        let side = |node: CaptureNode, identities: &str| {
+        let side = |node: CaptureNode, identities: &str, mesh: Config| {
             let agent = node.start_agent();
-            let config = mesh(&hosts)
-                .node_name(node.name())
-                .node(format!("identities: {identities}"));
+            let config = mesh.node_name(node.name()).node(format!("identities: {identities}"));
             let proxy = node.start_proxy(&config);
             Side {
                 proxy,
@@ -111,7 +119,8 @@ impl Place {
                 _agent: agent,
             }
         };
-        let (near, far) = (side(near, &of_clients), side(far, &of_server));
+        let near = side(near, &of_clients, near_config(mesh(&hosts), &hosts));
+        let far = side(far, &of_server, mesh(&hosts));
         let Hosts {
             client,
             other,

@@ -10,6 +10,7 @@ mod differential;
 mod endpoint;
 mod envoy;
 mod examples;
+mod fallback;
 mod fractions;
 mod grpc;
 mod grpc_interop;

@@ -13,15 +13,16 @@ use super::super::scalar::{Scalar, ScalarOr};
 use super::balancing::{
     BalancingFields, MaglevShape, PeakEwmaShape, RingHashShape, SlowStartShape, SubsetsShape, labels,
 };
+use super::hbone::TunnelShape;
 use super::outliers::OutliersShape;
 use super::times::limit;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
-use crate::Text;
 use crate::http::{
     Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsFamily, DnsKind, EndpointSettings, HttpBalancing, Labels,
     NamedEndpoint, Retries, Transport, UpstreamProtocol,
 };
 use crate::settings::is_hostname;
+use crate::{NodeSettings, Text};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +48,7 @@ pub(super) struct ClusterShape<'a> {
     #[serde(default)]
     limits: BreakersShape<'a>,
     dns: Option<DnsShape<'a>>,
+    hbone: Option<TunnelShape<'a>>,
     tls: Option<TlsShape<'a>>,
     proxy_protocol: Option<Scalar<'a>>,
     #[serde(default)]
@@ -202,12 +204,19 @@ impl ClusterShape<'_> {
             );
         }
         Transport {
+            hbone: (self.hbone.as_ref()).and_then(|hbone| hbone.compile(path.field("hbone"), reading)),
             tls: (self.tls.as_ref()).map(|tls| tls.compile(path.field("tls"), reading)),
             proxy_protocol: reading.choice(
                 path.field("proxy_protocol"),
                 self.proxy_protocol.as_ref(),
                 &PROXY_PROTOCOLS,
             ),
+        }
+    }
+
+    pub(super) fn check_identity(&self, path: Path<'_>, node: &NodeSettings, reading: &mut Reading) {
+        if let Some(hbone) = &self.hbone {
+            hbone.check(path.field("hbone"), node, reading);
         }
     }
 

@@ -43,6 +43,24 @@ pub(super) struct Shared {
     has_answered: AtomicBool,
 }
 
+/// Whether a connection is as good as when its streams were opened.
+#[derive(Clone, Debug)]
+pub struct Standing(Arc<Shared>);
+
+impl Standing {
+    /// Whether another stream could be opened on it. If not, whoever has one and is to begin something new does so on another connection: the peer is going, or
+    /// a certificate no longer stands.
+    pub fn is_good(&self) -> bool {
+        !self.0.is_closing()
+    }
+}
+
+impl Shared {
+    fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire) || self.credentials.check().is_err()
+    }
+}
+
 /// A stream's place on a connection, before the stream is opened.
 pub(super) struct Opening {
     sender: SendRequest<Chunk>,
@@ -91,7 +109,7 @@ impl Pooled {
 
     /// Whether no stream may be opened on it any more. Those that it has go on.
     pub(super) fn is_closing(&self) -> bool {
-        self.shared.is_closing.load(Ordering::Acquire) || self.shared.credentials.check().is_err()
+        self.shared.is_closing()
     }
 
     pub(super) fn streams(&self) -> usize {
@@ -151,7 +169,8 @@ impl Opening {
         match answer {
             Ok(response) if response.status() == StatusCode::OK => {
                 let held = Held::new(shared.window.clone());
-                Ok(Tunnel::new(send, response.into_body(), ends, held, Some(place)))
+                let pooled = Some((place, Standing(shared.clone())));
+                Ok(Tunnel::new(send, response.into_body(), ends, held, pooled))
             }
             Ok(response) => Err(RequestError::Refused(response.status())),
             Err(error) if error.is_go_away() || error.is_io() => Err(broken(error)),
@@ -233,7 +252,6 @@ async fn given_up(shared: &Shared, settings: &HboneSettings, origin: &Origin) {
     let pod_is_gone = async {
         match origin {
             Origin::Pod(pod) => pod.removed().await,
-            #[cfg(test)]
             Origin::Host => std::future::pending().await,
         }
     };

@@ -1,4 +1,4 @@
-//! How a connection is made: a socket of the client pod's namespace, TLS with its certificate, HTTP/2.
+//! How a connection is made: a socket of the client pod's namespace, or of ours, TLS with the client's certificate, HTTP/2.
 
 use std::io;
 use std::net::SocketAddr;
@@ -49,8 +49,7 @@ pub struct Dial {
 pub enum Origin {
     /// A pod's network namespace.
     Pod(Arc<Pod>),
-    /// The proxy's own, in tests.
-    #[cfg(test)]
+    /// The proxy's own.
     Host,
 }
 
@@ -134,7 +133,6 @@ impl Dial {
         let gateway = self.key.gateway;
         let socket: OwnedFd = match &self.origin {
             Origin::Pod(pod) => pod.sockets.take(Family::of(gateway.ip())).await?,
-            #[cfg(test)]
             Origin::Host => socket::tcp_socket(gateway)?,
         };
         socket::set_keepalive(&socket, &self.keepalive)?;

@@ -1,4 +1,4 @@
-//! A new connection to an endpoint: TCP, the PROXY protocol's header, TLS, the codec. All of it within the cluster's `connect_timeout`.
+//! A new connection to an endpoint: TCP or a tunnel, the PROXY protocol's header, TLS, the codec. All of it within the cluster's `connect_timeout`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,14 +7,18 @@ use std::sync::Arc;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use underpass_certs::OriginationError;
-use underpass_config::http::{Cluster, ProxyProtocol};
+use underpass_config::http::{Cluster, ProxyProtocol, UpstreamHbone};
 
 use super::http1::{Carrier, Codec};
 use super::http2::{self, Shared};
 use super::slots::Slot;
-use super::stream::Stream;
+use super::stream::{Carried, Stream};
+use super::tunnelled::Tunnelled;
 use super::{Key, Speaks};
+use crate::hbone::outbound::to_endpoint;
+use crate::hbone::pool::{DialError, OpenError};
 use crate::hbone::proxy_protocol;
 use crate::http::intake::MAX_HEADERS;
 use crate::http::upload::Attempt;
@@ -45,6 +49,18 @@ impl From<io::Error> for NotConnected {
 impl From<OriginationError> for NotConnected {
     fn from(error: OriginationError) -> Self {
         Self::Untrusted(error.to_string().into())
+    }
+}
+
+impl From<OpenError> for NotConnected {
+    fn from(error: OpenError) -> Self {
+        let why = error.to_string().into();
+        match error {
+            OpenError::Dial(DialError::Timeout(_)) => Self::TimedOut,
+            // The proxy there is not who it has to be, or does not want us.
+            OpenError::Dial(DialError::Handshake { .. }) => Self::Untrusted(why),
+            OpenError::Dial(_) | OpenError::Refused(_) | OpenError::Broken(_) => Self::Failed(why),
+        }
     }
 }
 
@@ -106,14 +122,19 @@ impl Dial {
     }
 
     async fn connect(&self, slot: Slot) -> Result<Stream, NotConnected> {
-        let socket = self.tcp().await?;
+        let mut carried = match &self.key.transport.hbone {
+            Some(hbone) => self.tunnel(hbone, slot).await?,
+            None => {
+                let socket = Arc::new(self.tcp().await?);
+                Carried::Socket(Wire::new(socket, Default::default(), Arc::<Moved>::default()).holding(slot))
+            }
+        };
         if let (Some(version), Some((client, asked))) = (self.key.transport.proxy_protocol, self.key.client) {
-            socket.send_all(&header(version, client, asked)).await?;
+            carried.write_all(&header(version, client, asked)).await?;
         }
-        let wire = Wire::new(Arc::new(socket), Default::default(), Arc::<Moved>::default()).holding(slot);
         let origination = self.node.http.originations.of(&self.key.transport)?;
         let Some(origination) = origination else {
-            return Ok(Stream::Plain(wire));
+            return Ok(Stream::Plain(carried));
         };
         let name = self.key.server_name.as_deref().unwrap_or_default();
         let alpn: &[&[u8]] = match self.speaks {
@@ -122,8 +143,18 @@ impl Dial {
             Speaks::Negotiated => &[b"h2", b"http/1.1"],
         };
         let alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        let tls = origination.connect(wire, name, self.key.address.ip(), alpn).await?;
+        let tls = origination.connect(carried, name, self.key.address.ip(), alpn).await?;
         Ok(Stream::Tls(Box::new(tls)))
+    }
+
+    /// A tunnel of HBONE to the endpoint. The connection below is anybody's that is opened as the same client to the same peers.
+    async fn tunnel(&self, hbone: &UpstreamHbone, slot: Slot) -> Result<Carried, NotConnected> {
+        let lease = self.node.http.leases.of(&hbone.client).ok_or_else(|| {
+            let why = format!("there is no certificate to open a tunnel as {} with", hbone.client);
+            NotConnected::Failed(why.into())
+        })?;
+        let tunnel = to_endpoint(&self.node, hbone, lease, self.key.address).await?;
+        Ok(Carried::Tunnel(Box::new(Tunnelled::new(tunnel, slot))))
     }
 
     async fn tcp(&self) -> io::Result<stream::Stream> {
@@ -159,7 +190,9 @@ fn header(version: ProxyProtocol, client: SocketAddr, asked: SocketAddr) -> Vec<
 /// When the stream breaks.
 pub async fn open_http1(mut stream: Stream) -> Result<Carrier, NotConnected> {
     let pulse = stream.pulse();
-    stream.wire_mut().hear_out();
+    if let Some(wire) = stream.wire_mut() {
+        wire.hear_out();
+    }
     let mut builder = http1::Builder::new();
     builder.max_headers(MAX_HEADERS);
     let opened = builder.handshake::<_, Attempt>(TokioIo::new(stream)).await;

@@ -100,6 +100,7 @@ impl Carrier {
     pub fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
         let limits = &cluster.connections;
         !self.sender.is_closed()
+            && self.pulse.is_good()
             && self.served < limits.requests
             && limits.lifetime.is_none_or(|lifetime| self.born.elapsed() < lifetime)
     }
@@ -145,6 +146,7 @@ impl Idle {
     /// Whether it is neither closed, nor has waited or lived too long.
     pub fn is_alive(&self) -> bool {
         !self.carrier.sender.is_closed()
+            && self.carrier.pulse.is_good()
             && self.since.elapsed() < self.idle_timeout
             && self.ends_at.is_none_or(|end| Instant::now() < end)
     }

@@ -1,4 +1,4 @@
-//! What a codec speaks by to an endpoint: a socket, or TLS over one.
+//! What a codec speaks by to an endpoint: a socket or a tunnel, or TLS over one of them.
 
 use std::io;
 use std::pin::Pin;
@@ -8,16 +8,27 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
+use super::tunnelled::Tunnelled;
 use crate::http::wire::{Pulse, Wire};
+use crate::socket::{self, Delivery};
 use crate::stream::Stream as Socket;
 
 /// A connection to an endpoint, below its codec.
 #[derive(Debug)]
 pub enum Stream {
     /// In the clear.
-    Plain(Wire),
+    Plain(Carried),
     /// By TLS.
-    Tls(Box<TlsStream<Wire>>),
+    Tls(Box<TlsStream<Carried>>),
+}
+
+/// What carries it.
+#[derive(Debug)]
+pub enum Carried {
+    /// A socket.
+    Socket(Wire),
+    /// A stream of HBONE.
+    Tunnel(Box<Tunnelled>),
 }
 
 impl Stream {
@@ -29,27 +40,65 @@ impl Stream {
         }
     }
 
-    /// Its socket.
-    pub fn socket(&self) -> &Arc<Socket> {
+    fn carried(&self) -> &Carried {
         match self {
-            Self::Plain(wire) => wire.socket(),
-            Self::Tls(tls) => tls.get_ref().0.socket(),
+            Self::Plain(carried) => carried,
+            Self::Tls(tls) => tls.get_ref().0,
         }
     }
 
-    /// What is below it.
-    pub fn wire_mut(&mut self) -> &mut Wire {
+    fn carried_mut(&mut self) -> &mut Carried {
         match self {
-            Self::Plain(wire) => wire,
+            Self::Plain(carried) => carried,
             Self::Tls(tls) => tls.get_mut().0,
         }
     }
 
-    /// What tells of its socket.
+    /// What speaks on its socket, if it has one of its own.
+    pub fn wire_mut(&mut self) -> Option<&mut Wire> {
+        match self.carried_mut() {
+            Carried::Socket(wire) => Some(wire),
+            Carried::Tunnel(_) => None,
+        }
+    }
+
+    /// Its socket, if it has one of its own.
+    pub fn socket(&self) -> Option<&Arc<Socket>> {
+        match self.carried() {
+            Carried::Socket(wire) => Some(wire.socket()),
+            Carried::Tunnel(_) => None,
+        }
+    }
+
+    /// What tells of it.
     pub fn pulse(&self) -> Pulse {
-        match self {
-            Self::Plain(wire) => wire.pulse(),
-            Self::Tls(tls) => tls.get_ref().0.pulse(),
+        match self.carried() {
+            Carried::Socket(wire) => wire.pulse(),
+            Carried::Tunnel(tunnel) => tunnel.pulse(),
+        }
+    }
+
+    /// How far what was written has come.
+    pub fn delivery(&self) -> Delivery {
+        match self.carried() {
+            Carried::Socket(wire) => socket::delivery(&**wire.socket()),
+            Carried::Tunnel(tunnel) => tunnel.delivery(),
+        }
+    }
+
+    /// Ready when a tunnel was reset, or is gone, whether or not anybody reads it. A socket tells by itself.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.carried_mut() {
+            Carried::Socket(_) => Poll::Pending,
+            Carried::Tunnel(tunnel) => tunnel.poll_gone(cx),
+        }
+    }
+
+    /// Has it be reset when it is dropped.
+    pub fn reset_on_drop(&mut self) {
+        match self.carried_mut() {
+            Carried::Socket(wire) => socket::reset_on_close(&**wire.socket()),
+            Carried::Tunnel(tunnel) => tunnel.reset_on_drop(),
         }
     }
 }
@@ -57,7 +106,7 @@ impl Stream {
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(wire) => Pin::new(wire).poll_read(cx, buf),
+            Self::Plain(carried) => Pin::new(carried).poll_read(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
     }
@@ -66,7 +115,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(wire) => Pin::new(wire).poll_write(cx, buf),
+            Self::Plain(carried) => Pin::new(carried).poll_write(cx, buf),
             Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
     }
@@ -77,29 +126,79 @@ impl AsyncWrite for Stream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut *self {
-            Self::Plain(wire) => Pin::new(wire).poll_write_vectored(cx, bufs),
+            Self::Plain(carried) => Pin::new(carried).poll_write_vectored(cx, bufs),
             Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(wire) => wire.is_write_vectored(),
+            Self::Plain(carried) => carried.is_write_vectored(),
             Self::Tls(tls) => tls.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(wire) => Pin::new(wire).poll_flush(cx),
+            Self::Plain(carried) => Pin::new(carried).poll_flush(cx),
             Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(wire) => Pin::new(wire).poll_shutdown(cx),
+            Self::Plain(carried) => Pin::new(carried).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for Carried {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Socket(wire) => Pin::new(wire).poll_read(cx, buf),
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Carried {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Socket(wire) => Pin::new(wire).poll_write(cx, buf),
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Socket(wire) => Pin::new(wire).poll_write_vectored(cx, bufs),
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Socket(wire) => wire.is_write_vectored(),
+            Self::Tunnel(tunnel) => tunnel.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Socket(wire) => Pin::new(wire).poll_flush(cx),
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Socket(wire) => Pin::new(wire).poll_shutdown(cx),
+            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
         }
     }
 }

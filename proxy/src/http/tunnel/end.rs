@@ -15,10 +15,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::FAREWELL;
-use crate::http::pool::stream::Stream;
+use crate::http::pool::stream::{Carried, Stream};
 use crate::http::wire::Wire;
 use crate::room::poll_room;
-use crate::socket;
 use crate::stream::Stream as Socket;
 
 /// What is read at once of a connection, in bytes.
@@ -103,7 +102,7 @@ impl End {
     pub fn of_client(upgraded: Upgraded) -> io::Result<Self> {
         let parts = upgraded.downcast::<TokioIo<Wire>>().map_err(|_| unknown())?;
         Ok(Self::new(Kind::Connection {
-            stream: Stream::Plain(parts.io.into_inner()),
+            stream: Stream::Plain(Carried::Socket(parts.io.into_inner())),
             early: parts.read_buf,
         }))
     }
@@ -115,7 +114,9 @@ impl End {
     pub fn of_endpoint(upgraded: Upgraded) -> io::Result<Self> {
         let parts = upgraded.downcast::<TokioIo<Stream>>().map_err(|_| unknown())?;
         let mut stream = parts.io.into_inner();
-        stream.wire_mut().hear_no_more();
+        if let Some(wire) = stream.wire_mut() {
+            wire.hear_no_more();
+        }
         Ok(Self::new(Kind::Connection {
             stream,
             early: parts.read_buf,
@@ -125,7 +126,7 @@ impl End {
     /// The socket below, if it is this end's own.
     pub(super) fn socket(&self) -> Option<Arc<Socket>> {
         match &self.kind {
-            Kind::Connection { stream, .. } => Some(stream.socket().clone()),
+            Kind::Connection { stream, .. } => stream.socket().cloned(),
             Kind::Stream { .. } => None,
         }
     }
@@ -205,7 +206,7 @@ impl End {
         loop {
             let left = match &self.kind {
                 Kind::Connection { stream, .. } => {
-                    let delivery = socket::delivery(&**stream.socket());
+                    let delivery = stream.delivery();
                     (!delivery.is_all).then_some(delivery.taken)
                 }
                 // Behind what the codec has written comes the reset.
@@ -227,8 +228,8 @@ impl End {
     /// Ready when the peer has reset its stream, or the connection below is gone; also while nothing is read.
     pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.kind {
-            // `reset` tells.
-            Kind::Connection { .. } => Poll::Pending,
+            // Of a socket, `reset` tells.
+            Kind::Connection { stream, .. } => stream.poll_gone(cx),
             Kind::Stream { send, .. } => send.poll_reset(cx).map(drop),
         }
     }
@@ -240,7 +241,7 @@ impl Drop for End {
             return;
         }
         match &mut self.kind {
-            Kind::Connection { stream, .. } => socket::reset_on_close(&**stream.socket()),
+            Kind::Connection { stream, .. } => stream.reset_on_drop(),
             Kind::Stream { send, .. } => send.send_reset(self.reason),
         }
     }

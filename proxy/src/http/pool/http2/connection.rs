@@ -71,7 +71,9 @@ pub(super) struct SharedState {
 /// When the stream breaks.
 pub async fn open(mut stream: Stream, settings: &ConnectionSettings, allowed: u32) -> Result<Shared, h2::Error> {
     let pulse = stream.pulse();
-    stream.wire_mut().end_a_turn_later();
+    if let Some(wire) = stream.wire_mut() {
+        wire.end_a_turn_later();
+    }
     let mut builder = client::Builder::new();
     builder
         .initial_max_send_streams(allowed as usize)
@@ -209,6 +211,7 @@ impl Shared {
     pub fn may_go_on(&self, cluster: &ClusterSettings) -> bool {
         let limits = &cluster.connections;
         !self.is_closed()
+            && self.0.pulse.is_good()
             && !self.0.is_leaving.load(Ordering::Relaxed)
             && self.0.served.load(Ordering::Relaxed) < limits.requests
             && limits.lifetime.is_none_or(|lifetime| self.0.born.elapsed() < lifetime)
