@@ -83,6 +83,7 @@ impl Family {
 
 /// Which cores the three parties get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::enum_variant_names)] // Each is a placement on cores.
 pub(crate) enum Placement {
     /// Client on the first core, server on the second, the proxy free to use both: a node as it is run.
     CrossCore,

@@ -234,7 +234,7 @@ mod tests {
     use std::thread;
     use std::time::{Duration, SystemTime};
 
-    use underpass_config::Config;
+    use underpass_config::NodeSettings;
 
     use super::*;
     use crate::flow_table::FlowTable;
@@ -242,7 +242,7 @@ mod tests {
 
     /// Permits to `count` endpoints that have been looked at.
     fn granted(count: u16) -> Permits {
-        let (table, config) = (Arc::new(FlowTable::new(1)), Config::default());
+        let (table, settings) = (Arc::new(FlowTable::new(1)), NodeSettings::default());
         let source = Source::unidentified(([127, 0, 0, 1], 1000).into());
         let permits = Permits::default();
         for port in 1..=count {
@@ -258,7 +258,7 @@ mod tests {
                 tunnel: None,
                 is_judged_elsewhere: false,
             };
-            let ends = PathEnds::new(None, None, None, &config.node);
+            let ends = PathEnds::new(None, None, None, &settings);
             permits.grant(address, 0, table.watch(0, ends, facts, SystemTime::now()));
             permits.bell.wake_by_ref();
         }

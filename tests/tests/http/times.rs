@@ -175,7 +175,9 @@ fn tunnel(forward: &str, cluster: &str, told: &str) {
     let lines = "x-do: websocket\r\nconnection: upgrade\r\nupgrade: websocket\r\n";
     client.send(get("/web/", lines).as_bytes());
     assert_eq!(client.answer(false).status, 101);
+    let began = Instant::now();
     loop {
+        assert!(began.elapsed() < wait::soon(), "it goes on");
         client.send(b"x");
         match client.bytes(1) {
             Some(echoed) => assert_eq!(echoed, b"x"),

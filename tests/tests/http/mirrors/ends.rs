@@ -75,6 +75,7 @@ fn a_request_whose_time_is_over_in_a_faults_delay_is_not_copied() {
     }
     soon("/web/soon", 2);
     assert_eq!(paths(), ["GET /web/soon HTTP/1.1"; 2]);
+    assert_eq!(scene.count("timed_out"), 0, "copies were begun");
     let of_none = r#""upstream_host":"-""#;
     wait::eventually(wait::SOON, "they are logged", || scene.place.logged(of_none) == 5);
 }

@@ -26,14 +26,15 @@ fn read_head(stream: &mut impl BufRead) -> io::Result<()> {
     Ok(())
 }
 
-/// Answers 503 after the beginning, and reads on for ever.
-fn refuse_early(stream: TcpStream, answered: &Sender<()>) -> io::Result<()> {
+/// Answers 503 after the beginning, and reads on until the proxy has let it go for another.
+fn refuse_early(stream: TcpStream, let_go: &Sender<()>) -> io::Result<()> {
     let mut read = BufReader::new(stream.try_clone()?);
     read_head(&mut read)?;
     read.read_exact(&mut [0; EARLY])?;
     (&stream).write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")?;
-    let _ = answered.send(());
-    io::copy(&mut read, &mut io::sink()).map(drop)
+    let end = io::copy(&mut read, &mut io::sink());
+    let _ = let_go.send(());
+    end.map(drop)
 }
 
 /// Reads a chunked request whole and says whether it is the one that was sent.
@@ -63,13 +64,13 @@ fn judge(stream: TcpStream) -> io::Result<()> {
 #[test]
 fn another_try_has_the_whole_body_though_the_first_was_answered_early_and_reads_on() {
     let place = Place::new();
-    let (answered, was_answered) = mpsc::channel();
+    let (let_go, was_let_go) = mpsc::channel();
     let listener = place.them.listen(9001);
     let address = listener.local_addr().expect("a socket");
     thread::spawn(move || {
         let mut tries = listener.incoming().flatten();
         let first = tries.next().expect("a try");
-        thread::spawn(move || refuse_early(first, &answered));
+        thread::spawn(move || refuse_early(first, &let_go));
         for another in tries {
             thread::spawn(move || judge(another));
         }
@@ -88,8 +89,8 @@ fn another_try_has_the_whole_body_though_the_first_was_answered_early_and_reads_
     for chunk in chunks.by_ref().take(2 * EARLY / CHUNK) {
         client.send(&chunk);
     }
-    was_answered.recv().expect("an early answer");
-    // While the proxy makes its pause.
+    // From then on the proxy makes its pause. Sooner it might be sent more than it keeps for another try.
+    was_let_go.recv().expect("an early answer");
     for chunk in chunks {
         client.send(&chunk);
     }

@@ -41,7 +41,7 @@ fn start(host: &Host) -> (SocketAddr, Arc<AtomicU32>) {
 fn serve(mut stream: TcpStream) -> io::Result<()> {
     stream.read_exact(&mut [0; 24])?;
     stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
-    let mut first = None;
+    let (mut first, mut is_ended) = (None, false);
     loop {
         let mut head = [0; 9];
         stream.read_exact(&mut head)?;
@@ -57,8 +57,10 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
             }
             (HEADERS, Some(first)) => {
                 stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &[OK]))?;
-                // What the client then lets through has made room for no more than this.
-                stream.write_all(&frame(DATA, END_STREAM, first, &[]))?;
+                if !std::mem::replace(&mut is_ended, true) {
+                    // It has a window for no more than this.
+                    stream.write_all(&frame(DATA, END_STREAM, first, &[]))?;
+                }
             }
             _ => {}
         }
