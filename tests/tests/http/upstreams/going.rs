@@ -51,9 +51,9 @@ impl Going {
                 let is_together = number < TOGETHER && goes == Goes::AtTheSecond;
                 let together = is_together.then(|| together.clone());
                 thread::spawn(move || match goes {
-                    Goes::AtOnceEveryOther if number % 2 == 0 => go(stream),
+                    Goes::AtOnceEveryOther if number.is_multiple_of(2) => go(stream),
                     Goes::AtOnce => go(stream),
-                    Goes::RefusesEveryOther => serve(stream, None, number % 2 == 0),
+                    Goes::RefusesEveryOther => serve(stream, None, number.is_multiple_of(2)),
                     Goes::Refuses => serve(stream, None, true),
                     Goes::AtTheSecond | Goes::AtOnceEveryOther => serve(stream, together.as_deref(), false),
                 });
