@@ -220,7 +220,7 @@ fn what_is_open_when_the_time_is_over_is_tcp() {
 fn bytes_that_race_with_the_time_out_are_neither_lost_nor_heard_twice() {
     let scene = Scene::new();
     let server = Server::start(&scene.database, 3306);
-    let _proxy = scene.start(&scene.yaml(&fallback_to(server.address(), "20ms"), ""));
+    let _proxy = scene.start(&scene.yaml(&fallback_to(server.address(), "50ms"), ""));
     let greeting = format!("{}\n", server.address());
     let (mut by_http, mut by_tcp) = (0, 0);
     thread::scope(|scope| {
@@ -231,8 +231,8 @@ fn bytes_that_race_with_the_time_out_are_neither_lost_nor_heard_twice() {
                     (0..40_u64)
                         .map(|turn| {
                             let mut stream = scene.connect();
-                            // From 10 to 30 ms after it was accepted, half of them in two parts: what is raced with is time itself.
-                            thread::sleep(Duration::from_micros(10_000 + (turn * 500 + client * 61) % 20_000));
+                            // From at once to twice the time, half of them in two parts: what is raced with is time itself.
+                            thread::sleep(Duration::from_micros(turn * 2500 + client * 311));
                             let (first, rest) = REQUEST.split_at(if turn % 2 == 0 { 7 } else { 0 });
                             stream.write_all(first.as_bytes()).expect("sent");
                             stream.write_all(rest.as_bytes()).expect("sent");
