@@ -138,16 +138,19 @@ fn closing_with_everything_read_does_not() {
 fn closing_after_the_end_of_the_stream_arrived_is_no_unread_close() {
     let Some(world) = World::new() else { return };
     for variant in world.tier.variants() {
-        for unread in [&b""[..], b"u"] {
+        let is_noticed = |unread: &[u8]| {
             let flow = world.flow();
             let joined = world.joined_as(&flow, *variant);
             write(&flow.a, unread);
             flow.h.shutdown(Shutdown::Write).unwrap();
             eventually("the end has arrived", || has_ended(&flow.b));
             drop(flow.b);
-            let noticed = joined.tally(Out).notes & note::UNREAD_CLOSE != 0;
-            assert_eq!(noticed, !unread.is_empty(), "{variant:?}, unread {unread:?}");
-        }
+            joined.tally(Out).notes & note::UNREAD_CLOSE != 0
+        };
+        assert!(!is_noticed(b""), "{variant:?}");
+        // Once in a great many closes the kernel has given the queue back (in a work of its own) before it says that the state changes: there is
+        // nothing to be seen of it then.
+        assert!((0..3).any(|_| is_noticed(b"u")), "{variant:?}");
     }
 }
 
