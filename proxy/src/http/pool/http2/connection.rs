@@ -17,7 +17,7 @@ use underpass_config::http::{ClusterSettings, ConnectionSettings};
 use super::Group;
 use super::request::Sender;
 use crate::gathered::Gathered;
-use crate::hbone::{FRAMES_KEPT, pings};
+use crate::hbone::pings;
 use crate::http::intake::MAX_HEAD;
 use crate::http::pool::stream::Stream;
 use crate::http::wire::Pulse;
@@ -33,9 +33,11 @@ const SEND_BUFFER: usize = 128 << 10;
 /// Streams that were reset here, of which the codec knows for a second that frames may yet come. It ends the connection, and all requests on it, after 1024 frames of
 /// streams that it had forgotten.
 const RESETS_REMEMBERED: usize = 4096;
-/// What one stream's window costs at most, in the codec's reckoning of frames that nobody has read ([`FRAMES_KEPT`]): in frames of one
+/// What one stream's window costs at most, in the codec's reckoning of frames that nobody has read ([`FRAMES_KEPT`](crate::hbone::FRAMES_KEPT)): in frames of one
 /// byte.
 const WINDOW_OF_BYTES: usize = STREAM_WINDOW as usize * 256;
+/// Of that, each stream's share: its window in frames of 32 bytes. All of a connection's may be taken by a client that reads nothing.
+const SHARE: usize = STREAM_WINDOW as usize * 8;
 /// RFC 9113, section 6.9.1.
 const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 
@@ -126,7 +128,7 @@ pub async fn open(mut stream: Stream, settings: &ConnectionSettings, allowed: u3
 /// there may be has a share, as it has of the window, and a client that reads nothing of small messages leaves the others theirs. One
 /// such stream is borne whatever its messages are.
 fn frames_kept(streams: u32) -> usize {
-    FRAMES_KEPT.saturating_mul(streams as usize).max(WINDOW_OF_BYTES)
+    SHARE.saturating_mul(streams as usize).max(WINDOW_OF_BYTES)
 }
 
 /// Speaks on a connection until its end.
