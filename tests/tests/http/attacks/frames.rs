@@ -28,6 +28,17 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
+/// The next frame of a peer: kind, flags, stream, payload.
+pub(crate) fn read_frame(mut from: impl Read) -> io::Result<(u8, u8, u32, Vec<u8>)> {
+    let mut head = [0; 9];
+    from.read_exact(&mut head)?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+    let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+    let mut payload = vec![0; length];
+    from.read_exact(&mut payload)?;
+    Ok((head[3], head[4], stream, payload))
+}
+
 /// A header block of literals that are neither indexed nor compressed (RFC 7541, section 6.2.2).
 pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
@@ -99,15 +110,8 @@ impl Peer {
         self.stream.write_all(bytes)
     }
 
-    /// The next frame: kind, flags, stream, payload.
     pub(super) fn frame(&mut self) -> io::Result<(u8, u8, u32, Vec<u8>)> {
-        let mut head = [0; 9];
-        self.stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        let mut payload = vec![0; length];
-        self.stream.read_exact(&mut payload)?;
-        Ok((head[3], head[4], stream, payload))
+        read_frame(&mut self.stream)
     }
 
     /// Reads until the proxy ends the connection, or says nothing for so long.

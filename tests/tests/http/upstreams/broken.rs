@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 use underpass_tests::{Host, Need, available, wait};
 
 use super::place::{ClusterPair, Place, endpoints};
-use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame};
+use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame, read_frame};
 use crate::{client, streams};
 
 /// RFC 7541, appendix A: `:status: 200` of the static table.
@@ -65,14 +65,9 @@ fn serve(mut stream: TcpStream, deed: Deed, tell: &Sender<u32>) -> io::Result<()
     stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
     let mut unended = None;
     loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut content = vec![0; length as usize];
-        stream.read_exact(&mut content)?;
-        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        match head[3] {
-            SETTINGS if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
+        let (kind, flags, id, content) = read_frame(&stream)?;
+        match kind {
+            SETTINGS if flags == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
             HEADERS => {
                 if let Some(before) = unended.take() {
                     stream.write_all(&frame(DATA, END_STREAM, before, &[]))?;

@@ -8,7 +8,7 @@ use std::thread;
 
 use underpass_tests::Host;
 
-use crate::attacks::frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame};
+use crate::attacks::frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame, read_frame};
 
 const WHOLE: u8 = END_STREAM | END_HEADERS;
 /// RFC 7541, appendix A: `:status: 200` of the static table.
@@ -79,13 +79,9 @@ fn serve(mut stream: TcpStream, together: Option<&Barrier>, refuses: bool) -> io
     stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
     let mut answered = 0;
     loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        stream.read_exact(&mut vec![0; length as usize])?;
-        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        match head[3] {
-            SETTINGS if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
+        let (kind, flags, id, _) = read_frame(&stream)?;
+        match kind {
+            SETTINGS if flags == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
             HEADERS if refuses => stream.write_all(&frame(RST_STREAM, 0, id, &REFUSED_STREAM.to_be_bytes()))?,
             HEADERS if answered == 0 => {
                 answered = id;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use underpass_tests::Host;
 
 use super::place::Place;
-use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE, frame};
+use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, WINDOW_UPDATE, frame, read_frame};
 use crate::client::Client;
 
 /// RFC 7541, appendix A: `:status: 200` of the static table.
@@ -36,20 +36,17 @@ fn serve_http2(mut stream: TcpStream) -> io::Result<()> {
     let window = [&4u16.to_be_bytes()[..], &(WINDOW as u32).to_be_bytes()].concat();
     stream.write_all(&frame(SETTINGS, 0, 0, &window))?;
     loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        stream.read_exact(&mut vec![0; length as usize])?;
-        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        match head[3] {
-            SETTINGS if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
-            DATA | HEADERS if head[4] & END_STREAM != 0 => {
+        let (kind, flags, id, content) = read_frame(&stream)?;
+        match kind {
+            SETTINGS if flags == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
+            DATA | HEADERS if flags & END_STREAM != 0 => {
                 stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &[OK]))?;
             }
             DATA => {
                 thread::sleep(PAUSE);
+                let length = (content.len() as u32).to_be_bytes();
                 for stream_or_connection in [id, 0] {
-                    stream.write_all(&frame(WINDOW_UPDATE, 0, stream_or_connection, &length.to_be_bytes()))?;
+                    stream.write_all(&frame(WINDOW_UPDATE, 0, stream_or_connection, &length))?;
                 }
             }
             _ => {}

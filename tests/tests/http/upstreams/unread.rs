@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use underpass_tests::{Host, wait};
 
 use super::place::Place;
-use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame};
+use crate::attacks::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame, read_frame};
 use crate::streams;
 
 /// RFC 7541, appendix A: `:status: 200` of the static table.
@@ -43,13 +43,9 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
     let (mut first, mut is_ended) = (None, false);
     loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head)?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        stream.read_exact(&mut vec![0; length as usize])?;
-        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
-        match (head[3], first) {
-            (SETTINGS, _) if head[4] == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
+        let (kind, flags, id, _) = read_frame(&stream)?;
+        match (kind, first) {
+            (SETTINGS, _) if flags == 0 => stream.write_all(&frame(SETTINGS, 1, 0, &[]))?,
             (HEADERS, None) => {
                 first = Some(id);
                 stream.write_all(&frame(HEADERS, END_HEADERS, id, &[OK]))?;
