@@ -66,20 +66,16 @@ impl Activity {
         };
         let (taken, ago) = socket::taken(&*socket);
         if std::mem::replace(&mut sent.taken, taken) != taken {
-            self.note_at(self.0.began.elapsed().saturating_sub(ago));
+            let since = self.0.began.elapsed().saturating_sub(ago);
+            // Something else may have moved later.
+            self.0.last.fetch_max(nanos(since), Ordering::Relaxed);
         }
         true
     }
 
     /// Notes that it moves.
     pub fn note(&self) {
-        self.note_at(self.0.began.elapsed());
-    }
-
-    /// Notes that it has moved so long after its beginning.
-    fn note_at(&self, since: Duration) {
-        let since = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        self.0.last.fetch_max(since, Ordering::Relaxed);
+        self.0.last.store(nanos(self.0.began.elapsed()), Ordering::Relaxed);
     }
 
     /// Resolves when it has not moved for `limit`; without a limit, never.
@@ -105,6 +101,10 @@ impl Activity {
     fn last(&self) -> Instant {
         self.0.began + Duration::from_nanos(self.0.last.load(Ordering::Relaxed))
     }
+}
+
+fn nanos(since: Duration) -> u64 {
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
