@@ -124,8 +124,15 @@ impl Group {
 
     /// A place on a connection that is there.
     pub fn free_place(self: &Arc<Self>, cluster: &ClusterSettings, age: Age) -> Option<Place> {
-        let born_since = (age == Age::New).then(Instant::now);
-        let mut state = self.state();
+        self.free_of(&mut self.state(), cluster, born_since(age))
+    }
+
+    fn free_of(
+        self: &Arc<Self>,
+        state: &mut State,
+        cluster: &ClusterSettings,
+        born_since: Option<Instant>,
+    ) -> Option<Place> {
         let shared = state.least_busy(cluster, born_since)?;
         Some(Place::on(&shared, self))
     }
@@ -138,9 +145,9 @@ impl Group {
         let pending;
         let given = {
             let mut state = self.state();
-            let born_since = (age == Age::New).then(Instant::now);
-            if let Some(shared) = state.least_busy(&dial.cluster.settings, born_since) {
-                return Ok(Given::Http2(Place::on(&shared, self)));
+            let born_since = born_since(age);
+            if let Some(place) = self.free_of(&mut state, &dial.cluster.settings, born_since) {
+                return Ok(Given::Http2(place));
             }
             pending = dial.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
             let (give, given) = oneshot::channel();
@@ -306,6 +313,11 @@ impl Group {
         });
         !state.connections.is_empty() || state.dialing > 0 || !state.waiting.is_empty()
     }
+}
+
+/// Since when a connection has to have been made to be of this age.
+fn born_since(age: Age) -> Option<Instant> {
+    (age == Age::New).then(Instant::now)
 }
 
 /// A dial under way.
