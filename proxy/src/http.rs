@@ -22,6 +22,7 @@ pub mod discovery;
 mod download;
 mod exchange;
 mod facts;
+mod failed;
 mod farewell;
 pub mod flags;
 mod forward;
