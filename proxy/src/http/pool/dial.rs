@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
+use tokio_util::either::Either;
 use underpass_certs::OriginationError;
 use underpass_config::http::{Cluster, ProxyProtocol, UpstreamHbone};
 
@@ -126,7 +127,7 @@ impl Dial {
             Some(hbone) => self.tunnel(hbone, slot).await?,
             None => {
                 let socket = Arc::new(self.tcp().await?);
-                Carried::Socket(Wire::new(socket, Default::default(), Arc::<Moved>::default()).holding(slot))
+                Either::Left(Wire::new(socket, Default::default(), Arc::<Moved>::default()).holding(slot))
             }
         };
         if let (Some(version), Some((client, asked))) = (self.key.transport.proxy_protocol, self.key.client) {
@@ -154,7 +155,7 @@ impl Dial {
             NotConnected::Failed(why.into())
         })?;
         let tunnel = to_endpoint(&self.node, hbone, lease, self.key.address).await?;
-        Ok(Carried::Tunnel(Box::new(Tunnelled::new(tunnel, slot))))
+        Ok(Either::Right(Box::new(Tunnelled::new(tunnel, slot))))
     }
 
     async fn tcp(&self) -> io::Result<stream::Stream> {

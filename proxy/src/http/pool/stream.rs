@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::tunnelled::Tunnelled;
 use crate::http::wire::{Pulse, Wire};
@@ -22,14 +23,8 @@ pub enum Stream {
     Tls(Box<TlsStream<Carried>>),
 }
 
-/// What carries it.
-#[derive(Debug)]
-pub enum Carried {
-    /// A socket.
-    Socket(Wire),
-    /// A stream of HBONE.
-    Tunnel(Box<Tunnelled>),
-}
+/// What carries it: a socket, or a stream of HBONE.
+pub type Carried = Either<Wire, Box<Tunnelled>>;
 
 impl Stream {
     /// Whether the endpoint has chosen HTTP/2 in the handshake.
@@ -57,48 +52,48 @@ impl Stream {
     /// What speaks on its socket, if it has one of its own.
     pub fn wire_mut(&mut self) -> Option<&mut Wire> {
         match self.carried_mut() {
-            Carried::Socket(wire) => Some(wire),
-            Carried::Tunnel(_) => None,
+            Either::Left(wire) => Some(wire),
+            Either::Right(_) => None,
         }
     }
 
     /// Its socket, if it has one of its own.
     pub fn socket(&self) -> Option<&Arc<Socket>> {
         match self.carried() {
-            Carried::Socket(wire) => Some(wire.socket()),
-            Carried::Tunnel(_) => None,
+            Either::Left(wire) => Some(wire.socket()),
+            Either::Right(_) => None,
         }
     }
 
     /// What tells of it.
     pub fn pulse(&self) -> Pulse {
         match self.carried() {
-            Carried::Socket(wire) => wire.pulse(),
-            Carried::Tunnel(tunnel) => tunnel.pulse(),
+            Either::Left(wire) => wire.pulse(),
+            Either::Right(tunnel) => tunnel.pulse(),
         }
     }
 
     /// How far what was written has come.
     pub fn delivery(&self) -> Delivery {
         match self.carried() {
-            Carried::Socket(wire) => socket::delivery(&**wire.socket()),
-            Carried::Tunnel(tunnel) => tunnel.delivery(),
+            Either::Left(wire) => socket::delivery(&**wire.socket()),
+            Either::Right(tunnel) => tunnel.delivery(),
         }
     }
 
     /// Ready when a tunnel was reset, or is gone, whether or not anybody reads it. A socket tells by itself.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self.carried_mut() {
-            Carried::Socket(_) => Poll::Pending,
-            Carried::Tunnel(tunnel) => tunnel.poll_gone(cx),
+            Either::Left(_) => Poll::Pending,
+            Either::Right(tunnel) => tunnel.poll_gone(cx),
         }
     }
 
     /// Has it be reset when it is dropped.
     pub fn reset_on_drop(&mut self) {
         match self.carried_mut() {
-            Carried::Socket(wire) => socket::reset_on_close(&**wire.socket()),
-            Carried::Tunnel(tunnel) => tunnel.reset_on_drop(),
+            Either::Left(wire) => socket::reset_on_close(&**wire.socket()),
+            Either::Right(tunnel) => tunnel.reset_on_drop(),
         }
     }
 }
@@ -149,56 +144,6 @@ impl AsyncWrite for Stream {
         match &mut *self {
             Self::Plain(carried) => Pin::new(carried).poll_shutdown(cx),
             Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
-        }
-    }
-}
-
-impl AsyncRead for Carried {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Socket(wire) => Pin::new(wire).poll_read(cx, buf),
-            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Carried {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Socket(wire) => Pin::new(wire).poll_write(cx, buf),
-            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Socket(wire) => Pin::new(wire).poll_write_vectored(cx, bufs),
-            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Socket(wire) => wire.is_write_vectored(),
-            Self::Tunnel(tunnel) => tunnel.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Socket(wire) => Pin::new(wire).poll_flush(cx),
-            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Socket(wire) => Pin::new(wire).poll_shutdown(cx),
-            Self::Tunnel(tunnel) => Pin::new(tunnel).poll_shutdown(cx),
         }
     }
 }

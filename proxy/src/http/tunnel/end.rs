@@ -13,9 +13,10 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+use tokio_util::either::Either;
 
 use super::FAREWELL;
-use crate::http::pool::stream::{Carried, Stream};
+use crate::http::pool::stream::Stream;
 use crate::http::wire::Wire;
 use crate::room::poll_room;
 use crate::stream::Stream as Socket;
@@ -102,7 +103,7 @@ impl End {
     pub fn of_client(upgraded: Upgraded) -> io::Result<Self> {
         let parts = upgraded.downcast::<TokioIo<Wire>>().map_err(|_| unknown())?;
         Ok(Self::new(Kind::Connection {
-            stream: Stream::Plain(Carried::Socket(parts.io.into_inner())),
+            stream: Stream::Plain(Either::Left(parts.io.into_inner())),
             early: parts.read_buf,
         }))
     }
