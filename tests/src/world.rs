@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tempfile::TempDir;
 
@@ -345,10 +346,7 @@ impl Host {
 
     /// Connects to `to` as most programs do: the kernel chooses the source address.
     pub fn connect_unbound(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        let socket = self.socket(to);
-        socket.connect_timeout(&SockAddr::from(to), CONNECT_DEADLINE)?;
-        socket.set_tcp_nodelay(true)?;
-        Ok(socket.into())
+        Self::finish(self.socket(to), to)
     }
 
     /// Connects to `to` as event loops do: the socket is non-blocking from its beginning, and not waited for.
@@ -365,13 +363,20 @@ impl Host {
 
     /// Connects to `to` from its own address of the same family.
     pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
-        self.dial(to).1
+        let socket = self.socket(to);
+        // A port that is taken by bind(2) is nobody else's for as long as the connection is remembered, whatever the addresses: a test that
+        // makes many connections would leave others none. Left to connect(2), it is the connection's.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        let own = self.own(to);
+        let bound = socket.bind(&SocketAddr::from((own, 0)).into());
+        bound.unwrap_or_else(|e| panic!("bind {own}: {e}"));
+        Self::finish(socket, to)
     }
 
     /// As [`Host::connect`]; answers the source address too, which a log names even if the connect fails.
     pub fn dial(&self, to: SocketAddr) -> (SocketAddr, io::Result<TcpStream>) {
         let socket = self.socket(to);
-        let own = if to.is_ipv4() { self.address } else { self.ip6() };
+        let own = self.own(to);
         socket
             .bind(&SocketAddr::from((own, 0)).into())
             .unwrap_or_else(|e| panic!("bind {own}: {e}"));
@@ -380,13 +385,17 @@ impl Host {
             .expect("bound")
             .as_socket()
             .expect("an internet address");
-        let connected = socket.connect_timeout(&SockAddr::from(to), CONNECT_DEADLINE);
-        (
-            source,
-            connected
-                .and_then(|()| socket.set_tcp_nodelay(true))
-                .map(|()| socket.into()),
-        )
+        (source, Self::finish(socket, to))
+    }
+
+    fn own(&self, to: SocketAddr) -> IpAddr {
+        if to.is_ipv4() { self.address } else { self.ip6() }
+    }
+
+    fn finish(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+        socket.connect_timeout(&SockAddr::from(to), CONNECT_DEADLINE)?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(socket.into())
     }
 
     /// A socket that belongs to the host's network, whichever thread uses it.

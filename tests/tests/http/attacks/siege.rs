@@ -11,6 +11,9 @@ use crate::client::{ask, get};
 
 const MIB: u64 = 1 << 20;
 
+/// Between two requests of the bystander.
+const BETWEEN: Duration = Duration::from_millis(5);
+
 /// Runs `attack` and asserts that the proxy grew by no more than `most` MiB, and answered everybody else.
 pub(super) fn besieged<T>(place: &Place, name: &str, most: u64, attack: impl FnOnce() -> T) -> T {
     // What the first request needs is not the attack's.
@@ -40,6 +43,8 @@ pub(super) fn besieged<T>(place: &Place, name: &str, most: u64, attack: impl FnO
                 if stop.is_due() {
                     break;
                 }
+                // A port is remembered for a minute after its connection.
+                thread::sleep(BETWEEN);
             }
         });
         let outcome = attack();
