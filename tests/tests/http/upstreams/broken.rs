@@ -199,8 +199,11 @@ fn an_answer_that_has_come_whole_is_whole_though_its_connection_ends_in_its_requ
     // Each has a connection that is made for it: none finds that of the one before at its end.
     let fields = format!("protocol: http2, endpoints: ['{address}'], connections: {{requests: 1}}");
     let _proxy = place.start(&place.yaml(&[("web", fields)], ""));
-    let mut whole = 0;
-    for _ in 0..30 {
+    let (mut whole, mut asked) = (0, 0);
+    // How often the end is seen first depends on what else the machine does; that it is not always.
+    while whole < 5 {
+        asked += 1;
+        assert!(asked <= 300, "{whole} of {asked}");
         let mut client = client::Client::connect(&place.client, place.ours());
         client.send(b"POST /web/x HTTP/1.1\r\nhost: web.test\r\ncontent-length: 100\r\n\r\na part of it");
         let seen = client.answer(false);
@@ -212,7 +215,6 @@ fn an_answer_that_has_come_whole_is_whole_though_its_connection_ends_in_its_requ
             }
         }
     }
-    assert!(whole >= 15, "{whole} of 30");
 }
 
 /// A request's body belongs to its answer: when that has ended, nobody sends on, and both peers are told.
