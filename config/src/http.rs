@@ -21,6 +21,7 @@ mod hash_policy;
 mod headers;
 mod loads;
 mod matching;
+mod metrics;
 mod mirror;
 mod normalization;
 mod operators;
@@ -56,6 +57,7 @@ pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub(crate) use headers::is_editable;
 pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
 pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
+pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
 pub use operators::{BadFormat, Fact, Facts, Format, Part, Stage, known as known_operators};
@@ -96,6 +98,14 @@ impl Http {
         for (name, cluster) in &mut self.clusters {
             if let Some(old) = before.clusters.get(name) {
                 *cluster = Cluster::continuing(cluster, old);
+            }
+        }
+        for (name, table) in &mut self.tables {
+            if let (Some(table), Some(old)) = (Arc::get_mut(table), before.tables.get(name))
+                && table.metrics == old.metrics
+            {
+                // What requests are counted by is told apart by it.
+                table.metrics = old.metrics.clone();
             }
         }
         self

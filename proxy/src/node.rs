@@ -104,6 +104,11 @@ impl Node {
         self.snapshot.load_full()
     }
 
+    /// That of the snapshot in force.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
     /// Whether `snapshot` is still the one in force.
     pub fn is_current(&self, snapshot: &Snapshot) -> bool {
         self.generation.load(Ordering::SeqCst) == snapshot.generation

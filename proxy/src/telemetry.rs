@@ -5,6 +5,7 @@
 
 mod access_log;
 mod control_plane;
+mod istio;
 mod labels;
 mod line_writer;
 mod metrics;
@@ -23,6 +24,7 @@ use underpass_config::{Action, DryRunMatch};
 use underpass_xds_client::StatusReader;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
+pub use istio::{Amounts, IstioRequests, Outcome, RequestEnds, RequestSeries};
 pub use requests::{RequestCounts, RequestMetrics};
 
 use crate::flow_table::FlowTable;
@@ -44,6 +46,8 @@ pub struct Telemetry {
     accept_errors: Counter,
     /// HTTP requests, by route and cluster.
     pub requests: Arc<RequestMetrics>,
+    /// The same, as Istio counts them.
+    pub istio: Arc<IstioRequests>,
     /// The HTTP clusters in force.
     pub clusters: outliers::Clusters,
 }
@@ -81,6 +85,8 @@ impl Telemetry {
         )));
         let requests = Arc::<RequestMetrics>::default();
         registry.register_collector(Box::new(requests::RequestCollector(requests.clone())));
+        let istio = Arc::new(IstioRequests::new(flows.cores()));
+        registry.register_collector(Box::new(istio::IstioCollector(istio.clone())));
         let clusters = outliers::Clusters::default();
         registry.register_collector(Box::new(outliers::OutlierCollector(clusters.clone())));
         registry.register_collector(Box::new(mirrors::MirrorCollector(clusters.clone())));
@@ -93,6 +99,7 @@ impl Telemetry {
             config_updates,
             accept_errors,
             requests,
+            istio,
             clusters,
         }
     }

@@ -14,8 +14,8 @@ use super::breakers::{Held, Used};
 use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
 use super::table::{LocalityWeights, Table, Wish};
 use super::{
-    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts, SlowStart,
-    Subsets, Transport,
+    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts,
+    ServiceName, SlowStart, Subsets, Transport,
 };
 use crate::Text;
 
@@ -24,6 +24,8 @@ use crate::Text;
 pub struct ClusterSettings {
     /// Unique name.
     pub name: Text,
+    /// The service that it stands for, in metrics; none: none that is known.
+    pub service: Option<Arc<ServiceName>>,
     /// Its endpoints; their addresses are unique. Those of names are what DNS has answered.
     pub endpoints: Vec<EndpointSettings>,
     /// Where they come from.

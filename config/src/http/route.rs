@@ -8,8 +8,8 @@ use http::{HeaderValue, StatusCode};
 use super::domains::DomainIndex;
 use super::path_index::PathIndex;
 use super::{
-    Cluster, Cors, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, Mirror, PathNormalization,
-    PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
+    Cluster, Cors, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, MetricSettings, Mirror,
+    PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
 };
 use crate::Text;
 
@@ -25,6 +25,8 @@ pub struct RouteTable {
     /// What a connection that carries no HTTP goes through, where it is let on as TCP: the same policies, of which some ask for what it
     /// does not have.
     pub connection_rules: Vec<Rbac>,
+    /// What they are counted by.
+    pub metrics: Arc<MetricSettings>,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
@@ -252,6 +254,7 @@ impl RouteTable {
             normalization: PathNormalization::None,
             filters: Vec::new(),
             connection_rules: Vec::new(),
+            metrics: Arc::default(),
             virtual_hosts,
             index,
             paths,

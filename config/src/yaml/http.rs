@@ -11,6 +11,7 @@ mod hash;
 mod hbone;
 mod headers;
 mod matches;
+mod metrics;
 mod mirror;
 mod outliers;
 mod retry;

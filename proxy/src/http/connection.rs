@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use underpass_config::{Decision, NodeSettings, TcpFallback, Text};
 
 use super::arriving::Arriving;
+use super::counting::Counting;
 use super::detection::detect;
 use super::exchange;
 use super::farewell::linger;
@@ -75,6 +76,8 @@ pub struct Connection {
     /// Why the proxy has ended it, once it has.
     ending: OnceLock<Ending>,
     counted: Mutex<Vec<([Text; 3], Arc<RequestCounts>)>>,
+    /// The same for Istio's metrics.
+    pub counting: Counting,
     /// What the filters of its table know of it.
     pub settled: SettledOnce,
 }
@@ -201,6 +204,7 @@ pub async fn serve(
         switched: Mutex::default(),
         ending: OnceLock::new(),
         counted: Mutex::default(),
+        counting: Counting::default(),
         settled: SettledOnce::default(),
     });
     let serving = Serving {

@@ -154,7 +154,7 @@ impl Download {
             Poll::Pending => {}
             Poll::Ready(None) => record.is_complete = true,
             Poll::Ready(Some(Ok(frame))) => {
-                record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                record.pass(frame);
                 record.is_complete |= is_last;
             }
             Poll::Ready(Some(Err(why))) => record.broke(*why),

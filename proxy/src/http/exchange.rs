@@ -7,8 +7,9 @@ use bytes::Bytes;
 use http::header::{HeaderValue, LOCATION, SEC_WEBSOCKET_KEY, SERVER, SET_COOKIE, UPGRADE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Body;
+use underpass_config::Text;
 use underpass_config::http::{
-    Abort, Fault, Forward, HeaderEdits, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
+    Abort, Fault, Forward, HeaderEdits, MetricSettings, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
 
 use super::arriving::Arriving;
@@ -21,8 +22,9 @@ use super::flags::Flags;
 use super::forward::{Answered, Holds, Job, Limits};
 use super::hygiene;
 use super::intake::{Intake, NO_PATH, Unfit};
+use super::messages::Messages;
 use super::pool::Lease;
-use super::record::Record;
+use super::record::{Record, grpc_status_in};
 use super::reply::{Audience, closing, grpc_status, reply, reply_with};
 use super::switch::Switch;
 use super::tunnel::{End, Terms, Tunnel};
@@ -31,6 +33,9 @@ use crate::node::Snapshot;
 
 /// What our responses say they are from, as Envoy's say `envoy`.
 const SERVER_NAME: HeaderValue = HeaderValue::from_static("underpass");
+
+/// Of the value of a label that a table adds, so many bytes are told.
+const LONGEST_LABEL: usize = 128;
 
 /// What becomes of a request.
 pub struct Served {
@@ -64,6 +69,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
     let mut response = match taken {
         Ok(intake) => {
             record.note_request(&intake);
+            record.messages = audience.is_grpc.then(Messages::default);
             Box::pin(exchange.route(intake, body, &mut record)).await
         }
         Err(unfit) => {
@@ -90,6 +96,9 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
         response = closing(response);
     }
     record.status = response.status().as_u16();
+    if audience.is_grpc {
+        record.grpc_status = grpc_status_in(response.headers());
+    }
     match exchange.switched.take() {
         Some(switched) => Served {
             response,
@@ -166,6 +175,9 @@ impl Exchange<'_> {
                 }
                 Ok(_) => {}
             }
+        }
+        if let Some(table) = self.table.filter(|table| !table.metrics.added.is_empty()) {
+            record.labels = labels(&table.metrics, &intake, record);
         }
         let Some((host, route)) = found else {
             record.flags.add(Flags::NO_ROUTE);
@@ -261,7 +273,7 @@ impl Exchange<'_> {
             return closing(reply(self.audience, StatusCode::BAD_REQUEST, Bytes::new()));
         }
         let room = forward.retry.as_ref().map_or(0, |retry| retry.replay);
-        let upload = Upload::new(body, room);
+        let upload = Upload::new(body, room, self.audience.is_grpc);
         record.upload = Some(upload.clone());
         let job = Job {
             connection: self.connection,
@@ -336,6 +348,21 @@ impl Exchange<'_> {
         *agreed.headers_mut() = parts.headers;
         agreed
     }
+}
+
+/// What the labels are for a request that its table adds.
+fn labels(settings: &MetricSettings, intake: &Intake, record: &Record) -> Box<[Text]> {
+    let known = Known::of_request(intake, record);
+    let values = settings.added.iter().map(|label| {
+        let value = label.value.written(&intake.headers, &known);
+        let value = String::from_utf8_lossy(&value[..value.len().min(LONGEST_LABEL)]);
+        if value.is_empty() {
+            "unknown".into()
+        } else {
+            value.into()
+        }
+    });
+    values.collect()
 }
 
 /// What the route makes of a request before it goes on; `edit` does its header edits. False: of its path, something that is none.

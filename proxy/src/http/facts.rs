@@ -34,34 +34,43 @@ pub struct Asked<'a> {
     version: Version,
 }
 
+impl<'a> Asked<'a> {
+    fn of(method: &'a Method, target: &'a str, authority: &'a HeaderValue, version: Version) -> Self {
+        Self {
+            method,
+            target,
+            authority,
+            version,
+        }
+    }
+}
+
 impl<'a> Known<'a> {
     /// While the fields of a response with this status are edited.
     pub fn for_response(intake: &'a Intake, record: &'a Record, status: StatusCode) -> Self {
-        let asked = Asked {
-            method: &intake.method,
-            target: &intake.target,
-            authority: &intake.authority,
-            version: intake.version,
-        };
         Self {
             record,
-            asked,
+            asked: Asked::of(&intake.method, &intake.target, &intake.authority, intake.version),
             request: Some(&intake.headers),
             status: Some(status),
         }
     }
 
+    /// Of a request, whose fields are given beside it.
+    pub fn of_request(intake: &'a Intake, record: &'a Record) -> Self {
+        Self {
+            record,
+            asked: Asked::of(&intake.method, &intake.target, &intake.authority, intake.version),
+            request: None,
+            status: None,
+        }
+    }
+
     /// While the request's are; they are given beside it.
     pub fn for_request(intake: &'a mut Intake, record: &'a Record) -> (&'a mut HeaderMap, Self) {
-        let asked = Asked {
-            method: &intake.method,
-            target: &intake.target,
-            authority: &intake.authority,
-            version: intake.version,
-        };
         let known = Self {
             record,
-            asked,
+            asked: Asked::of(&intake.method, &intake.target, &intake.authority, intake.version),
             request: None,
             status: None,
         };

@@ -178,7 +178,7 @@ fn assert_of_no_hop(before: &HeaderMap, after: &HeaderMap) {
 }
 
 fn nothing() -> Upload {
-    Upload::new(Arriving::Nothing, 0)
+    Upload::new(Arriving::Nothing, 0, false)
 }
 
 /// Another of us would understand what goes on as we have understood what came.

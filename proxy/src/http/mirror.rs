@@ -67,7 +67,7 @@ impl Copied {
             place,
             cluster,
             intake,
-            upload: Upload::new(body, 0),
+            upload: Upload::new(body, 0, false),
             pace,
             audience: job.audience,
             limits: job.limits,

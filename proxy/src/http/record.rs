@@ -4,19 +4,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::header::{HeaderName, HeaderValue, USER_AGENT};
-use http::{Method, Version};
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::{Method, StatusCode, Version};
+use hyper::body::Frame;
 use tokio::time::Instant;
 use underpass_config::Text;
 use underpass_config::http::Route;
 
 use super::Broken;
 use super::connection::Connection;
+use super::counting::Asked as WhomAsked;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
+use super::messages::Messages;
+use super::reply::grpc_status;
 use super::upload::Upload;
 use crate::ending::Ending;
-use crate::telemetry::{RequestCounts, Value};
+use crate::telemetry::{Amounts, Outcome, RequestCounts, Value};
 
 /// What is told of a request. Dropping it tells.
 #[derive(Debug)]
@@ -47,6 +52,12 @@ pub struct Record {
     pub tunneled: u64,
     /// Bytes of the response's body, or of what a tunnel's client got.
     pub sent: u64,
+    /// Where it is gRPC: the response's messages.
+    pub messages: Option<Messages>,
+    /// The status of gRPC that the response has.
+    pub grpc_status: Option<u16>,
+    /// Values of the labels that its table adds to metrics.
+    pub labels: Box<[Text]>,
     /// Whether the client has all of the response.
     pub is_complete: bool,
     /// Whether the proxy has broken it off for what Envoy has no flag for.
@@ -72,6 +83,12 @@ struct Asked {
 /// In the log's order.
 const NAMED: [HeaderName; 3] = [X_FORWARDED_FOR, USER_AGENT, X_REQUEST_ID];
 
+/// The status of gRPC that a header or trailer section has. One that there is none of is `UNKNOWN`.
+pub fn grpc_status_in(fields: &HeaderMap) -> Option<u16> {
+    let status = fields.get("grpc-status")?.to_str().ok()?.parse::<u16>();
+    Some(status.ok().filter(|status| *status <= 16).unwrap_or(2))
+}
+
 impl Record {
     /// Of a request that has just come.
     pub fn new(connection: Arc<Connection>) -> Self {
@@ -92,6 +109,9 @@ impl Record {
             upload: None,
             tunneled: 0,
             sent: 0,
+            messages: None,
+            grpc_status: None,
+            labels: Box::default(),
             is_complete: false,
             was_cut_off: false,
         }
@@ -109,6 +129,18 @@ impl Record {
             authority: intake.authority.clone(),
             named: NAMED.map(|name| intake.headers.get(name).cloned()),
         });
+    }
+
+    /// Notes a frame of the response that goes to the client.
+    pub fn pass(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            self.sent += data.len() as u64;
+            if let Some(messages) = &mut self.messages {
+                messages.pass(data);
+            }
+        } else if let (Some(trailers), true) = (frame.trailers_ref(), self.messages.is_some()) {
+            self.grpc_status = grpc_status_in(trailers).or(self.grpc_status);
+        }
     }
 
     /// What it came by.
@@ -173,6 +205,35 @@ impl Record {
         };
         let cluster = self.cluster.as_deref().unwrap_or("-");
         self.connection.counts(host, route, cluster)
+    }
+
+    fn count_for_istio(&mut self) {
+        let is_grpc = self.messages.is_some();
+        // As Envoy has it where there is none.
+        let of_status = || StatusCode::from_u16(self.status).map_or(2, grpc_status);
+        let outcome = Outcome {
+            status: self.status,
+            grpc_status: is_grpc.then(|| self.grpc_status.unwrap_or_else(of_status)),
+            flags: self.flags,
+            added: std::mem::take(&mut self.labels),
+        };
+        let asked = WhomAsked {
+            endpoint: self.endpoint,
+            cluster: self.cluster.clone(),
+            is_grpc,
+        };
+        let upload = self.upload.as_ref();
+        let amounts = Amounts {
+            duration: self.age(),
+            bytes: [upload.map_or(0, Upload::received) + self.tunneled, self.sent],
+            messages: [
+                upload.map_or(0, Upload::messages),
+                self.messages.map_or(0, |messages| messages.count()),
+            ],
+        };
+        self.connection
+            .counting
+            .count(&self.connection, asked, outcome, &amounts);
     }
 
     fn fields(&self) -> Vec<(&'static str, Value)> {
@@ -249,8 +310,9 @@ impl Drop for Record {
             // Nobody else broke it off.
             self.lost_client();
         }
-        let telemetry = &self.connection.session.node.telemetry;
         self.counts().count(self.status, self.flags, self.attempts);
+        self.count_for_istio();
+        let telemetry = &self.connection.session.node.telemetry;
         if telemetry.access_log.is_on() {
             telemetry
                 .access_log

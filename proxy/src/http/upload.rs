@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use super::Broken;
 use super::arriving::Arriving;
 use super::idle::Activity;
+use super::messages::Messages;
 use super::tap::{Feed, Pace, tap};
 
 /// The number of no try.
@@ -50,12 +51,13 @@ struct State {
     is_all_here: bool,
     has_broken: bool,
     received: u64,
+    messages: Option<Messages>,
     attempt: u32,
 }
 
 impl Upload {
-    /// The body of a request, of which up to `room` bytes are kept for further tries.
-    pub fn new(incoming: Arriving, room: usize) -> Self {
+    /// The body of a request, of which up to `room` bytes are kept for further tries. The messages of one of gRPC are counted.
+    pub fn new(incoming: Arriving, room: usize, is_grpc: bool) -> Self {
         let has_ended = incoming.is_end_stream();
         let state = State {
             has_length: incoming.size_hint().exact().is_some(),
@@ -67,6 +69,7 @@ impl Upload {
             has_trailers: false,
             has_broken: false,
             received: 0,
+            messages: is_grpc.then(Messages::default),
             attempt: 0,
         };
         let (state, completed) = (Mutex::new(state), Notify::new());
@@ -113,6 +116,11 @@ impl Upload {
         state.taps.push(feed);
         let pace = tap.pace();
         (Arriving::Tapped(tap), Some(pace))
+    }
+
+    /// Messages of gRPC that the client has sent.
+    pub fn messages(&self) -> u64 {
+        self.state().messages.map_or(0, |messages| messages.count())
     }
 
     /// Whether it can be sent once more, as far as is known now: a try that goes on reading may yet come to the end of what is kept.
@@ -340,6 +348,9 @@ impl State {
         match frame.data_ref() {
             Some(data) => {
                 self.received += data.len() as u64;
+                if let Some(messages) = &mut self.messages {
+                    messages.pass(data);
+                }
                 self.kept.keep(data);
                 if !self.taps.is_empty() {
                     let piece = unshared(data);

@@ -4,6 +4,7 @@
 //! as both write it.
 
 use underpass_config::Workload;
+use underpass_config::http::ServiceName;
 
 use crate::flow_table::{PathEnds, Transport, TunnelPeer};
 
@@ -151,6 +152,36 @@ pub(super) fn istio(ends: &PathEnds, reporter: Reporter, response_flags: &'stati
     let mut labels = common(ends, reporter);
     service(ends, &mut labels);
     labels.push(("response_flags", response_flags.to_owned()));
+    labels
+}
+
+/// Labels that a waypoint's metrics of requests have of the two ends; the rest says what came of a request. `service` is the cluster's.
+pub(super) fn waypoint(ends: &PathEnds, service: Option<&ServiceName>) -> Labels {
+    let mut labels = vec![("reporter", "waypoint".to_owned())];
+    end(&SOURCE, ends.source.as_deref(), &mut labels);
+    if let Transport::TunnelIn(Some(peer)) = &ends.transport {
+        set(SOURCE.principal, peer.identity.to_string(), &mut labels);
+        if ends.source.is_none() {
+            unknown_client(peer, &mut labels);
+        }
+    }
+    if labels
+        .iter()
+        .any(|(name, value)| *name == SOURCE.canonical_revision && value == UNKNOWN)
+    {
+        // As `istio.stats` has it.
+        set(SOURCE.canonical_revision, "latest".to_owned(), &mut labels);
+    }
+    end(&DESTINATION, ends.destination.as_deref(), &mut labels);
+    let canonical = ends.destination.as_deref().map(|w| &*w.canonical_name);
+    let mut push = |name, value: Option<&str>| labels.push((name, known(value.unwrap_or_default())));
+    push("destination_service", service.map(|s| &*s.hostname).or(canonical));
+    push("destination_service_name", service.map(|s| &*s.name).or(canonical));
+    let namespace = service.map(|s| &*s.namespace).filter(|namespace| !namespace.is_empty());
+    push(
+        "destination_service_namespace",
+        namespace.or(ends.destination.as_deref().map(|w| &*w.namespace)),
+    );
     labels
 }
 

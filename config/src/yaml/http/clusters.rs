@@ -14,6 +14,7 @@ use super::balancing::{
     BalancingFields, MaglevShape, PeakEwmaShape, RingHashShape, SlowStartShape, SubsetsShape, labels,
 };
 use super::hbone::TunnelShape;
+use super::metrics::ServiceNameShape;
 use super::outliers::OutliersShape;
 use super::times::limit;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
@@ -29,6 +30,7 @@ use crate::{NodeSettings, Text};
 pub(super) struct ClusterShape<'a> {
     #[serde(borrow)]
     name: Scalar<'a>,
+    service: Option<ServiceNameShape<'a>>,
     #[serde(default)]
     endpoints: Vec<ScalarOr<'a, EndpointShape<'a>>>,
     balancing: Option<Scalar<'a>>,
@@ -125,6 +127,7 @@ impl ClusterShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> ClusterSettings {
         ClusterSettings {
             name: super::routes::any_name(path.field("name"), &self.name, reading),
+            service: (self.service.as_ref()).map(|service| Arc::new(service.compile(path.field("service"), reading))),
             endpoints: match &self.dns {
                 None => self.endpoints(path.field("endpoints"), reading),
                 Some(_) => Vec::new(),

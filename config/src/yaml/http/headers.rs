@@ -78,10 +78,10 @@ fn editable(path: Path<'_>, name: &str, reading: &mut Reading) -> Option<HeaderN
     Some(parsed)
 }
 
-/// The value of a header field, in which there may be operators.
-fn header_text(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading) -> Option<HeaderText> {
-    let format = match Format::parse(value, stage) {
-        Ok(format) => format,
+/// A text in which there may be operators.
+pub(super) fn format(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading) -> Option<Format> {
+    match Format::parse(value, stage) {
+        Ok(format) => Some(format),
         Err(error) => {
             let remedy = match &error {
                 BadFormat::Unclosed => "write %% for a percent sign, %OPERATOR% for an operator".to_owned(),
@@ -90,9 +90,14 @@ fn header_text(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading)
                 BadFormat::Unknown(_) => format!("write one of: {}", known_operators()),
             };
             reading.report(path, value, error.to_string(), remedy);
-            return None;
+            None
         }
-    };
+    }
+}
+
+/// The value of a header field, in which there may be operators.
+fn header_text(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading) -> Option<HeaderText> {
+    let format = format(path, value, stage, reading)?;
     match format.fixed() {
         Some(text) => header_value(path, text, reading).map(HeaderText::Fixed),
         None => {

@@ -14,6 +14,7 @@ use super::cors::CorsShape;
 use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
+use super::metrics::{self, MetricShape};
 use crate::Text;
 use crate::http::{Cors, Domain, Filter, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
@@ -25,6 +26,8 @@ pub(super) struct TableShape<'a> {
     path_normalization: Option<Scalar<'a>>,
     #[serde(default)]
     authorization: Vec<AuthorizationShape<'a>>,
+    #[serde(default)]
+    metrics: Vec<MetricShape<'a>>,
     virtual_hosts: Vec<VirtualHostShape<'a>>,
 }
 
@@ -86,6 +89,7 @@ impl TableShape<'_> {
         let normalization = self.path_normalization.as_ref();
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
+        table.metrics = Arc::new(metrics::compile(path.field("metrics"), &self.metrics, reading));
         let (path, policies) = (path.field("authorization"), &self.authorization);
         let rules = authorization::compile(path, policies, Judged::Requests, reading);
         table.filters = rules.into_iter().map(Filter::Rbac).collect();

@@ -56,7 +56,7 @@ async fn forward(request: Request<Incoming>, arrived: &Rc<RefCell<Vec<Read>>>) -
     if intake.switch.is_some() {
         return status(StatusCode::FORBIDDEN);
     }
-    let upload = Upload::new(Arriving::Read(body), 0);
+    let upload = Upload::new(Arriving::Read(body), 0, false);
     let Some(onward) = for_http1(&intake, upload.attempt()) else {
         return status(StatusCode::INTERNAL_SERVER_ERROR);
     };
