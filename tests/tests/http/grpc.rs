@@ -61,7 +61,7 @@ async fn answer(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) 
     stream.send_trailers(trailers("0"))
 }
 
-async fn serve(listener: TcpListener) {
+pub(crate) async fn serve(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         tokio::spawn(async move {
             let Ok(mut connection) = server::handshake(stream).await else {
@@ -131,7 +131,11 @@ async fn connect(at: SocketAddr) -> Client {
 }
 
 fn request(at: SocketAddr, path: &str) -> Request<()> {
-    let uri = format!("http://{at}{path}");
+    request_to(&at.to_string(), path)
+}
+
+pub(crate) fn request_to(authority: &str, path: &str) -> Request<()> {
+    let uri = format!("http://{authority}{path}");
     let request = Request::post(uri)
         .header("content-type", "application/grpc")
         .header("te", "trailers");

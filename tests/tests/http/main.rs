@@ -16,6 +16,8 @@ mod fractions;
 mod grpc;
 mod grpc_interop;
 mod h2spec;
+mod metrics;
+
 mod mirrors;
 mod paths;
 mod programs;
