@@ -91,6 +91,7 @@ const UNKNOWN_CODING: Unfit = unreadable(
 );
 const TOO_MANY_HEADERS: Unfit = unfit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http2.too_many_headers");
 const TUNNEL_WITH_CONTENT: Unfit = unfit(StatusCode::BAD_REQUEST, "http2.connect_with_content");
+const BLANK_AT_AN_END: Unfit = unfit(StatusCode::BAD_REQUEST, "http2.invalid_header_value");
 const MISSPELT_METHOD: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_method", "Bad Request");
 /// Its path is none.
 pub const NO_PATH: Unfit = unfit(StatusCode::BAD_REQUEST, "path_normalization_failed");
@@ -158,6 +159,9 @@ impl Intake {
         };
         hygiene::strip_hop_by_hop(&mut headers);
         if !is_http1 {
+            if headers.values().any(has_blank_at_an_end) {
+                return Err(BLANK_AT_AN_END);
+            }
             hygiene::join_cookies(&mut headers);
         }
         headers.remove(HOST);
@@ -221,6 +225,14 @@ fn is_misspelt(method: &Method) -> bool {
     ];
     let same_letters = |known: &Method| known.as_str().eq_ignore_ascii_case(method.as_str());
     !KNOWN.contains(method) && KNOWN.iter().any(same_letters)
+}
+
+/// Whether a value begins or ends with a blank (RFC 9113, section 8.2.1). HTTP/1.1's readers take it off: what policy has compared would not be
+/// what the endpoint reads.
+fn has_blank_at_an_end(value: &HeaderValue) -> bool {
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let bytes = value.as_bytes();
+    is_blank(bytes.first()) || is_blank(bytes.last())
 }
 
 /// The codec has understood the framing; what could be understood in another way by someone else is refused nevertheless.
@@ -349,6 +361,22 @@ mod tests {
         ];
         for (request, details) in cases {
             assert_eq!(intake(request).unwrap_err().details, details);
+        }
+    }
+
+    #[test]
+    fn a_value_is_what_its_reader_will_read() {
+        for (value, is_taken) in [
+            ("admin", true),
+            ("a b", true),
+            ("", true),
+            (" admin", false),
+            ("admin\t", false),
+        ] {
+            let request = Request::get("http://a/")
+                .version(Version::HTTP_2)
+                .header("x-role", value);
+            assert_eq!(intake(request).is_ok(), is_taken, "{value:?}");
         }
     }
 

@@ -2,11 +2,13 @@
 //!
 //! * [`strict`]: an endpoint that keeps what arrives, and takes offence at all that two readers could read in two ways.
 //! * `smuggling1`, `smuggling2`: requests whose end, or whose addressee, is where another reader would not see it; over HTTP/1.1 and HTTP/2.
+//! * `bypass`: requests for what policy denies, in other writings.
 //! * `splitting`: endpoints that say more than they were asked.
 //! * `floods`, `slow`, `bombs`: what costs little to send and could cost much to hold. A [`siege::Siege`] watches the proxy's memory and a
 //!   client that means no harm.
 
 mod bombs;
+mod bypass;
 mod floods;
 pub(crate) mod frames;
 mod siege;
@@ -39,6 +41,11 @@ impl Place {
 
     /// With these fields of `node.timeouts`.
     fn with_timeouts(timeouts: &str) -> Self {
+        Self::with(timeouts, "")
+    }
+
+    /// And these of the route table.
+    fn with(timeouts: &str, table: &str) -> Self {
         let world = World::loopback();
         let (client, us) = (world.host(), world.host());
         let (web, secret) = (Strict::start(&world.host()), Strict::start(&world.host()));
@@ -49,7 +56,7 @@ http:
   clusters: [{{name: web, endpoints: ['{}']}}, {{name: secret, endpoints: ['{}']}}]
   routes:
   - name: t
-    virtual_hosts:
+{table}    virtual_hosts:
     - {{name: secret, domains: ['secret.test'], routes: [{{forward: {{cluster: secret}}}}]}}
     - name: web
       domains: ['*']
