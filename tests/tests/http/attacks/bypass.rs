@@ -319,21 +319,28 @@ fn what_policy_denies_arrives_in_no_writing_of_http2() {
 /// A connection that was let in is asked by the policies that are in force when it asks.
 #[test]
 fn a_policy_that_comes_later_holds_for_connections_that_are_open() {
-    let place = Place::with("drain: 10s", "");
+    const OTHER: &str =
+        "    authorization: [{name: other, action: DENY, rules: [{to: [{operation: {paths: [/other]}}]}]}]\n";
+    let place = Place::with("drain: 10s", OTHER);
     let mut client = Client::connect(&place.client, place.at);
     let mut status = |path: &str| {
-        client.send(get(path, "").as_bytes());
+        let role = if path == "/role" { "x-role: admin\r\n" } else { "" };
+        client.send(get(path, role).as_bytes());
         client.answer(false).status
     };
-    assert_eq!((status("/admin"), status("/plain")), (200, 200));
+    assert_eq!(["/admin", "/role", "/other"].map(&mut status), [200, 200, 403]);
     let open = place.proxy.config_text();
-    let closed = open.replace("  - name: t\n", &format!("  - name: t\n{POLICIES}"));
-    for (yaml, expected) in [(&closed, 403), (&open, 200), (&closed, 403)] {
+    let closed = open.replace(OTHER, POLICIES);
+    for (yaml, expected) in [
+        (&closed, [403, 403, 200]),
+        (&open, [200, 200, 403]),
+        (&closed, [403, 403, 200]),
+    ] {
         let before = place.proxy.config_updates("applied");
         place.proxy.replace_file(yaml);
         wait::eventually(wait::SOON, "the policy is in force", || {
             place.proxy.config_updates("applied") > before
         });
-        assert_eq!((status("/admin"), status("/plain")), (expected, 200));
+        assert_eq!(["/admin", "/role", "/other"].map(&mut status), expected);
     }
 }
