@@ -20,28 +20,35 @@ const MOST_KEPT: usize = 16;
 struct Kept {
     /// Of the configuration by which the ends were found.
     generation: u64,
-    asked: Asked,
+    endpoint: Option<SocketAddr>,
+    cluster: Option<Text>,
+    is_grpc: bool,
     outcome: Outcome,
     series: Arc<RequestSeries>,
 }
 
 /// Whom a request asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
     /// The endpoint of the last try.
     pub endpoint: Option<SocketAddr>,
-    /// The cluster.
-    pub cluster: Option<Text>,
+    /// The cluster. (Its name is shared by all cores: it is looked at, not held.)
+    pub cluster: Option<&'a Text>,
     /// Whether it is gRPC.
     pub is_grpc: bool,
 }
 
 impl Counting {
     /// Counts a request of `connection` that is over.
-    pub fn count(&self, connection: &Connection, asked: Asked, outcome: Outcome, amounts: &Amounts) {
+    pub fn count(&self, connection: &Connection, asked: Asked<'_>, outcome: Outcome, amounts: &Amounts) {
         let generation = connection.session.node.generation();
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |kept: &&Kept| kept.generation == generation && kept.asked == asked && kept.outcome == outcome;
+        let is_it = |kept: &&Kept| {
+            kept.generation == generation
+                && (kept.endpoint, kept.cluster.as_ref(), kept.is_grpc)
+                    == (asked.endpoint, asked.cluster, asked.is_grpc)
+                && kept.outcome == outcome
+        };
         if let Some(known) = kept.iter().find(is_it) {
             return known.series.count(amounts);
         }
@@ -53,18 +60,20 @@ impl Counting {
         let series = node
             .telemetry
             .istio
-            .of(connection.session.core, &ends(connection, &asked), &outcome);
+            .of(connection.session.core, &ends(connection, asked), &outcome);
         series.count(amounts);
         kept.push(Kept {
             generation,
-            asked,
+            endpoint: asked.endpoint,
+            cluster: asked.cluster.cloned(),
+            is_grpc: asked.is_grpc,
             outcome,
             series,
         });
     }
 }
 
-fn ends(connection: &Connection, asked: &Asked) -> RequestEnds {
+fn ends(connection: &Connection, asked: Asked<'_>) -> RequestEnds {
     let session = &connection.session;
     let config = &session.node.snapshot().config;
     let source = session.source.refreshed(&config.mesh, &config.node);
@@ -74,7 +83,7 @@ fn ends(connection: &Connection, asked: &Asked) -> RequestEnds {
             .workload_at(&config.node.network, endpoint.ip().to_canonical())
     });
     let ends = PathEnds::new(source.workload(), destination, None, &config.node);
-    let cluster = asked.cluster.as_ref().and_then(|cluster| config.http.cluster(cluster));
+    let cluster = asked.cluster.and_then(|cluster| config.http.cluster(cluster));
     let table = config.http.tables.get(&connection.routes);
     RequestEnds {
         ends: ends.carried_by(session.entrance.transport(&session.source)),

@@ -219,7 +219,7 @@ impl Record {
         };
         let asked = WhomAsked {
             endpoint: self.endpoint,
-            cluster: self.cluster.clone(),
+            cluster: self.cluster.as_ref(),
             is_grpc,
         };
         let upload = self.upload.as_ref();
