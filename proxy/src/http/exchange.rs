@@ -168,7 +168,15 @@ impl Exchange<'_> {
                 record,
             );
             match passed.await {
-                Err(refusal) => return refusal,
+                Err(refusal) => {
+                    return match &found {
+                        // A route that forwards edits whatever is answered in its endpoint's place (Envoy's `sendLocalReply`).
+                        Some((host, route)) if matches!(route.action, RouteAction::Forward(_)) => {
+                            edited(refusal, (host, route, None), &intake, record)
+                        }
+                        _ => refusal,
+                    };
+                }
                 Ok(findings) if findings.is_edited => {
                     found = self.found(&intake, random);
                     record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
@@ -202,34 +210,37 @@ impl Exchange<'_> {
                 return edited(response, (&host, &route, None), &intake, record);
             }
         };
+        let times = forward.times(&mut intake.headers, self.audience.is_grpc);
+        let limits = Limits {
+            timeout: times.timeout,
+            lasts_until: times.duration.and_then(|duration| record.began().checked_add(duration)),
+        };
+        // Before the pages of other origins, as istiod orders a waypoint's filters.
+        if let Some(refusal) = inject(forward.fault.as_ref(), &intake.headers, self.audience, limits, record).await {
+            return edited(refusal, (&host, &route, None), &intake, record);
+        }
         let crossing = Crossing::of(forward.cors.as_deref(), &intake.headers);
         if let Some(answer) = crossing.as_ref().and_then(|crossing| crossing.preflight(&intake)) {
             record.details = "cors_response".into();
             return answer;
         }
-        let mut response = self.lead_on(intake, body, (&host, &route, forward), record).await;
+        let mut response = self
+            .lead_on(intake, body, (&host, &route, forward, limits), record)
+            .await;
         if let Some(crossing) = crossing {
             crossing.allow(response.headers_mut());
         }
         response
     }
 
-    /// The route's way to a cluster: faults, edits, the endpoint.
+    /// The route's way to a cluster: edits, the endpoint.
     async fn lead_on(
         &mut self,
         mut intake: Intake,
         body: Arriving,
-        (host, route, forward): (&VirtualHost, &Route, &Forward),
+        (host, route, forward, limits): (&VirtualHost, &Route, &Forward, Limits),
         record: &mut Record,
     ) -> Response<Download> {
-        let times = forward.times(&mut intake.headers, self.audience.is_grpc);
-        let limits = Limits {
-            timeout: times.timeout,
-            lasts_until: times.duration.and_then(|duration| record.began().checked_add(duration)),
-        };
-        if let Some(refusal) = inject(forward.fault.as_ref(), &intake.headers, self.audience, limits, record).await {
-            return edited(refusal, (host, route, None), &intake, record);
-        }
         let chosen = forward.choose(fastrand::u32(..));
         record.cluster = Some(chosen.cluster.clone());
         let edit = |intake: &mut Intake, edits: &HeaderEdits| {

@@ -22,8 +22,8 @@ pub(crate) fn start(
         "codec_type": "AUTO",
         "upgrade_configs": [{"upgrade_type": "websocket", "enabled": false}],
         "http_filters": [
-            {"name": "envoy.filters.http.cors", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}},
             {"name": "envoy.filters.http.fault", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"}},
+            {"name": "envoy.filters.http.cors", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}},
             {"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}},
         ],
         "route_config": {"ignore_port_in_host_matching": true, "virtual_hosts": scene::envoys()},

@@ -117,7 +117,7 @@ fn yaml(world: &World, us: &Host, clients: &[Host; 3], sets: &[Policies], endpoi
     path_normalization: base
     authorization:
     {policies}
-    virtual_hosts: [{{name: all, domains: ['*'], routes: [{{forward: {{cluster: web}}}}]}}]\n"
+    virtual_hosts: [{{name: all, domains: ['*'], response_headers: {{add: {{x-of-host: h}}}}, routes: [{{match: {{prefix: /files}}, direct: {{status: 200, body: files}}}}, {{forward: {{cluster: web}}, response_headers: {{set: {{x-of-route: r}}}}}}]}}]\n"
         );
     }
     let (admin, log) = (us.at(15000), world.directory().join("access.log"));
@@ -149,7 +149,10 @@ fn envoys_config(them: &Host, clients: &[Host; 3], sets: &[Policies], endpoint: 
                 "stat_prefix": "in", "normalize_path": true, "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
                 "http_filters": filters,
                 "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"],
-                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "web"}}]}]}}});
+                    "response_headers_to_add": [{"header": {"key": "x-of-host", "value": "h"}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}],
+                    "routes": [{"match": {"prefix": "/files"}, "direct_response": {"status": 200, "body": {"inline_string": "files"}}},
+                        {"match": {"prefix": "/"}, "route": {"cluster": "web"},
+                            "response_headers_to_add": [{"header": {"key": "x-of-route", "value": "r"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]}]}]}}});
             let chains: Vec<Value> = ALL
                 .iter()
                 .zip(clients)
