@@ -64,10 +64,13 @@ fn may_be_named(name: &HeaderName) -> bool {
 
 /// Puts cookies together that HTTP/2 lets a client send one by one, and HTTP/1.1 does not (RFC 9113, section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
-    {
+    let mut crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() < 2 {
+        return;
+    }
+    // One that says nothing would leave a separator, and with it a blank, at an end.
+    crumbs.retain(|crumb| !crumb.is_empty());
+    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
     }
 }
