@@ -16,6 +16,7 @@ mod discovery;
 mod domains;
 mod endpoint;
 mod fault;
+mod filters;
 mod hash_policy;
 mod headers;
 mod loads;
@@ -25,6 +26,7 @@ mod normalization;
 mod operators;
 mod outliers;
 mod path_index;
+mod rbac;
 mod retry;
 mod rewrite;
 mod ring;
@@ -49,6 +51,7 @@ pub use discovery::{Discovery, DnsDiscovery, DnsFamily, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
 pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels};
 pub use fault::{Abort, Delay, Fault};
+pub use filters::Filter;
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub(crate) use headers::is_editable;
 pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
@@ -59,6 +62,10 @@ pub use operators::{BadFormat, Fact, Facts, Format, Part, Stage, known as known_
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
+};
+pub use rbac::{
+    Asking, BadTemplate, ClaimMatch, Condition, PathTemplate, Peer, Policy, Rbac, RuleAction, Rules, Ruling, Settled,
+    ValueMatch,
 };
 pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
 pub use rewrite::{PathRewrite, Substitution};

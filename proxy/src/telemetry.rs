@@ -57,7 +57,7 @@ impl Telemetry {
         let accept_errors = Counter::default();
         registry.register(
             "underpass_authorization_dry_run",
-            "Connections about which a dry-run policy would have decided, by policy and what it would have done",
+            "Connections and requests about which dry-run policies would have decided, by policy and what would have been done",
             dry_run.clone(),
         );
         registry.register(
@@ -122,6 +122,13 @@ impl Telemetry {
             Action::Deny => "deny",
         };
         let labels = vec![("policy", matched.policy.to_string()), ("would", would.to_owned())];
+        self.dry_run.get_or_create(&labels).inc();
+    }
+
+    /// Counts what shadow rules would have done with a request, and on which policy's word.
+    pub fn count_dry_run_of_request(&self, policy: &str, would_pass: bool) {
+        let would = if would_pass { "allow" } else { "deny" };
+        let labels = vec![("policy", policy.to_owned()), ("would", would.to_owned())];
         self.dry_run.get_or_create(&labels).inc();
     }
 

@@ -35,6 +35,8 @@ pub enum TextMatch {
     Contains(String),
     /// The whole of it matches.
     Regex(Regex),
+    /// It fulfils this, whatever the case of ASCII letters in both (`ignore_case`); regular expressions say so themselves.
+    IgnoreCase(Box<TextMatch>),
 }
 
 impl PartialEq for TextMatch {
@@ -45,6 +47,7 @@ impl PartialEq for TextMatch {
             | (Self::Suffix(one), Self::Suffix(other))
             | (Self::Contains(one), Self::Contains(other)) => one == other,
             (Self::Regex(one), Self::Regex(other)) => one.as_str() == other.as_str(),
+            (Self::IgnoreCase(one), Self::IgnoreCase(other)) => one == other,
             _ => false,
         }
     }
@@ -61,6 +64,25 @@ impl TextMatch {
             Self::Suffix(suffix) => text.ends_with(suffix.as_str()),
             Self::Contains(part) => text.contains(part.as_str()),
             Self::Regex(regex) => regex.is_match(text),
+            Self::IgnoreCase(inner) => inner.matches_in_any_case(text),
+        }
+    }
+
+    fn matches_in_any_case(&self, text: &str) -> bool {
+        let (text, is) = (text.as_bytes(), <[u8]>::eq_ignore_ascii_case);
+        match self {
+            Self::Exact(exact) => is(text, exact.as_bytes()),
+            Self::Prefix(prefix) => {
+                let beginning = text.get(..prefix.len());
+                beginning.is_some_and(|beginning| is(beginning, prefix.as_bytes()))
+            }
+            Self::Suffix(suffix) => {
+                let end = text.len().checked_sub(suffix.len()).and_then(|at| text.get(at..));
+                end.is_some_and(|end| is(end, suffix.as_bytes()))
+            }
+            Self::Contains(part) if part.is_empty() => true,
+            Self::Contains(part) => text.windows(part.len()).any(|within| is(within, part.as_bytes())),
+            Self::Regex(_) | Self::IgnoreCase(_) => self.matches(std::str::from_utf8(text).unwrap_or_default()),
         }
     }
 }

@@ -8,8 +8,8 @@ use http::{HeaderValue, StatusCode};
 use super::domains::DomainIndex;
 use super::path_index::PathIndex;
 use super::{
-    Cluster, Cors, Domain, Fault, GrpcTimeout, HashPolicy, HeaderEdits, Labels, Mirror, PathNormalization, PathRewrite,
-    RequestView, RetryPolicy, RouteMatch, StreamDuration,
+    Cluster, Cors, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, Mirror, PathNormalization,
+    PathRewrite, RequestView, RetryPolicy, RouteMatch, StreamDuration,
 };
 use crate::Text;
 
@@ -20,6 +20,8 @@ pub struct RouteTable {
     pub name: Text,
     /// What becomes of paths before they are looked at.
     pub normalization: PathNormalization,
+    /// What requests go through before they are routed, in this order.
+    pub filters: Vec<Filter>,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
@@ -245,6 +247,7 @@ impl RouteTable {
         Self {
             name,
             normalization: PathNormalization::None,
+            filters: Vec::new(),
             virtual_hosts,
             index,
             paths,

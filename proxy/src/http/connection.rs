@@ -28,6 +28,7 @@ use super::arriving::Arriving;
 use super::detection::detect;
 use super::exchange;
 use super::farewell::linger;
+use super::filters::SettledOnce;
 use super::intake::{MAX_HEAD, MAX_HEADERS};
 use super::parking::{OpenBodies, Parked};
 use super::permit::Permits;
@@ -74,6 +75,8 @@ pub struct Connection {
     /// Why the proxy has ended it, once it has.
     ending: OnceLock<Ending>,
     counted: Mutex<Vec<([Text; 3], Arc<RequestCounts>)>>,
+    /// What the filters of its table know of it.
+    pub settled: SettledOnce,
 }
 
 /// What a connection of HTTP/1.1 becomes.
@@ -188,6 +191,7 @@ pub async fn serve(
         switched: Mutex::default(),
         ending: OnceLock::new(),
         counted: Mutex::default(),
+        settled: SettledOnce::default(),
     });
     let serving = Serving {
         connection: &connection,

@@ -16,6 +16,7 @@ use super::connection::Connection;
 use super::cors::Crossing;
 use super::download::{Download, until};
 use super::facts::Known;
+use super::filters;
 use super::flags::Flags;
 use super::forward::{Answered, Holds, Job, Limits};
 use super::hygiene;
@@ -138,16 +139,39 @@ impl Exchange<'_> {
         Ok(intake)
     }
 
-    async fn route(&mut self, intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
-        let found = self
-            .table
-            .and_then(|table| table.route(&intake.view(), fastrand::u64(..)));
-        let Some((host, route)) = found.map(|(host, route)| (host.clone(), route.clone())) else {
+    /// The route for a request, and its virtual host. `random`: drawn for it.
+    fn found(&self, intake: &Intake, random: u64) -> Option<(Arc<VirtualHost>, Arc<Route>)> {
+        let (host, route) = self.table?.route(&intake.view(), random)?;
+        Some((host.clone(), route.clone()))
+    }
+
+    async fn route(&mut self, mut intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
+        let random = fastrand::u64(..);
+        let mut found = self.found(&intake, random);
+        record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+        if let Some(table) = self.table {
+            let passed = filters::pass(
+                self.connection,
+                self.snapshot,
+                table,
+                &mut intake,
+                self.audience,
+                record,
+            );
+            match passed.await {
+                Err(refusal) => return refusal,
+                Ok(findings) if findings.is_edited => {
+                    found = self.found(&intake, random);
+                    record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+                }
+                Ok(_) => {}
+            }
+        }
+        let Some((host, route)) = found else {
             record.flags.add(Flags::NO_ROUTE);
             record.details = "route_not_found".into();
             return reply(self.audience, StatusCode::NOT_FOUND, Bytes::new());
         };
-        record.route = Some((host.name.clone(), route.clone()));
         let forward = match &route.action {
             RouteAction::Forward(forward) => forward,
             RouteAction::Redirect(redirect) => {

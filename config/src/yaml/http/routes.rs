@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
 use super::actions::{DirectShape, RedirectShape};
+use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
 use super::forward::ForwardShape;
 use super::headers::EditsShape;
@@ -22,6 +23,8 @@ pub(super) struct TableShape<'a> {
     #[serde(borrow)]
     name: Scalar<'a>,
     path_normalization: Option<Scalar<'a>>,
+    #[serde(default)]
+    authorization: Vec<AuthorizationShape<'a>>,
     virtual_hosts: Vec<VirtualHostShape<'a>>,
 }
 
@@ -83,6 +86,12 @@ impl TableShape<'_> {
         let normalization = self.path_normalization.as_ref();
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
+        table.filters = authorization::compile(
+            path.field("authorization"),
+            &self.authorization,
+            Judged::Requests,
+            reading,
+        );
         table
     }
 }
