@@ -11,11 +11,13 @@ use super::super::scalar::Scalar;
 use super::actions::{DirectShape, RedirectShape};
 use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
+use super::ext_authz::Providers;
 use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
+use super::rate_limit::RateLimitShape;
 use crate::Text;
-use crate::http::{Cors, Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
+use crate::http::{Cors, Domain, Filter, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +25,7 @@ pub(super) struct TableShape<'a> {
     #[serde(borrow)]
     name: Scalar<'a>,
     path_normalization: Option<Scalar<'a>>,
+    local_rate_limit: Option<RateLimitShape<'a>>,
     #[serde(default)]
     authorization: Vec<AuthorizationShape<'a>>,
     virtual_hosts: Vec<VirtualHostShape<'a>>,
@@ -72,7 +75,13 @@ pub(super) fn any_name(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading
 }
 
 impl TableShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> RouteTable {
+    pub(super) fn compile(
+        &self,
+        path: Path<'_>,
+        http: &Http,
+        providers: &Providers,
+        reading: &mut Reading,
+    ) -> RouteTable {
         let name = any_name(path.field("name"), &self.name, reading);
         let hosts = path.field("virtual_hosts");
         let mut taken: HashMap<Domain, usize, RandomState> = HashMap::default();
@@ -86,12 +95,17 @@ impl TableShape<'_> {
         let normalization = self.path_normalization.as_ref();
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
-        table.filters = authorization::compile(
+        let limit = self.local_rate_limit.as_ref();
+        let limit = limit.map(|shape| shape.compile(path.field("local_rate_limit"), reading));
+        table
+            .filters
+            .extend(limit.map(|limit| Filter::LocalRateLimit(Arc::new(limit))));
+        table.filters.extend(authorization::compile(
             path.field("authorization"),
             &self.authorization,
-            Judged::Requests,
+            (Judged::Requests, providers),
             reading,
-        );
+        ));
         table
     }
 }
