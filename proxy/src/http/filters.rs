@@ -19,6 +19,7 @@ use super::download::Download;
 use super::intake::Intake;
 use super::record::Record;
 use super::reply::{Audience, reply};
+use super::upload::Upload;
 use crate::node::Snapshot;
 use ext_authz::ResponseChanges;
 
@@ -146,14 +147,25 @@ pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<Findings, 
         };
         if let Err(mut refusal) = passed {
             passing.findings.response.apply(refusal.headers_mut());
+            passing.note_read();
             return Err(refusal);
         }
     }
     passing.findings.is_edited &= !passing.findings.is_lost;
+    passing.note_read();
     Ok(passing.findings)
 }
 
 impl Passing<'_> {
+    /// A body that was read to its end is no request that follows, even if it goes nowhere.
+    fn note_read(&mut self) {
+        if let Arriving::Kept(kept) = &*self.body
+            && let Some(length) = kept.length_of_all()
+        {
+            self.record.upload = Some(Upload::read(length));
+        }
+    }
+
     fn judge(
         &mut self,
         rules: &Rbac,

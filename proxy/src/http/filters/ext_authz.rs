@@ -10,6 +10,7 @@ mod http;
 use ::http::header::{CONTENT_TYPE, HeaderValue};
 use ::http::{HeaderMap, Response, StatusCode};
 use bytes::Bytes;
+use hyper::body::Body;
 use underpass_config::http::{AuthzProvider, AuthzService, ExtAuthz, Forward, RouteAction};
 
 pub use changes::ResponseChanges;
@@ -85,28 +86,18 @@ pub async fn pass(filter: &ExtAuthz, passing: &mut Passing<'_>) -> Result<(), Re
         return Ok(());
     }
     let provider = &*filter.provider;
-    let (beginning, was_read) = hold(provider, passing).await?;
+    let beginning = hold(provider, passing).await?;
     let verdict = ask(provider, passing, beginning.as_ref()).await;
-    let outcome = passing.follow(provider, verdict);
-    if let (Err(_), Arriving::Kept(kept), true) = (&outcome, &*passing.body, was_read)
-        && let Some(length) = kept.length_of_all()
-    {
-        // All of it was read, and nothing of it is a request that follows.
-        passing.record.upload = Some(Upload::read(length));
-    }
-    outcome
+    passing.follow(provider, verdict)
 }
 
-/// What the server is told of the body, which is kept; and whether any of it was read.
-async fn hold(
-    provider: &AuthzProvider,
-    passing: &mut Passing<'_>,
-) -> Result<(Option<Bytes>, bool), Response<Download>> {
+/// What the server is told of the body, which is kept.
+async fn hold(provider: &AuthzProvider, passing: &mut Passing<'_>) -> Result<Option<Bytes>, Response<Download>> {
     let Some(told) = provider.request_body else {
-        return Ok((None, false));
+        return Ok(None);
     };
-    if ::hyper::body::Body::is_end_stream(&*passing.body) || passing.intake.switch.is_some() {
-        return Ok((None, false));
+    if passing.body.is_end_stream() || passing.intake.switch.is_some() {
+        return Ok(None);
     }
     let patience = match passing.record.route.as_ref().map(|(_, route)| &route.action) {
         Some(RouteAction::Forward(forward)) => forward.idle_timeout,
@@ -117,7 +108,7 @@ async fn hold(
     match Kept::of(body, told.max_request_bytes, has_to_end, patience).await {
         Ok((kept, beginning)) => {
             *passing.body = Arriving::Kept(kept);
-            Ok((Some(beginning), true))
+            Ok(Some(beginning))
         }
         Err(why) => Err(passing.not_kept(why)),
     }
