@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use http::{HeaderValue, Response};
+use http::Response;
 use underpass_config::http::LocalRateLimit;
 
 use super::Passing;
@@ -23,8 +23,6 @@ pub fn pass(limit: &LocalRateLimit, passing: &mut Passing<'_>) -> Result<(), Res
     passing.record.details = "local_rate_limited".into();
     let mut response = reply(passing.audience, limit.status, "local_rate_limited");
     let known = Known::for_response(passing.intake, passing.record, limit.status);
-    let headers = response.headers_mut();
-    limit.response_headers.apply(headers, &known);
-    headers.insert("x-envoy-ratelimited", HeaderValue::from_static("true"));
+    limit.response_headers.apply(response.headers_mut(), &known);
     Err(response)
 }

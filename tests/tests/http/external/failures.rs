@@ -72,7 +72,7 @@ fn a_server_that_says_nothing_lets_nothing_pass_unless_it_is_to_fail_open() {
         assert_eq!((closed.status, &*closed.body), (403, ""), "{asked}");
         assert_eq!(open.status, 200, "{asked}");
     }
-    assert_eq!(alone.ask(4, "").status, 418, "a cluster without endpoints");
+    assert_eq!(alone.ask(4, "").status, 502, "a cluster without endpoints");
     for (provider, result, count) in [
         ("authz-http-all", "error", 7),
         ("authz-http", "failure_mode_allowed", 7),
@@ -126,6 +126,19 @@ fn a_client_does_not_make_a_server_fail_open() {
     );
     assert_eq!(tunnel.status, 503);
     assert!(alone.side.heard().is_empty());
+}
+
+/// Envoy does as it is told here, and its endpoint waits for a body that never comes.
+#[test]
+fn a_server_does_not_say_how_a_request_is_framed() {
+    let alone = Alone::start(|yaml| yaml);
+    let seen = alone.ask(GRPC, "frame");
+    assert_eq!(seen.status, 200);
+    assert!(
+        !seen.body.contains("transfer-encoding") && !seen.body.contains("content-length"),
+        "{}",
+        seen.body
+    );
 }
 
 #[test]

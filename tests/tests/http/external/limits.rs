@@ -65,7 +65,7 @@ fn a_burst_is_limited_as_by_envoy() {
         let request = format!("{method} {path} HTTP/1.1\r\nhost: web.test\r\nx-id: {id}\r\n{more}\r\n");
         let [ours, envoys] = [us.at(8080), them.at(8080)].map(|at| without_the_incidental(ask(&client, at, &request)));
         assert_eq!(ours, envoys, "{request}");
-        let is_limited = ours.header("x-envoy-ratelimited").is_some();
+        let is_limited = ours.header("x-limited").is_some();
         assert_eq!(is_limited, id >= TOKENS, "request {id}: {ours:?}");
         limited += u32::from(is_limited);
     }

@@ -105,6 +105,7 @@ fn answer(mut stream: &TcpStream, ask: &str, is_head: bool) -> io::Result<bool> 
         "long" => plain("403", "x-reason: long\r\n", &"x".repeat(2 << 20)),
         "many" => plain("200", &"x-user-more: 1\r\n".repeat(2000), ""),
         "broken" => "HTTP/1.1 200 X\r\ncontent-length: 100\r\n\r\nshort".to_owned(),
+        "204" => "HTTP/1.1 204 X\r\nx-reason: none\r\n\r\n".to_owned(),
         status if status.parse::<u16>().is_ok() => plain(status, "x-reason: said\r\n", "said"),
         _ => plain("200", ALLOWED, ""),
     };

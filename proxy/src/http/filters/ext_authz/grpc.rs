@@ -1,5 +1,6 @@
 //! Asking by gRPC: `envoy.service.auth.v3.Authorization/Check`.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -111,8 +112,7 @@ fn http_request(provider: &AuthzProvider, intake: &Intake, beginning: Option<&By
         (":scheme", "http"),
     ];
     let own = own.into_iter().filter(|(name, _)| may_be_told(name));
-    let mut headers: std::collections::HashMap<String, String> =
-        own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut headers: HashMap<String, String> = own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     headers.extend(told_headers(&intake.headers, may_be_told));
     let mut request = proto::HttpRequest {
         id: fastrand::u64(..).to_string(),
@@ -161,10 +161,10 @@ pub(super) fn verdict(told: &Told) -> Option<Verdict> {
     let response = proto::CheckResponse::decode(message).ok()?;
     let code = response.status.unwrap_or_default().code;
     Some(match (code, response.http_response) {
-        (0, Some(HttpResponse::OkResponse(told))) => Verdict::Allowed(changes(told)?),
+        (0, Some(HttpResponse::OkResponse(told))) => Verdict::Allowed(changes(told)),
         (0, _) => Verdict::Allowed(Changes::default()),
-        (_, Some(HttpResponse::ErrorResponse(told))) => Verdict::Failed(Some(denial(told, None)?)),
-        (_, Some(HttpResponse::DeniedResponse(told))) => Verdict::Denied(denial(told, Some(StatusCode::FORBIDDEN))?),
+        (_, Some(HttpResponse::ErrorResponse(told))) => Verdict::Failed(Some(denial(told, None))),
+        (_, Some(HttpResponse::DeniedResponse(told))) => Verdict::Denied(denial(told, Some(StatusCode::FORBIDDEN))),
         (_, Some(HttpResponse::OkResponse(_)) | None) => Verdict::Denied(Denial {
             status: Some(StatusCode::FORBIDDEN),
             headers: Vec::new(),
@@ -173,52 +173,80 @@ pub(super) fn verdict(told: &Told) -> Option<Verdict> {
     })
 }
 
-fn denial(told: proto::DeniedHttpResponse, default: Option<StatusCode>) -> Option<Denial> {
+fn denial(told: proto::DeniedHttpResponse, default: Option<StatusCode>) -> Denial {
     let code = told.status.unwrap_or_default().code;
     let status = u16::try_from(code)
         .ok()
         .and_then(|code| StatusCode::from_u16(code).ok());
     // No client could be answered by what is no final status.
     let status = status.filter(|status| (200..600).contains(&status.as_u16()));
-    Some(Denial {
+    Denial {
         status: status.or(default),
-        headers: mutations(told.headers)?,
+        headers: of_refusal(told.headers),
         body: Bytes::from(told.body),
-    })
+    }
 }
 
-fn changes(told: proto::OkHttpResponse) -> Option<Changes> {
+fn changes(told: proto::OkHttpResponse) -> Changes {
     let set = told.query_parameters_to_set.into_iter();
-    Some(Changes {
-        request: mutations(told.headers)?,
+    Changes {
+        request: of_request(told.headers),
         remove: told.headers_to_remove,
         set_query: set.map(|parameter| (parameter.key, parameter.value)).collect(),
         remove_query: told.query_parameters_to_remove,
-        response: mutations(told.response_headers_to_add)?,
-    })
+        response: of_response(told.response_headers_to_add),
+    }
 }
 
-/// None: one is to be changed in a way that is none.
-fn mutations(options: Vec<proto::HeaderValueOption>) -> Option<Vec<Mutation>> {
+/// One field of an answer. What its value may be is said twice, since there were bytes.
+fn mutation(option: proto::HeaderValueOption, way: Way) -> Mutation {
+    let header = option.header.unwrap_or_default();
+    let value = match header.value.is_empty() {
+        true => header.raw_value,
+        false => header.value.into_bytes(),
+    };
+    Mutation {
+        name: header.key.to_ascii_lowercase(),
+        value: Bytes::from(value),
+        way,
+    }
+}
+
+/// Those of a request: as in Envoy 1.40, they take the place of what is there, whatever `append_action` says, but for `append`.
+fn of_request(options: Vec<proto::HeaderValueOption>) -> Vec<Mutation> {
     let mutations = options.into_iter().map(|option| {
-        let header = option.header.unwrap_or_default();
+        let is_part = option.append.is_some_and(|append| append.value);
+        mutation(option, if is_part { Way::Join } else { Way::Set })
+    });
+    mutations.collect()
+}
+
+/// Those of a response, as they say; what does not say any way that there is, is left out.
+fn of_response(options: Vec<proto::HeaderValueOption>) -> Vec<Mutation> {
+    let mutations = options.into_iter().filter_map(|option| {
         let way = match (option.append, option.append_action) {
-            (Some(proto::BoolValue { value: true }), _) => Way::Join,
+            (Some(proto::BoolValue { value: true }), _) | (None, 0) => Way::Add,
             (Some(proto::BoolValue { value: false }), _) | (None, 2) => Way::Set,
-            (None, 0) => Way::Add,
             (None, 1) => Way::Default,
             (None, 3) => Way::Replace,
             (None, _) => return None,
         };
-        let value = match header.value.is_empty() {
-            true => header.raw_value,
-            false => header.value.into_bytes(),
+        Some(mutation(option, way))
+    });
+    mutations.collect()
+}
+
+/// Those of a refusal: all values of a name, in the place of what is there.
+fn of_refusal(options: Vec<proto::HeaderValueOption>) -> Vec<Mutation> {
+    let mut seen = HashSet::new();
+    let mutations = options.into_iter().map(|option| {
+        let one = mutation(option, Way::Set);
+        let way = if seen.insert(one.name.clone()) {
+            Way::Set
+        } else {
+            Way::Add
         };
-        Some(Mutation {
-            name: header.key.to_ascii_lowercase(),
-            value: Bytes::from(value),
-            way,
-        })
+        Mutation { way, ..one }
     });
     mutations.collect()
 }

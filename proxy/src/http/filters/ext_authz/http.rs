@@ -47,6 +47,10 @@ pub(super) fn question(
         body = told;
     }
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if let Some(patience) = provider.forward.timeout {
+        let millis = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        headers.insert("x-envoy-expected-rq-timeout-ms", HeaderValue::from(millis));
+    }
     let target = format!("{}{}", service.path_prefix, intake.target);
     let method = intake.method.clone();
     let mut question = Intake::of_the_proxy(method, target, intake.authority.clone(), headers, intake.version);
