@@ -103,6 +103,9 @@ pub struct Findings {
     pub response: ResponseChanges,
 }
 
+/// The answer to a request that does not pass.
+type Refused = Box<Response<Download>>;
+
 /// A request on its way through the filters of its table.
 pub struct Passing<'a> {
     /// The client's connection.
@@ -148,7 +151,7 @@ pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<Findings, 
         if let Err(mut refusal) = passed {
             passing.findings.response.apply(refusal.headers_mut());
             passing.note_read();
-            return Err(refusal);
+            return Err(*refusal);
         }
     }
     passing.findings.is_edited &= !passing.findings.is_lost;
@@ -171,7 +174,7 @@ impl Passing<'_> {
         rules: &Rbac,
         of_connection: Option<&rbac::SettledRbac>,
         peer: &Peer<'_>,
-    ) -> Result<(), Response<Download>> {
+    ) -> Result<(), Refused> {
         let outcome = match of_connection {
             Some(of_connection) => {
                 let asking = Asking {
@@ -188,7 +191,7 @@ impl Passing<'_> {
         };
         outcome.map_err(|refusal| {
             self.record.details = refusal.details.into();
-            reply(self.audience, refusal.status, refusal.text)
+            reply(self.audience, refusal.status, refusal.text).into()
         })
     }
 }

@@ -16,7 +16,7 @@ use underpass_config::http::{AuthzProvider, AuthzService, ExtAuthz, Forward, Rou
 pub use changes::ResponseChanges;
 use changes::{Changes, Mutation, change_headers};
 
-use super::Passing;
+use super::{Passing, Refused};
 use crate::http::arriving::Arriving;
 use crate::http::download::Download;
 use crate::http::failed::Failed;
@@ -75,7 +75,7 @@ impl From<Untold> for Unasked {
 ///
 /// # Errors
 /// The answer to a request that does not pass.
-pub async fn pass(filter: &ExtAuthz, passing: &mut Passing<'_>) -> Result<(), Response<Download>> {
+pub async fn pass(filter: &ExtAuthz, passing: &mut Passing<'_>) -> Result<(), Refused> {
     let asks = |enabled_by: &underpass_config::http::ShadowMatch| enabled_by.holds(&passing.findings.shadow);
     if !filter.enabled_by.as_ref().is_none_or(asks) {
         return Ok(());
@@ -92,7 +92,7 @@ pub async fn pass(filter: &ExtAuthz, passing: &mut Passing<'_>) -> Result<(), Re
 }
 
 /// What the server is told of the body, which is kept.
-async fn hold(provider: &AuthzProvider, passing: &mut Passing<'_>) -> Result<Option<Bytes>, Response<Download>> {
+async fn hold(provider: &AuthzProvider, passing: &mut Passing<'_>) -> Result<Option<Bytes>, Refused> {
     let Some(told) = provider.request_body else {
         return Ok(None);
     };
@@ -110,7 +110,7 @@ async fn hold(provider: &AuthzProvider, passing: &mut Passing<'_>) -> Result<Opt
             *passing.body = Arriving::Kept(kept);
             Ok(Some(beginning))
         }
-        Err(why) => Err(passing.not_kept(why)),
+        Err(why) => Err(passing.not_kept(why).into()),
     }
 }
 
@@ -161,11 +161,7 @@ impl Passing<'_> {
     }
 
     /// What becomes of the request.
-    fn follow(
-        &mut self,
-        provider: &AuthzProvider,
-        verdict: Result<Verdict, Unasked>,
-    ) -> Result<(), Response<Download>> {
+    fn follow(&mut self, provider: &AuthzProvider, verdict: Result<Verdict, Unasked>) -> Result<(), Refused> {
         const DETAILS: &str = "ext_authz_error";
         let (told, details) = match verdict {
             Ok(Verdict::Allowed(changes)) => {
@@ -177,12 +173,12 @@ impl Passing<'_> {
                         self.findings.is_edited |= is_edit && provider.clear_route_cache;
                         Ok(())
                     }
-                    Err(_) => Err(self.invalid(provider)),
+                    Err(_) => Err(self.invalid(provider).into()),
                 };
             }
             Ok(Verdict::Denied(denial)) => {
                 self.count(provider, Check::Denied);
-                return Err(self.denied(provider, denial, "ext_authz_denied"));
+                return Err(self.denied(provider, denial, "ext_authz_denied").into());
             }
             Ok(Verdict::Failed(_)) | Err(Unasked::Failed(_)) if provider.failure_mode_allow => {
                 self.count(provider, Check::FailureModeAllowed);
@@ -198,7 +194,7 @@ impl Passing<'_> {
             headers: Vec::new(),
             body: Bytes::new(),
         });
-        Err(self.denied(provider, denial, &details))
+        Err(self.denied(provider, denial, &details).into())
     }
 
     fn count(&self, provider: &AuthzProvider, check: Check) {

@@ -2,11 +2,9 @@
 
 use std::time::Instant;
 
-use http::Response;
 use underpass_config::http::LocalRateLimit;
 
-use super::Passing;
-use crate::http::download::Download;
+use super::{Passing, Refused};
 use crate::http::facts::Known;
 use crate::http::flags::Flags;
 use crate::http::reply::reply;
@@ -15,7 +13,7 @@ use crate::http::reply::reply;
 ///
 /// # Errors
 /// The answer to one too many, in Envoy's words.
-pub fn pass(limit: &LocalRateLimit, passing: &mut Passing<'_>) -> Result<(), Response<Download>> {
+pub fn pass(limit: &LocalRateLimit, passing: &mut Passing<'_>) -> Result<(), Refused> {
     if limit.bucket.take(Instant::now()) {
         return Ok(());
     }
@@ -24,5 +22,5 @@ pub fn pass(limit: &LocalRateLimit, passing: &mut Passing<'_>) -> Result<(), Res
     let mut response = reply(passing.audience, limit.status, "local_rate_limited");
     let known = Known::for_response(passing.intake, passing.record, limit.status);
     limit.response_headers.apply(response.headers_mut(), &known);
-    Err(response)
+    Err(response.into())
 }

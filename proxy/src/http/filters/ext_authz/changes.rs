@@ -290,7 +290,7 @@ mod tests {
             ":scheme",
         ] {
             let intake = changed(vec![mutation(name, "5", Way::Set)]).unwrap();
-            assert_eq!(intake.headers, self::intake_like(&intake));
+            assert_eq!(intake.headers, intake_like(&intake));
         }
     }
 
