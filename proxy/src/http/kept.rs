@@ -117,3 +117,52 @@ impl Kept {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(beginning: &'static str, trailers: Option<HeaderMap>) -> Arriving {
+        let mut kept = Kept::whole(Bytes::from_static(beginning.as_bytes()));
+        kept.trailers = trailers;
+        Arriving::Kept(kept)
+    }
+
+    #[tokio::test]
+    async fn what_was_read_comes_first_and_trailers_last() {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", http::HeaderValue::from_static("1"));
+        let (kept, beginning) = Kept::of(body("hello", Some(trailers.clone())), 100, true, None)
+            .await
+            .unwrap();
+        assert_eq!((&beginning[..], kept.length_of_all()), (&b"hello"[..], None));
+        let mut again = Arriving::Kept(kept);
+        assert!(!again.is_end_stream());
+        assert_eq!(again.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+        assert_eq!(again.frame().await.unwrap().unwrap().into_trailers().unwrap(), trailers);
+        assert!(again.is_end_stream() && again.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn so_much_is_enough_or_too_much() {
+        let (kept, beginning) = Kept::of(body("hello", None), 5, true, None).await.unwrap();
+        assert_eq!((beginning.len(), kept.length_of_all()), (5, Some(5)));
+        assert_eq!(kept.size_hint().exact(), Some(5));
+        assert_eq!(
+            Kept::of(body("hello", None), 4, true, None).await.err(),
+            Some(NotKept::TooLong)
+        );
+        // The beginning is enough, and the rest comes behind it.
+        let (kept, _) = Kept::of(body("hello", None), 4, false, None).await.unwrap();
+        let all = Arriving::Kept(kept).collect().await.unwrap().to_bytes();
+        assert_eq!(all, "hello");
+    }
+
+    #[tokio::test]
+    async fn a_body_is_framed_as_it_came() {
+        let mut unmeasured = Kept::whole(Bytes::from_static(b"hello"));
+        unmeasured.has_length = false;
+        let (kept, _) = Kept::of(Arriving::Kept(unmeasured), 100, true, None).await.unwrap();
+        assert_eq!(kept.size_hint().exact(), None);
+    }
+}

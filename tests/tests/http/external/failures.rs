@@ -175,6 +175,34 @@ fn a_body_is_held_until_the_server_has_spoken_and_then_goes_on_whole() {
     assert_eq!(seen.status, 403);
 }
 
+/// Its bytes are no body that anybody is told of.
+#[test]
+fn a_connection_that_changes_its_protocol_is_asked_about_before() {
+    let alone = Alone::start(|yaml| {
+        yaml.replace(
+            "forward: {cluster: web}",
+            "forward: {cluster: web, upgrades: [websocket]}",
+        )
+    });
+    for (table, asked, status) in [
+        (HTTP, "allow", 101),
+        (HTTP, "deny", 403),
+        (GRPC_BODY, "", 101),
+        (GRPC_BODY, "deny", 403),
+    ] {
+        let mut client = crate::client::Client::connect(&alone.client, alone.side.at(table));
+        let head = "GET /protected/ HTTP/1.1\r\nhost: web.test\r\nconnection: upgrade\r\nupgrade: websocket\r\nx-do: websocket\r\n";
+        client.send(format!("{head}x-ask: {asked}\r\n\r\n").as_bytes());
+        assert_eq!(client.answer(false).status, status, "{asked}");
+        let heard = alone.side.heard();
+        assert!(heard.len() == 1 && !heard[0].contains("partial-body"), "{heard:?}");
+        if status == 101 {
+            client.send(b"echo");
+            assert_eq!(client.bytes(4).as_deref(), Some(&b"echo"[..]));
+        }
+    }
+}
+
 /// A client that does not send its body waits at its own cost, and no server is asked meanwhile.
 #[test]
 fn a_body_that_does_not_come_is_not_waited_for_forever() {
