@@ -15,6 +15,7 @@ mod cors;
 mod discovery;
 mod domains;
 mod endpoint;
+mod ext_authz;
 mod fault;
 mod filters;
 mod hash_policy;
@@ -27,6 +28,7 @@ mod normalization;
 mod operators;
 mod outliers;
 mod path_index;
+mod rate_limit;
 mod rbac;
 mod retry;
 mod rewrite;
@@ -51,11 +53,11 @@ pub use cors::{Cors, CorsList, CorsOrigins};
 pub use discovery::{Discovery, DnsDiscovery, DnsFamily, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
 pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels};
+pub use ext_authz::{AuthzBody, AuthzProvider, AuthzService, ExtAuthz, HttpAuthz, ShadowMatch};
 pub use fault::{Abort, Delay, Fault};
 pub use filters::Filter;
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
-pub(crate) use headers::is_editable;
-pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
+pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText, is_editable};
 pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
@@ -65,6 +67,7 @@ pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
 };
+pub use rate_limit::{LocalRateLimit, TokenBucket, TokenRate};
 pub use rbac::{
     Asking, BadTemplate, ClaimMatch, Condition, PathTemplate, Peer, Policy, Rbac, RuleAction, Rules, Ruling, Settled,
     ValueMatch,
@@ -92,7 +95,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// The same, with the clusters and endpoints of `before` where they are as they were: their state goes on.
+    /// The same, with the clusters, endpoints and rate limits of `before` where they are as they were: their state goes on.
     #[must_use]
     pub fn continuing(mut self, before: &Http) -> Self {
         for (name, cluster) in &mut self.clusters {
@@ -101,11 +104,15 @@ impl Http {
             }
         }
         for (name, table) in &mut self.tables {
-            if let (Some(table), Some(old)) = (Arc::get_mut(table), before.tables.get(name))
-                && table.metrics == old.metrics
-            {
-                // What requests are counted by is told apart by it.
-                table.metrics = old.metrics.clone();
+            // One that is served already has its own.
+            if let (Some(old), Some(table)) = (before.tables.get(name), Arc::get_mut(table)) {
+                for (filter, old) in table.filters.iter_mut().zip(&old.filters) {
+                    filter.continues(old);
+                }
+                if table.metrics == old.metrics {
+                    // What requests are counted by is told apart by it.
+                    table.metrics = old.metrics.clone();
+                }
             }
         }
         self

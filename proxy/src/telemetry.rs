@@ -34,6 +34,21 @@ use crate::offload::Offload;
 /// Refusals kept for `/refusals`.
 const REFUSALS_KEPT: usize = 128;
 
+/// What came of asking an authorization server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// It let the request pass.
+    Allowed,
+    /// It did not.
+    Denied,
+    /// It has said nothing, and the request did not pass.
+    Failed,
+    /// It has said nothing, and the request passed nevertheless.
+    FailureModeAllowed,
+    /// It asked for changes that no request can have.
+    Invalid,
+}
+
 /// Metrics and access log of one process.
 #[derive(Debug)]
 pub struct Telemetry {
@@ -42,6 +57,7 @@ pub struct Telemetry {
     pub access_log: Arc<AccessLogWriter>,
     refusals: Mutex<VecDeque<serde_json::Value>>,
     dry_run: Family<Vec<(&'static str, String)>, Counter>,
+    checks: Family<Vec<(&'static str, String)>, Counter>,
     config_updates: Family<Vec<(&'static str, &'static str)>, Counter>,
     accept_errors: Counter,
     /// HTTP requests, by route and cluster.
@@ -57,12 +73,18 @@ impl Telemetry {
     pub fn new(flows: &Arc<FlowTable>, offload: &Arc<Offload>, access_log: Arc<AccessLogWriter>) -> Self {
         let mut registry = Registry::default();
         let dry_run = Family::default();
+        let checks = Family::default();
         let config_updates = Family::default();
         let accept_errors = Counter::default();
         registry.register(
             "underpass_authorization_dry_run",
             "Connections and requests about which dry-run policies would have decided, by policy and what would have been done",
             dry_run.clone(),
+        );
+        registry.register(
+            "underpass_ext_authz_checks",
+            "Requests that authorization servers were asked about, by provider and what came of it",
+            checks.clone(),
         );
         registry.register(
             "underpass_config_updates",
@@ -96,6 +118,7 @@ impl Telemetry {
             access_log,
             refusals,
             dry_run,
+            checks,
             config_updates,
             accept_errors,
             requests,
@@ -137,6 +160,19 @@ impl Telemetry {
         let would = if would_pass { "allow" } else { "deny" };
         let labels = vec![("policy", policy.to_owned()), ("would", would.to_owned())];
         self.dry_run.get_or_create(&labels).inc();
+    }
+
+    /// Counts what came of asking an authorization server.
+    pub fn count_check(&self, provider: &str, check: Check) {
+        let result = match check {
+            Check::Allowed => "allowed",
+            Check::Denied => "denied",
+            Check::Failed => "error",
+            Check::FailureModeAllowed => "failure_mode_allowed",
+            Check::Invalid => "invalid",
+        };
+        let labels = vec![("provider", provider.to_owned()), ("result", result.to_owned())];
+        self.checks.get_or_create(&labels).inc();
     }
 
     /// Counts a configuration update.

@@ -88,7 +88,7 @@ impl HeaderEdits {
 }
 
 /// Whether `name` may be edited: what frames a message (RFC 9112, section 6; RFC 9113, section 8.2.2) and `Host`, for which there is a rewrite, may not.
-pub(crate) fn is_editable(name: &HeaderName) -> bool {
+pub fn is_editable(name: &HeaderName) -> bool {
     use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
     ![
         CONNECTION,

@@ -28,6 +28,11 @@ pub struct Rbac {
     pub shadow_prefix: Text,
 }
 
+impl Rbac {
+    /// [`Rbac::shadow_prefix`] of rules that say which requests an authorization server is asked about, which istiod writes.
+    pub const ASKING_PREFIX: &str = "istio_ext_authz_";
+}
+
 /// Rules with one action.
 #[derive(Clone, Debug)]
 pub struct Rules {

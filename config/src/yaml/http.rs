@@ -5,6 +5,7 @@ mod authorization;
 mod balancing;
 mod clusters;
 mod cors;
+mod ext_authz;
 mod fault;
 mod forward;
 mod hash;
@@ -14,6 +15,7 @@ mod matches;
 mod metrics;
 mod mirror;
 mod outliers;
+mod rate_limit;
 mod retry;
 mod routes;
 mod times;
@@ -31,6 +33,7 @@ use super::scalar::Scalar;
 use crate::http::{Cluster, Http};
 use crate::{NodeSettings, Text};
 use clusters::ClusterShape;
+use ext_authz::{ProviderShape, Providers};
 use routes::TableShape;
 
 #[derive(Debug, Default, Deserialize)]
@@ -39,6 +42,7 @@ pub(super) struct HttpShape<'a> {
     #[serde(borrow)]
     routes: Vec<TableShape<'a>>,
     clusters: Vec<ClusterShape<'a>>,
+    ext_authz_providers: Vec<ProviderShape<'a>>,
 }
 
 const SECTION: Path<'_> = Path::Section("http");
@@ -55,15 +59,30 @@ impl HttpShape<'_> {
             http.clusters
                 .insert(settings.name.clone(), Arc::new(Cluster::new(settings)));
         }
+        let providers = self.providers(&http, reading);
         places.clear();
         for (index, shape) in self.routes.iter().enumerate() {
             let tables = SECTION.field("routes");
             let path = tables.item(index);
-            let table = shape.compile(path, &http, reading);
+            let table = shape.compile(path, &http, &providers, reading);
             claim(path.field("name"), &table.name, index, &mut places, reading);
             http.tables.insert(table.name.clone(), Arc::new(table));
         }
         http
+    }
+
+    fn providers(&self, http: &Http, reading: &mut Reading) -> Providers {
+        let (mut providers, mut places) = (Providers::default(), HashMap::default());
+        for (index, shape) in self.ext_authz_providers.iter().enumerate() {
+            let list = SECTION.field("ext_authz_providers");
+            let path = list.item(index);
+            let name = reading.text(&shape.name);
+            claim(path.field("name"), &name, index, &mut places, reading);
+            if let Some(provider) = shape.compile(path, http, reading) {
+                providers.insert(name, Arc::new(provider));
+            }
+        }
+        providers
     }
 
     /// Reports identities that tunnels to endpoints are to be opened as, and that `node` can't show.

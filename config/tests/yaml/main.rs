@@ -9,6 +9,7 @@ use underpass_config::{Config, Problem};
 
 mod accepted;
 mod detours;
+mod filters;
 mod http;
 mod mutated;
 mod rejected;

@@ -12,6 +12,7 @@ use http::header::CONTENT_LENGTH;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::runtime::Handle;
 
+use super::kept::Kept;
 use super::parking::BodyOpen;
 use super::tap::Tap;
 
@@ -36,6 +37,8 @@ pub enum Arriving {
     Stream(Streamed),
     /// A copy of another.
     Tapped(Tap),
+    /// One whose beginning was read already.
+    Kept(Kept),
 }
 
 /// The body that a stream of HTTP/2 carries.
@@ -150,6 +153,7 @@ impl Body for Arriving {
             }
             Self::Stream(streamed) => streamed.poll_frame(cx),
             Self::Tapped(tap) => tap.poll_frame(cx),
+            Self::Kept(kept) => kept.poll_frame(cx),
         }
     }
 
@@ -159,6 +163,7 @@ impl Body for Arriving {
             Self::Read(incoming) | Self::Asked { body: incoming, .. } => incoming.is_end_stream(),
             Self::Stream(streamed) => streamed.stream.is_end_stream(),
             Self::Tapped(tap) => tap.is_end_stream(),
+            Self::Kept(kept) => kept.is_end_stream(),
         }
     }
 
@@ -168,6 +173,7 @@ impl Body for Arriving {
             Self::Read(incoming) | Self::Asked { body: incoming, .. } => incoming.size_hint(),
             Self::Stream(streamed) => streamed.left.map_or_else(SizeHint::default, SizeHint::with_exact),
             Self::Tapped(tap) => tap.size_hint(),
+            Self::Kept(kept) => kept.size_hint(),
         }
     }
 }

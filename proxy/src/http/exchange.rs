@@ -17,7 +17,7 @@ use super::connection::Connection;
 use super::cors::Crossing;
 use super::download::{Download, until};
 use super::facts::Known;
-use super::filters;
+use super::filters::{self, Findings, Passing};
 use super::flags::Flags;
 use super::forward::{Answered, Holds, Job, Limits};
 use super::hygiene;
@@ -154,20 +154,27 @@ impl Exchange<'_> {
         Some((host.clone(), route.clone()))
     }
 
-    async fn route(&mut self, mut intake: Intake, body: Arriving, record: &mut Record) -> Response<Download> {
+    async fn route(&mut self, mut intake: Intake, mut body: Arriving, record: &mut Record) -> Response<Download> {
         let random = fastrand::u64(..);
         let mut found = self.found(&intake, random);
         record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+        let mut findings = Findings::default();
+        if let Some(table) = self.table.filter(|table| !table.metrics.added.is_empty()) {
+            record.labels = labels(&table.metrics, &intake, record);
+        }
         if let Some(table) = self.table {
-            let passed = filters::pass(
-                self.connection,
-                self.snapshot,
-                table,
-                &mut intake,
-                self.audience,
+            let passing = Passing {
+                connection: self.connection,
+                snapshot: self.snapshot,
+                intake: &mut intake,
+                body: &mut body,
+                audience: self.audience,
                 record,
-            );
-            match passed.await {
+                findings,
+                principal: None,
+            };
+            findings = match filters::pass(table, passing).await {
+                Ok(findings) => findings,
                 Err(refusal) => {
                     return match &found {
                         // A route that forwards edits whatever is answered in its endpoint's place (Envoy's `sendLocalReply`).
@@ -177,16 +184,26 @@ impl Exchange<'_> {
                         _ => refusal,
                     };
                 }
-                Ok(findings) if findings.is_edited => {
-                    found = self.found(&intake, random);
-                    record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
-                }
-                Ok(_) => {}
+            };
+            if findings.is_edited {
+                found = self.found(&intake, random);
+                record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
             }
         }
-        if let Some(table) = self.table.filter(|table| !table.metrics.added.is_empty()) {
-            record.labels = labels(&table.metrics, &intake, record);
-        }
+        let changes = findings.response;
+        let mut response = self.follow(found, intake, body, record).await;
+        changes.apply(response.headers_mut());
+        response
+    }
+
+    /// Does with a request what its route says.
+    async fn follow(
+        &mut self,
+        found: Option<(Arc<VirtualHost>, Arc<Route>)>,
+        mut intake: Intake,
+        body: Arriving,
+        record: &mut Record,
+    ) -> Response<Download> {
         let Some((host, route)) = found else {
             record.flags.add(Flags::NO_ROUTE);
             record.details = "route_not_found".into();

@@ -3,6 +3,8 @@
 //! A request is at the mercy of the first filter that refuses it; what a filter finds out (who sent it, which rule asks for a server) is for
 //! those behind it alone. What filters ask of the connection is settled once for each configuration, and shared by its requests.
 
+mod ext_authz;
+mod rate_limit;
 mod rbac;
 
 use std::net::{IpAddr, SocketAddr};
@@ -10,15 +12,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Response, StatusCode};
 use underpass_config::Text;
-use underpass_config::http::{Asking, Filter, Peer, RouteTable};
+use underpass_config::http::{Asking, Filter, Peer, Rbac, RouteTable};
 
+use super::arriving::Arriving;
 use super::connection::Connection;
 use super::download::Download;
 use super::intake::Intake;
 use super::record::Record;
 use super::reply::{Audience, reply};
+use super::upload::Upload;
 use crate::node::Snapshot;
 use crate::session::Session;
+use ext_authz::ResponseChanges;
 
 /// What filters have settled for a connection.
 #[derive(Debug)]
@@ -59,6 +64,7 @@ impl Settled {
         let peer = settled.peer(connection);
         let filters = table.filters.iter().map(|filter| match filter {
             Filter::Rbac(rbac) => Some(rbac::SettledRbac::new(rbac, &peer)),
+            Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) => None,
         });
         settled.filters = filters.collect();
         settled
@@ -119,44 +125,101 @@ pub struct Findings {
     pub shadow: Vec<(String, Text)>,
     /// Its header fields are not what they were: it may be another route's.
     pub is_edited: bool,
+    /// It was asked of nobody whether it may pass, since it had no route: it is given none.
+    is_lost: bool,
+    /// What is to be changed of its response.
+    pub response: ResponseChanges,
 }
 
-/// Sends a request through the filters of its table.
+/// The answer to a request that does not pass.
+type Refused = Box<Response<Download>>;
+
+/// A request on its way through the filters of its table.
+pub struct Passing<'a> {
+    /// The client's connection.
+    pub connection: &'a Arc<Connection>,
+    /// What it began with.
+    pub snapshot: &'a Snapshot,
+    /// It, which may be changed.
+    pub intake: &'a mut Intake,
+    /// Its body, of which a filter may want to know the beginning.
+    pub body: &'a mut Arriving,
+    /// Who waits for the answer.
+    pub audience: Audience,
+    /// Its account.
+    pub record: &'a mut Record,
+    /// What is known of it so far.
+    pub findings: Findings,
+    /// The client's SPIFFE identity.
+    pub principal: Option<&'a str>,
+}
+
+/// Sends a request through the filters of its table, of whose findings nothing is known yet.
 ///
 /// # Errors
 /// The answer to one that does not pass.
-pub async fn pass(
-    connection: &Connection,
-    snapshot: &Snapshot,
-    table: &RouteTable,
-    intake: &mut Intake,
-    audience: Audience,
-    record: &mut Record,
-) -> Result<Findings, Response<Download>> {
-    let mut findings = Findings::default();
+pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<Findings, Response<Download>> {
     if table.filters.is_empty() {
-        return Ok(findings);
+        return Ok(passing.findings);
     }
-    let settled = connection.settled.of(connection, snapshot, table);
+    let connection = passing.connection;
+    let settled = connection.settled.of(connection, passing.snapshot, table);
     let peer = settled.peer(connection);
+    let mut passing = Passing {
+        principal: settled.principal.as_deref(),
+        ..passing
+    };
     for (filter, of_connection) in table.filters.iter().zip(&settled.filters) {
-        let outcome = match (filter, of_connection) {
-            (Filter::Rbac(rules), Some(of_connection)) => {
+        let passed = match filter {
+            Filter::Rbac(rules) => passing.judge(rules, of_connection.as_ref(), &peer),
+            Filter::LocalRateLimit(limit) => rate_limit::pass(limit, &mut passing),
+            // Most tables have none: their requests' futures are not to be as large as its own.
+            Filter::ExtAuthz(asking) => Box::pin(ext_authz::pass(asking, &mut passing)).await,
+        };
+        if let Err(mut refusal) = passed {
+            passing.findings.response.apply(refusal.headers_mut());
+            passing.note_read();
+            return Err(*refusal);
+        }
+    }
+    passing.findings.is_edited &= !passing.findings.is_lost;
+    passing.note_read();
+    Ok(passing.findings)
+}
+
+impl Passing<'_> {
+    /// A body that was read to its end is no request that follows, even if it goes nowhere.
+    fn note_read(&mut self) {
+        if let Arriving::Kept(kept) = &*self.body
+            && let Some(length) = kept.length_of_all()
+        {
+            self.record.upload = Some(Upload::read(length));
+        }
+    }
+
+    fn judge(
+        &mut self,
+        rules: &Rbac,
+        of_connection: Option<&rbac::SettledRbac>,
+        peer: &Peer<'_>,
+    ) -> Result<(), Refused> {
+        let outcome = match of_connection {
+            Some(of_connection) => {
                 let asking = Asking {
-                    request: intake.view(),
-                    claims: findings.claims.as_deref(),
+                    request: self.intake.view(),
+                    claims: self.findings.claims.as_deref(),
                 };
-                let (outcome, shadow) = of_connection.judge(rules, &peer, &asking, &connection.session.node.telemetry);
-                findings.shadow.extend(shadow);
+                let telemetry = &self.connection.session.node.telemetry;
+                let (outcome, shadow) = of_connection.judge(rules, peer, &asking, telemetry);
+                self.findings.shadow.extend(shadow);
                 outcome
             }
             // What was not settled is not known, and what is not known does not pass.
-            (Filter::Rbac(_), None) => Err(rbac::refusal("none")),
+            None => Err(rbac::refusal("none")),
         };
-        if let Err(refusal) = outcome {
-            record.details = refusal.details.into();
-            return Err(reply(audience, refusal.status, refusal.text));
-        }
+        outcome.map_err(|refusal| {
+            self.record.details = refusal.details.into();
+            reply(self.audience, refusal.status, refusal.text).into()
+        })
     }
-    Ok(findings)
 }

@@ -45,8 +45,13 @@ impl Flags {
     /// Its stream to the endpoint lasted longer than one to its cluster may (UMSDR).
     pub const STREAM_LASTED: Self = Self(1 << 16);
 
+    /// There were too many of its kind (RL).
+    pub const RATE_LIMITED: Self = Self(1 << 17);
+    /// An authorization server does not let it pass, or could not be asked (UAEX).
+    pub const UNAUTHORIZED_EXTERNAL: Self = Self(1 << 18);
+
     /// In Envoy's order (`ResponseFlagUtils`).
-    const WORDS: [(Self, &'static str); 17] = [
+    const WORDS: [(Self, &'static str); 19] = [
         (Self::NO_HEALTHY_UPSTREAM, "UH"),
         (Self::UPSTREAM_TIMEOUT, "UT"),
         (Self::UPSTREAM_RESET, "UR"),
@@ -56,6 +61,8 @@ impl Flags {
         (Self::NO_ROUTE, "NR"),
         (Self::DELAY_INJECTED, "DI"),
         (Self::FAULT_INJECTED, "FI"),
+        (Self::RATE_LIMITED, "RL"),
+        (Self::UNAUTHORIZED_EXTERNAL, "UAEX"),
         (Self::DENIED, "DENY"),
         (Self::DRAINED, "DRAIN"),
         (Self::CLIENT_GONE, "DC"),

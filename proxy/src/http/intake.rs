@@ -181,6 +181,25 @@ impl Intake {
         })
     }
 
+    /// One of the proxy's own.
+    pub fn of_the_proxy(
+        method: Method,
+        target: String,
+        authority: HeaderValue,
+        headers: HeaderMap,
+        version: Version,
+    ) -> Self {
+        Self {
+            query_at: target.find('?'),
+            method,
+            target,
+            authority,
+            headers,
+            version,
+            switch: None,
+        }
+    }
+
     /// What routes look at.
     pub fn view(&self) -> RequestView<'_> {
         let (path, query) = match self.query_at {
@@ -196,6 +215,12 @@ impl Intake {
             query,
             headers: &self.headers,
         }
+    }
+
+    /// Replaces path and query.
+    pub fn set_target(&mut self, target: String) {
+        self.query_at = target.find('?');
+        self.target = target;
     }
 
     /// Replaces the path; the query stays.

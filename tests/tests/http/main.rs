@@ -11,6 +11,7 @@ mod differential;
 mod endpoint;
 mod envoy;
 mod examples;
+mod external;
 mod fallback;
 mod fractions;
 mod grpc;

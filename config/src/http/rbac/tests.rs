@@ -201,7 +201,7 @@ mod as_istio_writes_it {
 
     fn table(policies: &str) -> std::sync::Arc<super::super::super::RouteTable> {
         let yaml = format!(
-            "http: {{routes: [{{name: t, authorization: [{policies}], virtual_hosts: [{{name: h, domains: ['*'], routes: [{{direct: {{status: 200}}}}]}}]}}]}}"
+            "http: {{clusters: [{{name: c, protocol: http2}}], ext_authz_providers: [{{name: asked, envoy_ext_authz_grpc: {{cluster: c}}}}], routes: [{{name: t, authorization: [{policies}], virtual_hosts: [{{name: h, domains: ['*'], routes: [{{direct: {{status: 200}}}}]}}]}}]}}"
         );
         Config::from_yaml(&yaml)
             .unwrap_or_else(|error| panic!("{error}"))
@@ -262,6 +262,15 @@ mod as_istio_writes_it {
             ("{name: p, action: ALLOW}", Some("none")),
             ("{name: p, action: DENY}", None),
             ("{name: p, action: AUDIT, rules: [{}]}", None),
+            // Nobody can be asked about it.
+            (
+                "{name: p, action: CUSTOM, provider: {name: asked}, rules: [{to: [{operation: {paths: [/x]}}]}]}",
+                Some("istio-ext-authz-asked-p"),
+            ),
+            (
+                "{name: p, action: CUSTOM, provider: {name: asked}, rules: [{to: [{operation: {ports: ['81']}}]}]}",
+                None,
+            ),
         ] {
             let table = table(policy);
             let mut denied = None;

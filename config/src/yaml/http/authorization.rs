@@ -7,14 +7,17 @@
 mod attributes;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
 use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::Scalar;
+use super::ext_authz::Providers;
+use super::report_unknown;
 use super::routes::any_name;
 use crate::Text;
-use crate::http::{Condition, Policy, Rbac, RuleAction, Rules};
+use crate::http::{AuthzProvider, Condition, ExtAuthz, Filter, Policy, Rbac, RuleAction, Rules, ShadowMatch};
 use attributes::{Attribute, Place};
 
 /// Istio's `AuthorizationPolicy`, as far as it says what to do. Its fields may be written as Istio writes them.
@@ -25,9 +28,18 @@ pub(super) struct AuthorizationShape<'a> {
     name: Scalar<'a>,
     namespace: Option<Scalar<'a>>,
     action: Option<Scalar<'a>>,
+    provider: Option<ProviderName<'a>>,
     dry_run: Option<Scalar<'a>>,
     #[serde(default)]
     rules: Vec<RuleShape<'a>>,
+}
+
+/// Who is asked, if the action is CUSTOM.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProviderName<'a> {
+    #[serde(borrow)]
+    name: Scalar<'a>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,22 +79,24 @@ struct WhenShape<'a> {
 /// What a policy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Action {
+    Custom,
     Audit,
     Deny,
     Allow,
 }
 
-const ACTIONS: [(&str, Action); 3] = [
+const ACTIONS: [(&str, Action); 4] = [
     ("ALLOW", Action::Allow),
     ("DENY", Action::Deny),
     ("AUDIT", Action::Audit),
+    ("CUSTOM", Action::Custom),
 ];
 
 impl Action {
     fn of_rules(self) -> RuleAction {
         match self {
             Self::Allow => RuleAction::Allow,
-            Self::Deny => RuleAction::Deny,
+            Self::Deny | Self::Custom => RuleAction::Deny,
             Self::Audit => RuleAction::Log,
         }
     }
@@ -92,6 +106,7 @@ impl Action {
         match self {
             Self::Deny => "istio_dry_run_deny_",
             Self::Allow | Self::Audit => "istio_dry_run_allow_",
+            Self::Custom => Rbac::ASKING_PREFIX,
         }
     }
 }
@@ -114,50 +129,115 @@ struct Gathered {
 pub(super) fn compile(
     path: Path<'_>,
     shapes: &[AuthorizationShape<'_>],
-    judged: Judged,
+    (judged, providers): (Judged, &Providers),
     reading: &mut Reading,
-) -> Vec<Rbac> {
-    let mut gathered: BTreeMap<Action, Gathered> = BTreeMap::new();
+) -> Vec<Filter> {
+    let mut gathered: BTreeMap<(Action, Text), Gathered> = BTreeMap::new();
     for (place, shape) in shapes.iter().enumerate() {
         let path = path.item(place);
         let action = reading.choice(path.field("action"), shape.action.as_ref(), &ACTIONS);
         let action = action.unwrap_or(Action::Allow);
+        let provider = shape.provider(path, action, providers, reading);
         let dry_run = reading.choice(path.field("dry_run"), shape.dry_run.as_ref(), &YES_OR_NO);
-        let policies = shape.policies(path, action, judged, reading);
-        let of_action = gathered.entry(action).or_default();
-        let side = match dry_run.unwrap_or(false) {
+        let dry_run = dry_run.unwrap_or(false);
+        if let (true, Action::Custom, Some(value)) = (dry_run, action, &shape.dry_run) {
+            let remedy = "remove it: who is asked decides";
+            reading.report(path.field("dry_run"), value, "is not for CUSTOM", remedy);
+        }
+        let policies = shape.policies(path, (action, &provider), judged, reading);
+        let of_action = gathered.entry((action, provider)).or_default();
+        // About what is no request nobody can be asked: it is denied.
+        let is_asked = action == Action::Custom && judged == Judged::Requests;
+        let side = match dry_run || is_asked {
             true => &mut of_action.shadow,
             false => &mut of_action.rules,
         };
         side.get_or_insert_default().extend(policies);
     }
-    let filters = gathered.into_iter().map(|(action, Gathered { rules, shadow })| {
+    let mut filters = Vec::with_capacity(gathered.len());
+    for ((action, provider), Gathered { rules, shadow }) in gathered {
         let rules_of = |policies| Rules::new(action.of_rules(), policies);
-        Rbac {
+        filters.push(Filter::Rbac(Rbac {
             rules: rules.map(rules_of),
             shadow: shadow.map(rules_of),
             shadow_prefix: action.shadow_prefix().into(),
+        }));
+        if action == Action::Custom && judged == Judged::Requests {
+            filters.extend(providers.get(&provider).map(|asked| Filter::ExtAuthz(asking(asked))));
         }
-    });
-    filters.collect()
+    }
+    filters
+}
+
+/// The filter behind the shadow rules that say what `provider` is asked about.
+fn asking(provider: &Arc<AuthzProvider>) -> ExtAuthz {
+    ExtAuthz {
+        enabled_by: Some(ShadowMatch {
+            key: format!("{}shadow_effective_policy_id", Rbac::ASKING_PREFIX).into(),
+            // istiod leaves out the end, and so asks a provider about what is another's whose name begins as its own does.
+            prefix: format!("istio-ext-authz-{}-ns[", provider.name).into(),
+        }),
+        provider: provider.clone(),
+    }
 }
 
 impl AuthorizationShape<'_> {
+    /// The name of who is asked; nothing for other actions than CUSTOM.
+    fn provider(&self, path: Path<'_>, action: Action, providers: &Providers, reading: &mut Reading) -> Text {
+        let path = path.field("provider");
+        match (&self.provider, action) {
+            (Some(provider), Action::Custom) => {
+                let name = reading.text(&provider.name);
+                if !providers.contains_key(&name) {
+                    let known = providers.keys().map(|name| &**name);
+                    let problem = "is not one of `http.ext_authz_providers`";
+                    report_unknown(path.field("name"), &name, problem, known, reading);
+                }
+                return name;
+            }
+            (None, Action::Custom) => {
+                let remedy = "write for example `provider: {name: my-provider}`";
+                reading.report(path, "", "a CUSTOM policy needs one", remedy);
+            }
+            (Some(provider), _) => {
+                let remedy = "write `action: CUSTOM`, or remove it";
+                reading.report(
+                    path.field("name"),
+                    &provider.name,
+                    "is asked by CUSTOM policies only",
+                    remedy,
+                );
+            }
+            (None, _) => {}
+        }
+        Text::default()
+    }
+
     /// One of each rule, named as istiod names them.
-    fn policies(&self, path: Path<'_>, action: Action, judged: Judged, reading: &mut Reading) -> Vec<Policy> {
+    fn policies(
+        &self,
+        path: Path<'_>,
+        (action, provider): (Action, &Text),
+        judged: Judged,
+        reading: &mut Reading,
+    ) -> Vec<Policy> {
         let name = any_name(path.field("name"), &self.name, reading);
         let namespace = reading.text_or(self.namespace.as_ref(), &Text::from("default"));
+        let before = match action {
+            Action::Custom => format!("istio-ext-authz-{provider}-"),
+            _ => String::new(),
+        };
         let rules = path.field("rules");
         let compiled = self.rules.iter().enumerate().filter_map(|(place, rule)| {
             let clause = Clause {
                 namespace: &namespace,
                 judged,
-                is_deny: action == Action::Deny,
+                is_deny: action.of_rules() == RuleAction::Deny,
                 is_impossible: false,
             };
             let conditions = rule.compile(rules.item(place), clause, reading)?;
             Some(Policy {
-                name: format!("ns[{namespace}]-policy[{name}]-rule[{place}]").into(),
+                name: format!("{before}ns[{namespace}]-policy[{name}]-rule[{place}]").into(),
                 permission: conditions.permission,
                 principal: conditions.principal,
             })

@@ -68,7 +68,8 @@ pub(super) fn header_name(path: Path<'_>, name: &str, reading: &mut Reading) -> 
     parsed
 }
 
-fn editable(path: Path<'_>, name: &str, reading: &mut Reading) -> Option<HeaderName> {
+/// The name of one that may be edited.
+pub(super) fn editable(path: Path<'_>, name: &str, reading: &mut Reading) -> Option<HeaderName> {
     let parsed = header_name(path, name, reading)?;
     if !crate::http::is_editable(&parsed) {
         let remedy = "remove it; the host is changed by `host_rewrite`";
@@ -96,7 +97,7 @@ pub(super) fn format(path: Path<'_>, value: &str, stage: Stage, reading: &mut Re
 }
 
 /// The value of a header field, in which there may be operators.
-fn header_text(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading) -> Option<HeaderText> {
+pub(super) fn header_text(path: Path<'_>, value: &str, stage: Stage, reading: &mut Reading) -> Option<HeaderText> {
     let format = format(path, value, stage, reading)?;
     match format.fixed() {
         Some(text) => header_value(path, text, reading).map(HeaderText::Fixed),

@@ -11,10 +11,12 @@ use super::super::scalar::Scalar;
 use super::actions::{DirectShape, RedirectShape};
 use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
+use super::ext_authz::Providers;
 use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use super::metrics::{self, MetricShape};
+use super::rate_limit::RateLimitShape;
 use crate::Text;
 use crate::http::{Cors, Domain, Filter, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
@@ -24,6 +26,7 @@ pub(super) struct TableShape<'a> {
     #[serde(borrow)]
     name: Scalar<'a>,
     path_normalization: Option<Scalar<'a>>,
+    local_rate_limit: Option<RateLimitShape<'a>>,
     #[serde(default)]
     authorization: Vec<AuthorizationShape<'a>>,
     #[serde(default)]
@@ -75,7 +78,13 @@ pub(super) fn any_name(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading
 }
 
 impl TableShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> RouteTable {
+    pub(super) fn compile(
+        &self,
+        path: Path<'_>,
+        http: &Http,
+        providers: &Providers,
+        reading: &mut Reading,
+    ) -> RouteTable {
         let name = any_name(path.field("name"), &self.name, reading);
         let hosts = path.field("virtual_hosts");
         let mut taken: HashMap<Domain, usize, RandomState> = HashMap::default();
@@ -90,11 +99,22 @@ impl TableShape<'_> {
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
         table.metrics = Arc::new(metrics::compile(path.field("metrics"), &self.metrics, reading));
+        let limit = self.local_rate_limit.as_ref();
+        let limit = limit.map(|shape| shape.compile(path.field("local_rate_limit"), reading));
+        table
+            .filters
+            .extend(limit.map(|limit| Filter::LocalRateLimit(Arc::new(limit))));
         let (path, policies) = (path.field("authorization"), &self.authorization);
-        let rules = authorization::compile(path, policies, Judged::Requests, reading);
-        table.filters = rules.into_iter().map(Filter::Rbac).collect();
+        let of_requests = authorization::compile(path, policies, (Judged::Requests, providers), reading);
+        table.filters.extend(of_requests);
         // What is wrong with them has been reported.
-        table.connection_rules = authorization::compile(path, policies, Judged::Connections, &mut Reading::default());
+        let unheard = &mut Reading::default();
+        let of_connections = authorization::compile(path, policies, (Judged::Connections, providers), unheard);
+        let rules = of_connections.into_iter().filter_map(|filter| match filter {
+            Filter::Rbac(rules) => Some(rules),
+            _ => None,
+        });
+        table.connection_rules = rules.collect();
         table
     }
 }

@@ -36,7 +36,10 @@ impl SettledRbac {
         let mut told = None;
         if let (Some(shadow), Some(settled)) = (&rbac.shadow, &self.shadow) {
             let ruling = shadow.rule(settled, peer, asking);
-            telemetry.count_dry_run_of_request(named(&ruling), ruling.is_allowed);
+            // What is asked of another is no trial.
+            if *rbac.shadow_prefix != *Rbac::ASKING_PREFIX {
+                telemetry.count_dry_run_of_request(named(&ruling), ruling.is_allowed);
+            }
             let name = || format!("{}shadow_effective_policy_id", rbac.shadow_prefix);
             told = ruling.policy.map(|policy| (name(), policy.clone()));
         }
