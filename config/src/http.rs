@@ -19,6 +19,7 @@ mod fault;
 mod filters;
 mod hash_policy;
 mod headers;
+mod jwt;
 mod loads;
 mod matching;
 mod mirror;
@@ -55,6 +56,10 @@ pub use filters::Filter;
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub(crate) use headers::is_editable;
 pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
+pub use jwt::{
+    Audiences, BadKeys, ClaimToHeader, Curve, HeaderLocation, Issuers, Jwk, JwkMaterial, Jwks, JwksSource, Jwt,
+    JwtProvider, JwtRule, Located, Locations, RemoteJwks, Requirement, claim_at, json_object,
+};
 pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;

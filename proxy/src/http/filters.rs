@@ -3,10 +3,12 @@
 //! A request is at the mercy of the first filter that refuses it; what a filter finds out (who sent it, which rule asks for a server) is for
 //! those behind it alone. What filters ask of the connection is settled once for each configuration, and shared by its requests.
 
+pub mod jwt;
 mod rbac;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use underpass_config::Text;
 use underpass_config::http::{Asking, Filter, Peer, RouteTable};
@@ -25,8 +27,14 @@ pub struct Settled {
     generation: u64,
     /// The client's SPIFFE identity.
     principal: Option<String>,
-    /// Of each filter, in the table's order; none: it asks nothing of the connection alone.
-    filters: Vec<Option<rbac::SettledRbac>>,
+    /// Of each filter, in the table's order.
+    filters: Vec<SettledFilter>,
+}
+
+#[derive(Debug)]
+enum SettledFilter {
+    Jwt(jwt::SettledJwt),
+    Rbac(rbac::SettledRbac),
 }
 
 /// Where a connection keeps it.
@@ -56,7 +64,8 @@ impl Settled {
         };
         let peer = settled.peer(connection);
         let filters = table.filters.iter().map(|filter| match filter {
-            Filter::Rbac(rbac) => Some(rbac::SettledRbac::new(rbac, &peer)),
+            Filter::Jwt(jwt) => SettledFilter::Jwt(jwt::SettledJwt::new(jwt, &connection.session.node.key_sets)),
+            Filter::Rbac(rbac) => SettledFilter::Rbac(rbac::SettledRbac::new(rbac, &peer)),
         });
         settled.filters = filters.collect();
         settled
@@ -79,6 +88,8 @@ struct Refusal {
     text: &'static str,
     /// `%RESPONSE_CODE_DETAILS%`.
     details: String,
+    /// What would let it pass (RFC 9110, section 11.6.1).
+    challenge: Option<HeaderValue>,
 }
 
 /// What filters have found out of a request, for those behind them and for its answer.
@@ -93,7 +104,7 @@ pub struct Findings {
     pub is_edited: bool,
 }
 
-/// Sends a request through the filters of its table.
+/// Sends a request through the filters of its table. What they find out is in `findings`, also of one that does not pass.
 ///
 /// # Errors
 /// The answer to one that does not pass.
@@ -104,16 +115,26 @@ pub async fn pass(
     intake: &mut Intake,
     audience: Audience,
     record: &mut Record,
-) -> Result<Findings, Response<Download>> {
-    let mut findings = Findings::default();
+    findings: &mut Findings,
+) -> Result<(), Response<Download>> {
     if table.filters.is_empty() {
-        return Ok(findings);
+        return Ok(());
     }
     let settled = connection.settled.of(connection, snapshot, table);
     let peer = settled.peer(connection);
     for (filter, of_connection) in table.filters.iter().zip(&settled.filters) {
         let outcome = match (filter, of_connection) {
-            (Filter::Rbac(rules), Some(of_connection)) => {
+            (Filter::Jwt(jwt), SettledFilter::Jwt(of_connection)) => {
+                let judged = of_connection
+                    .judge(jwt, intake, connection.session.core, findings)
+                    .await;
+                judged.map_err(|status| {
+                    let telemetry = &connection.session.node.telemetry;
+                    telemetry.count_jwt_refused(&table.name, status.text());
+                    jwt::refusal(status, intake)
+                })
+            }
+            (Filter::Rbac(rules), SettledFilter::Rbac(of_connection)) => {
                 let asking = Asking {
                     request: intake.view(),
                     claims: findings.claims.as_deref(),
@@ -123,12 +144,16 @@ pub async fn pass(
                 outcome
             }
             // What was not settled is not known, and what is not known does not pass.
-            (Filter::Rbac(_), None) => Err(rbac::refusal("none")),
+            (Filter::Rbac(_) | Filter::Jwt(_), _) => Err(rbac::refusal("none")),
         };
         if let Err(refusal) = outcome {
             record.details = refusal.details.into();
-            return Err(reply(audience, refusal.status, refusal.text));
+            let mut answer = reply(audience, refusal.status, refusal.text);
+            if let Some(challenge) = refusal.challenge {
+                answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            }
+            return Err(answer);
         }
     }
-    Ok(findings)
+    Ok(())
 }

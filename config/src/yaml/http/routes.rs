@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
 use super::actions::{DirectShape, RedirectShape};
+use super::authentication::{self, AuthenticationShape};
 use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
 use super::forward::ForwardShape;
@@ -23,6 +24,8 @@ pub(super) struct TableShape<'a> {
     #[serde(borrow)]
     name: Scalar<'a>,
     path_normalization: Option<Scalar<'a>>,
+    #[serde(default)]
+    request_authentication: Vec<AuthenticationShape<'a>>,
     #[serde(default)]
     authorization: Vec<AuthorizationShape<'a>>,
     virtual_hosts: Vec<VirtualHostShape<'a>>,
@@ -86,12 +89,11 @@ impl TableShape<'_> {
         let normalization = self.path_normalization.as_ref();
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
-        table.filters = authorization::compile(
-            path.field("authorization"),
-            &self.authorization,
-            Judged::Requests,
-            reading,
-        );
+        let list = path.field("request_authentication");
+        let tokens = authentication::compile(list, &self.request_authentication, http, reading);
+        let list = path.field("authorization");
+        let policies = authorization::compile(list, &self.authorization, Judged::Requests, reading);
+        table.filters = tokens.into_iter().chain(policies).collect();
         table
     }
 }
