@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::cors::Crossing;
 use super::download::{Download, until};
 use super::facts::Known;
-use super::filters;
+use super::filters::{self, Findings};
 use super::flags::Flags;
 use super::forward::{Answered, Holds, Job, Limits};
 use super::hygiene;
@@ -150,6 +150,7 @@ impl Exchange<'_> {
         let mut found = self.found(&intake, random);
         record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
         if let Some(table) = self.table {
+            let mut findings = Findings::default();
             let passed = filters::pass(
                 self.connection,
                 self.snapshot,
@@ -157,14 +158,19 @@ impl Exchange<'_> {
                 &mut intake,
                 self.audience,
                 record,
+                &mut findings,
             );
-            match passed.await {
-                Err(refusal) => return refusal,
-                Ok(findings) if findings.is_edited => {
-                    found = self.found(&intake, random);
-                    record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
-                }
-                Ok(_) => {}
+            let passed = passed.await;
+            if findings.is_edited {
+                found = self.found(&intake, random);
+                record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+            }
+            if let Err(refusal) = passed {
+                // As with Envoy, the route says what its refusals have in their heads, too.
+                return match &found {
+                    Some((host, route)) => edited(refusal, (host, route, None), &intake, record),
+                    None => refusal,
+                };
             }
         }
         let Some((host, route)) = found else {
