@@ -21,5 +21,6 @@ mod programs;
 mod scene;
 mod streams;
 mod times;
+mod tokens;
 mod tunnels;
 mod upstreams;
