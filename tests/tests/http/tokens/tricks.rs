@@ -53,6 +53,8 @@ impl Guarded {
         for (trick, token) in tokens {
             let seen = self.with(&token);
             assert!(matches!(seen.status, 401 | 403), "{trick}: {seen:?}");
+            // By what looks at tokens: rules may let to more than these do.
+            assert_ne!(seen.body, "RBAC: access denied", "{trick}");
             assert!(
                 seen.header("www-authenticate").is_some() || seen.status == 403,
                 "{trick}: {seen:?}"
