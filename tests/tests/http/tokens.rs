@@ -285,18 +285,22 @@ fn claims(random: &mut Rng) -> Value {
     claims
 }
 
-/// Whether each part has the one writing that we take; Envoy passes over bits that are left over.
-fn has_no_bits_left_over(token: &str) -> bool {
+/// Whether each part has the one writing that we take: Envoy passes over bits that are left over, and over what no JSON has in its texts.
+fn is_strict(token: &str) -> bool {
     let lax = GeneralPurpose::new(&URL_SAFE, NO_PAD.with_decode_allow_trailing_bits(true));
     let is_strict = |part: &str| URL_SAFE_NO_PAD.decode(part).is_ok() || lax.decode(part).is_err();
-    token.split('.').all(is_strict)
+    let is_text = |part: &str| {
+        let bytes = URL_SAFE_NO_PAD.decode(part).unwrap_or_default();
+        std::str::from_utf8(&bytes).is_ok_and(|text| !text.contains(char::is_control))
+    };
+    token.split('.').all(is_strict) && token.split('.').take(2).all(is_text)
 }
 
 /// A token, mostly a good one.
 fn token(issuer: &Issuer, random: &mut Rng) -> String {
     loop {
         let token = any_token(issuer, random);
-        if has_no_bits_left_over(&token) {
+        if is_strict(&token) {
             return token;
         }
     }
