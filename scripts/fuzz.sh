@@ -58,3 +58,4 @@ fuzz proxy http_answer
 fuzz proxy http_sniff
 fuzz proxy http_config
 fuzz proxy http1
+fuzz proxy jwt

@@ -20,6 +20,7 @@ mod fault;
 mod filters;
 mod hash_policy;
 mod headers;
+mod jwt;
 mod loads;
 mod matching;
 mod metrics;
@@ -58,6 +59,10 @@ pub use fault::{Abort, Delay, Fault};
 pub use filters::Filter;
 pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
 pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText, is_editable};
+pub use jwt::{
+    Audiences, BadKeys, ClaimToHeader, Curve, HeaderLocation, Issuers, Jwk, JwkMaterial, Jwks, JwksSource, Jwt,
+    JwtProvider, JwtRule, Located, Locations, RemoteJwks, Requirement, claim_at, json_object,
+};
 pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};

@@ -25,7 +25,7 @@ mod exchange;
 mod facts;
 mod failed;
 mod farewell;
-mod filters;
+pub mod filters;
 pub mod flags;
 mod forward;
 #[cfg(any(test, fuzzing))]

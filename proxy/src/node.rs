@@ -22,6 +22,7 @@ use crate::ending::Ending;
 use crate::flow::Flow;
 use crate::flow_table::FlowTable;
 use crate::hbone::pool::Pool;
+use crate::http::filters::jwt::KeySets;
 use crate::http::pool::Pools as HttpPools;
 use crate::identities::Identities;
 use crate::offload::Offload;
@@ -57,6 +58,8 @@ pub struct Node {
     pub offload: Arc<Offload>,
     /// HTTP connections to endpoints.
     pub http: HttpPools,
+    /// The keys of those whose tokens requests come with.
+    pub key_sets: KeySets,
     /// Metrics and access log.
     pub telemetry: Telemetry,
     mesh_came: watch::Sender<bool>,
@@ -78,11 +81,13 @@ impl Node {
         telemetry: Telemetry,
     ) -> Arc<Self> {
         let http = HttpPools::new(flows.cores(), config.node.limits.idle_http_connections);
+        let key_sets = KeySets::new(flows.cores());
         Arc::new(Self {
             snapshot: ArcSwap::from_pointee(Snapshot { config, generation: 1 }),
             generation: AtomicU64::new(1),
             changing: Mutex::new(()),
             http,
+            key_sets,
             flows,
             pods: Pods::default(),
             identities,

@@ -20,6 +20,7 @@ use crate::cores::Cores;
 use crate::ending::Ending;
 use crate::flow_table::FlowTable;
 use crate::footprint;
+use crate::http::filters::jwt;
 use crate::http::{discovery, outliers};
 use crate::identities::Identities;
 use crate::istiod::Feed;
@@ -192,6 +193,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
         }
         tokio::spawn(discovery::follow(node.clone()));
         tokio::spawn(outliers::follow(node.clone()));
+        tokio::spawn(jwt::follow(node.clone()));
         let configuration =
             Configuration::start(path.into(), &text, given.role, node.clone(), cores.clone(), log.clone())?;
         drop(text);

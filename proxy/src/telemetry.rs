@@ -60,6 +60,8 @@ pub struct Telemetry {
     checks: Family<Vec<(&'static str, String)>, Counter>,
     config_updates: Family<Vec<(&'static str, &'static str)>, Counter>,
     accept_errors: Counter,
+    jwt_refused: Family<Vec<(&'static str, String)>, Counter>,
+    jwks_fetches: Family<Vec<(&'static str, String)>, Counter>,
     /// HTTP requests, by route and cluster.
     pub requests: Arc<RequestMetrics>,
     /// The same, as Istio counts them.
@@ -96,6 +98,18 @@ impl Telemetry {
             "Failed accepts, such as for want of descriptors",
             accept_errors.clone(),
         );
+        let jwt_refused = Family::default();
+        let jwks_fetches = Family::default();
+        registry.register(
+            "underpass_http_jwt_refused",
+            "HTTP requests that were refused for their token, or for want of one, by route table and reason",
+            jwt_refused.clone(),
+        );
+        registry.register(
+            "underpass_http_jwt_key_fetches",
+            "Requests for the keys of an issuer of tokens, by what came of them",
+            jwks_fetches.clone(),
+        );
         for result in ["applied", "rejected"] {
             let _ = config_updates.get_or_create(&vec![("result", result)]);
         }
@@ -121,6 +135,8 @@ impl Telemetry {
             checks,
             config_updates,
             accept_errors,
+            jwt_refused,
+            jwks_fetches,
             requests,
             istio,
             clusters,
@@ -173,6 +189,19 @@ impl Telemetry {
         };
         let labels = vec![("provider", provider.to_owned()), ("result", result.to_owned())];
         self.checks.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request that was refused for its token, or for want of one.
+    pub fn count_jwt_refused(&self, table: &str, reason: &'static str) {
+        let labels = vec![("routes", table.to_owned()), ("reason", reason.to_owned())];
+        self.jwt_refused.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request for the keys of an issuer.
+    pub fn count_jwks_fetch(&self, issuer: &str, cluster: &str, result: &'static str) {
+        let named = [("issuer", issuer), ("cluster", cluster), ("result", result)];
+        let labels = named.map(|(name, value)| (name, value.to_owned()));
+        self.jwks_fetches.get_or_create(&labels.to_vec()).inc();
     }
 
     /// Counts a configuration update.

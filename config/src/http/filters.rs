@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{ExtAuthz, LocalRateLimit, Rbac};
+use super::{ExtAuthz, Jwt, LocalRateLimit, Rbac};
 
 /// One of them.
 #[derive(Clone, Debug)]
 pub enum Filter {
     /// So many pass.
     LocalRateLimit(Arc<LocalRateLimit>),
+    /// Whose tokens they come with.
+    Jwt(Jwt),
     /// Rules on who may ask for what.
     Rbac(Rbac),
     /// Someone else is asked.

@@ -1,6 +1,7 @@
 //! The `http:` section: route tables and clusters.
 
 mod actions;
+mod authentication;
 mod authorization;
 mod balancing;
 mod clusters;

@@ -170,24 +170,22 @@ impl Exchange<'_> {
                 body: &mut body,
                 audience: self.audience,
                 record,
-                findings,
+                findings: &mut findings,
                 principal: None,
             };
-            findings = match filters::pass(table, passing).await {
-                Ok(findings) => findings,
-                Err(refusal) => {
-                    return match &found {
-                        // A route that forwards edits whatever is answered in its endpoint's place (Envoy's `sendLocalReply`).
-                        Some((host, route)) if matches!(route.action, RouteAction::Forward(_)) => {
-                            edited(refusal, (host, route, None), &intake, record)
-                        }
-                        _ => refusal,
-                    };
-                }
-            };
+            let passed = filters::pass(table, passing).await;
             if findings.is_edited {
                 found = self.found(&intake, random);
                 record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+            }
+            if let Err(refusal) = passed {
+                return match &found {
+                    // A route that forwards edits whatever is answered in its endpoint's place (Envoy's `sendLocalReply`).
+                    Some((host, route)) if matches!(route.action, RouteAction::Forward(_)) => {
+                        edited(refusal, (host, route, None), &intake, record)
+                    }
+                    _ => refusal,
+                };
             }
         }
         let changes = findings.response;

@@ -4,15 +4,17 @@
 //! those behind it alone. What filters ask of the connection is settled once for each configuration, and shared by its requests.
 
 mod ext_authz;
+pub mod jwt;
 mod rate_limit;
 mod rbac;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use underpass_config::Text;
-use underpass_config::http::{Asking, Filter, Peer, Rbac, RouteTable};
+use underpass_config::http::{Asking, Filter, Jwt, Peer, Rbac, RouteTable};
 
 use super::arriving::Arriving;
 use super::connection::Connection;
@@ -32,8 +34,16 @@ pub struct Settled {
     generation: u64,
     /// The client's SPIFFE identity.
     principal: Option<String>,
-    /// Of each filter, in the table's order; none: it asks nothing of the connection alone.
-    filters: Vec<Option<rbac::SettledRbac>>,
+    /// Of each filter, in the table's order.
+    filters: Vec<SettledFilter>,
+}
+
+#[derive(Debug)]
+enum SettledFilter {
+    /// It asks nothing of the connection alone.
+    Nothing,
+    Jwt(jwt::SettledJwt),
+    Rbac(rbac::SettledRbac),
 }
 
 /// Where a connection keeps it.
@@ -63,8 +73,9 @@ impl Settled {
         };
         let peer = settled.peer(connection);
         let filters = table.filters.iter().map(|filter| match filter {
-            Filter::Rbac(rbac) => Some(rbac::SettledRbac::new(rbac, &peer)),
-            Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) => None,
+            Filter::Jwt(jwt) => SettledFilter::Jwt(jwt::SettledJwt::new(jwt, &connection.session.node.key_sets)),
+            Filter::Rbac(rbac) => SettledFilter::Rbac(rbac::SettledRbac::new(rbac, &peer)),
+            Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) => SettledFilter::Nothing,
         });
         settled.filters = filters.collect();
         settled
@@ -113,6 +124,8 @@ struct Refusal {
     text: &'static str,
     /// `%RESPONSE_CODE_DETAILS%`.
     details: String,
+    /// What would let it pass (RFC 9110, section 11.6.1).
+    challenge: Option<HeaderValue>,
 }
 
 /// What filters have found out of a request, for those behind them and for its answer.
@@ -148,8 +161,8 @@ pub struct Passing<'a> {
     pub audience: Audience,
     /// Its account.
     pub record: &'a mut Record,
-    /// What is known of it so far.
-    pub findings: Findings,
+    /// What is known of it so far, also if it does not pass.
+    pub findings: &'a mut Findings,
     /// The client's SPIFFE identity.
     pub principal: Option<&'a str>,
 }
@@ -158,9 +171,9 @@ pub struct Passing<'a> {
 ///
 /// # Errors
 /// The answer to one that does not pass.
-pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<Findings, Response<Download>> {
+pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<(), Response<Download>> {
     if table.filters.is_empty() {
-        return Ok(passing.findings);
+        return Ok(());
     }
     let connection = passing.connection;
     let settled = connection.settled.of(connection, passing.snapshot, table);
@@ -171,7 +184,8 @@ pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<Findings, 
     };
     for (filter, of_connection) in table.filters.iter().zip(&settled.filters) {
         let passed = match filter {
-            Filter::Rbac(rules) => passing.judge(rules, of_connection.as_ref(), &peer),
+            Filter::Rbac(rules) => passing.judge(rules, of_connection, &peer),
+            Filter::Jwt(jwt) => passing.verify(jwt, of_connection, &table.name).await,
             Filter::LocalRateLimit(limit) => rate_limit::pass(limit, &mut passing),
             // Most tables have none: their requests' futures are not to be as large as its own.
             Filter::ExtAuthz(asking) => Box::pin(ext_authz::pass(asking, &mut passing)).await,
@@ -184,7 +198,7 @@ pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<Findings, 
     }
     passing.findings.is_edited &= !passing.findings.is_lost;
     passing.note_read();
-    Ok(passing.findings)
+    Ok(())
 }
 
 impl Passing<'_> {
@@ -197,14 +211,9 @@ impl Passing<'_> {
         }
     }
 
-    fn judge(
-        &mut self,
-        rules: &Rbac,
-        of_connection: Option<&rbac::SettledRbac>,
-        peer: &Peer<'_>,
-    ) -> Result<(), Refused> {
+    fn judge(&mut self, rules: &Rbac, of_connection: &SettledFilter, peer: &Peer<'_>) -> Result<(), Refused> {
         let outcome = match of_connection {
-            Some(of_connection) => {
+            SettledFilter::Rbac(of_connection) => {
                 let asking = Asking {
                     request: self.intake.view(),
                     claims: self.findings.claims.as_deref(),
@@ -215,11 +224,32 @@ impl Passing<'_> {
                 outcome
             }
             // What was not settled is not known, and what is not known does not pass.
-            None => Err(rbac::refusal("none")),
+            _ => Err(rbac::refusal("none")),
         };
-        outcome.map_err(|refusal| {
-            self.record.details = refusal.details.into();
-            reply(self.audience, refusal.status, refusal.text).into()
+        outcome.map_err(|refusal| self.refused(refusal))
+    }
+
+    /// Looks at its tokens. `table` is where that is asked for.
+    async fn verify(&mut self, jwt: &Jwt, of_connection: &SettledFilter, table: &Text) -> Result<(), Refused> {
+        // What was not settled is not known, and what is not known does not pass.
+        let SettledFilter::Jwt(of_connection) = of_connection else {
+            return Err(self.refused(rbac::refusal("none")));
+        };
+        let core = self.connection.session.core;
+        let judged = of_connection.judge(jwt, self.intake, core, self.findings).await;
+        judged.map_err(|status| {
+            let telemetry = &self.connection.session.node.telemetry;
+            telemetry.count_jwt_refused(table, status.text());
+            self.refused(jwt::refusal(status, self.intake))
         })
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Refused {
+        self.record.details = refusal.details.into();
+        let mut answer = reply(self.audience, refusal.status, refusal.text);
+        if let Some(challenge) = refusal.challenge {
+            answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        answer.into()
     }
 }

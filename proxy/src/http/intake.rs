@@ -232,6 +232,17 @@ impl Intake {
         }
         self.target = target;
     }
+
+    /// Replaces the query; the path stays.
+    pub fn set_query(&mut self, query: &str) {
+        let path = self.query_at.unwrap_or(self.target.len());
+        self.target.truncate(path);
+        self.query_at = (!query.is_empty()).then_some(path);
+        if !query.is_empty() {
+            self.target.push('?');
+            self.target.push_str(query);
+        }
+    }
 }
 
 /// Whether a method is one that everybody knows, but for the case of its letters. It is another (RFC 9110, section 9.1), and policy would
@@ -465,6 +476,19 @@ mod tests {
         intake.set_path("/longer");
         assert_eq!((intake.view().path, intake.view().query), ("/longer", Some("b")));
         assert_eq!(intake.target, "/longer?b");
+    }
+
+    #[test]
+    fn a_new_query_keeps_the_path() {
+        let mut intake = intake(Request::get("/a?b").header("host", "h")).unwrap();
+        for (query, target) in [("c=1", "/a?c=1"), ("", "/a"), ("", "/a"), ("d", "/a?d")] {
+            intake.set_query(query);
+            let view = intake.view();
+            assert_eq!(
+                (&*intake.target, view.path, view.query.unwrap_or_default()),
+                (target, "/a", query)
+            );
+        }
     }
 
     #[test]

@@ -25,5 +25,6 @@ mod programs;
 mod scene;
 mod streams;
 mod times;
+mod tokens;
 mod tunnels;
 mod upstreams;

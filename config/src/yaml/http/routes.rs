@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
 use super::actions::{DirectShape, RedirectShape};
+use super::authentication::{self, AuthenticationShape};
 use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
 use super::ext_authz::Providers;
@@ -27,6 +28,8 @@ pub(super) struct TableShape<'a> {
     name: Scalar<'a>,
     path_normalization: Option<Scalar<'a>>,
     local_rate_limit: Option<RateLimitShape<'a>>,
+    #[serde(default)]
+    request_authentication: Vec<AuthenticationShape<'a>>,
     #[serde(default)]
     authorization: Vec<AuthorizationShape<'a>>,
     #[serde(default)]
@@ -104,6 +107,9 @@ impl TableShape<'_> {
         table
             .filters
             .extend(limit.map(|limit| Filter::LocalRateLimit(Arc::new(limit))));
+        let list = path.field("request_authentication");
+        let tokens = authentication::compile(list, &self.request_authentication, http, reading);
+        table.filters.extend(tokens);
         let (path, policies) = (path.field("authorization"), &self.authorization);
         let of_requests = authorization::compile(path, policies, (Judged::Requests, providers), reading);
         table.filters.extend(of_requests);

@@ -78,6 +78,7 @@ pub fn refusal(policy: &str) -> Refusal {
         status: StatusCode::FORBIDDEN,
         text: "RBAC: access denied",
         details: details.replace(char::is_whitespace, "_"),
+        challenge: None,
     }
 }
 
