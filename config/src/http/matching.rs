@@ -156,6 +156,19 @@ pub enum Field {
     Header(HeaderName),
 }
 
+impl Field {
+    /// By its name, which may be one of HTTP/2's own; none: it can't be one.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            ":method" => Self::Method,
+            ":authority" | "host" => Self::Authority,
+            ":scheme" => Self::Scheme,
+            ":path" => Self::Path,
+            _ => Self::Header(HeaderName::try_from(name).ok()?),
+        })
+    }
+}
+
 impl HeaderMatch {
     /// Whether `request` fulfils it. Of a field that is there several times, one value has to (as in Envoy 1.40), and none if it is inverted.
     pub fn matches(&self, request: &RequestView<'_>) -> bool {

@@ -8,6 +8,8 @@
 mod claim;
 mod condition;
 mod template;
+#[cfg(test)]
+mod tests;
 
 pub use claim::{ClaimMatch, ValueMatch};
 pub use condition::{Asking, Condition, Peer};
@@ -114,31 +116,24 @@ impl Rules {
                 && (open.is_principal_met || policy.principal.holds(peer, asking));
             is_met.then_some(&policy.name)
         });
-        Ruling {
-            is_allowed: match self.action {
-                RuleAction::Allow => matching.is_some(),
-                RuleAction::Deny => matching.is_none(),
-                RuleAction::Log => true,
-            },
-            policy: matching,
-        }
+        self.ruling(matching)
     }
 
-    /// Whether nothing of a request changes what they say of it: what that is.
-    pub fn settled_ruling(&self, peer: &Peer<'_>) -> Option<Ruling<'_>> {
-        let settled = self.settle(peer);
-        let first = settled.0.first();
+    /// What they say of a connection that carries no requests; none: it depends on one.
+    pub fn of_connection(&self, peer: &Peer<'_>) -> Option<Ruling<'_>> {
+        let first = self.settle(peer).0.first().copied();
         let is_clear = first.is_none_or(|open| open.is_permission_met && open.is_principal_met);
-        is_clear.then(|| {
-            let policy = first.map(|open| &self.policies[open.policy].name);
-            Ruling {
-                is_allowed: match self.action {
-                    RuleAction::Allow => policy.is_some(),
-                    RuleAction::Deny => policy.is_none(),
-                    RuleAction::Log => true,
-                },
-                policy,
-            }
-        })
+        is_clear.then(|| self.ruling(first.map(|open| &self.policies[open.policy].name)))
+    }
+
+    fn ruling<'a>(&self, policy: Option<&'a Text>) -> Ruling<'a> {
+        Ruling {
+            is_allowed: match self.action {
+                RuleAction::Allow => policy.is_some(),
+                RuleAction::Deny => policy.is_none(),
+                RuleAction::Log => true,
+            },
+            policy,
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::domains::DomainIndex;
 use super::path_index::PathIndex;
 use super::{
     Cluster, Cors, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, Mirror, PathNormalization,
-    PathRewrite, RequestView, RetryPolicy, RouteMatch, StreamDuration,
+    PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
 };
 use crate::Text;
 
@@ -22,6 +22,9 @@ pub struct RouteTable {
     pub normalization: PathNormalization,
     /// What requests go through before they are routed, in this order.
     pub filters: Vec<Filter>,
+    /// What a connection that carries no HTTP goes through, where it is let on as TCP: the same policies, of which some ask for what it
+    /// does not have.
+    pub connection_rules: Vec<Rbac>,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
@@ -248,6 +251,7 @@ impl RouteTable {
             name,
             normalization: PathNormalization::None,
             filters: Vec::new(),
+            connection_rules: Vec::new(),
             virtual_hosts,
             index,
             paths,

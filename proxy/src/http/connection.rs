@@ -28,7 +28,7 @@ use super::arriving::Arriving;
 use super::detection::detect;
 use super::exchange;
 use super::farewell::linger;
-use super::filters::SettledOnce;
+use super::filters::{SettledOnce, judge_connection};
 use super::intake::{MAX_HEAD, MAX_HEADERS};
 use super::parking::{OpenBodies, Parked};
 use super::permit::Permits;
@@ -164,6 +164,16 @@ pub async fn serve(
             Ok((Protocol::Neither, early)) => {
                 // It is entered anew, as what it is.
                 guard.abandon();
+                let snapshot = session.node.snapshot();
+                let table = snapshot.config.http.tables.get(&routes);
+                if let Err(why) = judge_connection(&session, local, table.map(|table| &**table)) {
+                    socket::reset_on_close(&downstream);
+                    session.refuse(&Refused {
+                        detail: Some(why),
+                        ..Ending::PolicyDenied.into()
+                    });
+                    return None;
+                }
                 return Some(OfTcp {
                     session,
                     downstream,

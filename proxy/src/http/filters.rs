@@ -5,6 +5,7 @@
 
 mod rbac;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::{Response, StatusCode};
@@ -17,6 +18,7 @@ use super::intake::Intake;
 use super::record::Record;
 use super::reply::{Audience, reply};
 use crate::node::Snapshot;
+use crate::session::Session;
 
 /// What filters have settled for a connection.
 #[derive(Debug)]
@@ -63,14 +65,40 @@ impl Settled {
     }
 
     fn peer<'a>(&'a self, connection: &Connection) -> Peer<'a> {
-        Peer {
-            principal: self.principal.as_deref(),
-            address: connection.session.source.ip(),
-            destination: connection.local,
-            // A listener has no TLS of its own.
-            server_name: None,
-        }
+        peer(
+            self.principal.as_deref(),
+            connection.session.source.ip(),
+            connection.local,
+        )
     }
+}
+
+fn peer(principal: Option<&str>, address: IpAddr, destination: SocketAddr) -> Peer<'_> {
+    Peer {
+        principal,
+        address,
+        destination,
+        // A listener has no TLS of its own.
+        server_name: None,
+    }
+}
+
+/// Judges a connection that came to `local`, and carries no HTTP, by the policies of the table that its requests would have been routed by.
+///
+/// # Errors
+/// Why it does not go on.
+pub fn judge_connection(session: &Session, local: SocketAddr, table: Option<&RouteTable>) -> Result<(), String> {
+    let Some(table) = table else {
+        return Err("its route table is gone".to_owned());
+    };
+    let config = &session.node.snapshot().config;
+    let source = session.source.refreshed(&config.mesh, &config.node);
+    let principal = source.identity().map(ToString::to_string);
+    let peer = peer(principal.as_deref(), source.ip(), local);
+    for rbac in &table.connection_rules {
+        rbac::judge_connection(rbac, &peer, &session.node.telemetry)?;
+    }
+    Ok(())
 }
 
 /// Why a request does not pass.

@@ -91,6 +91,7 @@ const UNKNOWN_CODING: Unfit = unreadable(
 );
 const TOO_MANY_HEADERS: Unfit = unfit(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http2.too_many_headers");
 const TUNNEL_WITH_CONTENT: Unfit = unfit(StatusCode::BAD_REQUEST, "http2.connect_with_content");
+const MISSPELT_METHOD: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_method", "Bad Request");
 /// Its path is none.
 pub const NO_PATH: Unfit = unfit(StatusCode::BAD_REQUEST, "path_normalization_failed");
 const BAD_AUTHORITY: Unfit = unreadable(StatusCode::BAD_REQUEST, "http.invalid_authority", "Bad Request");
@@ -125,6 +126,9 @@ impl Intake {
                 "low_version",
                 "Upgrade Required",
             ));
+        }
+        if is_misspelt(&method) {
+            return Err(MISSPELT_METHOD);
         }
         // HTTP/1's codec counts them before it has read them.
         if headers.len() > MAX_HEADERS {
@@ -199,6 +203,24 @@ impl Intake {
         }
         self.target = target;
     }
+}
+
+/// Whether a method is one that everybody knows, but for the case of its letters. It is another (RFC 9110, section 9.1), and policy would
+/// take it for another; some servers do not.
+fn is_misspelt(method: &Method) -> bool {
+    const KNOWN: [Method; 9] = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::CONNECT,
+        Method::PATCH,
+        Method::TRACE,
+    ];
+    let same_letters = |known: &Method| known.as_str().eq_ignore_ascii_case(method.as_str());
+    !KNOWN.contains(method) && KNOWN.iter().any(same_letters)
 }
 
 /// The codec has understood the framing; what could be understood in another way by someone else is refused nevertheless.
@@ -318,6 +340,11 @@ mod tests {
             (Request::get("/").header("host", "user@a"), "http.invalid_authority"),
             (Request::get("/").header("host", "a b"), "http.invalid_authority"),
             (Request::get("/").version(Version::HTTP_10), "low_version"),
+            (Request::builder().method("get").uri("http://a/"), "http.invalid_method"),
+            (
+                Request::builder().method("DeLETE").uri("http://a/"),
+                "http.invalid_method",
+            ),
             (Request::options("*").header("host", "a"), "route_not_found"),
         ];
         for (request, details) in cases {

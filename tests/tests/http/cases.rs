@@ -9,7 +9,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    fn new(request: impl Into<String>) -> Self {
+    pub(crate) fn new(request: impl Into<String>) -> Self {
         Self {
             request: request.into(),
         }

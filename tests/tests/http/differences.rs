@@ -184,6 +184,42 @@ pub(crate) const DIFFERENCES: &[Difference] = &[
     },
 ];
 
+/// What comes to these where policies are asked.
+pub(crate) const BY_POLICY: &[Difference] = &[
+    Difference {
+        reason: "HTTP has no list of methods that are allowed (RFC 9110, section 16.1); Envoy's codec for HTTP/1.1 has one, that for HTTP/2 has none.",
+        undo: |case, ours, envoys| {
+            same_if(
+                case.request.starts_with("DELETEX ") && envoys.status == 400,
+                ours,
+                envoys,
+            )
+        },
+    },
+    Difference {
+        reason: "A method that is another's but for the case of its letters is refused: to policy it is not that one, to some servers it is. Envoy's                  codec for HTTP/2 takes it.",
+        undo: |case, ours, envoys| {
+            let is_misspelt = case.request.starts_with("get ");
+            same_if(
+                is_misspelt && ours.status == 400 && ours.body == "Bad Request",
+                ours,
+                envoys,
+            );
+        },
+    },
+    Difference {
+        reason: "An address of IPv4 is the same in the writing of IPv6; to Envoy it is in no block of IPv4.",
+        undo: |case, ours, envoys| {
+            let is_mapped = case.has("x-forwarded-for: ::ffff:");
+            same_if(
+                is_mapped && [(200, 403), (403, 200)].contains(&statuses(ours, envoys)),
+                ours,
+                envoys,
+            );
+        },
+    },
+];
+
 /// What comes to these with endpoints that speak HTTP/2.
 pub(crate) const BY_HTTP2: &[Difference] = &[Difference {
     reason: "By HTTP/2 hyper says of a request without a body, where its method mostly has one, that its length is 0; that the stream has ended says the \

@@ -20,7 +20,7 @@ const ANY_BY_HTTP2: usize = 500;
 
 /// What a client speaks, and an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Speaks {
+pub(crate) enum Speaks {
     Http1,
     Http2,
 }
@@ -28,12 +28,7 @@ enum Speaks {
 use Speaks::{Http1, Http2};
 
 struct Pair {
-    client: Host,
-    ours: SocketAddr,
-    envoys: SocketAddr,
-    speaks: Speaks,
-    differences: Vec<&'static Difference>,
-    runtime: Runtime,
+    sides: Sides,
     _proxy: Proxy,
     _envoy: Process,
     _world: World,
@@ -72,19 +67,33 @@ impl Pair {
         Self {
             _proxy: Proxy::start_with_file(&world, &us, file),
             _envoy: envoy::start(&world, &them, envoys, (&[their_endpoint.address], is_http2), closed),
-            speaks,
-            differences: DIFFERENCES
-                .iter()
-                .chain(if is_http2 { BY_HTTP2 } else { &[] })
-                .collect(),
-            runtime,
-            client,
-            ours,
-            envoys,
+            sides: Sides {
+                speaks,
+                differences: DIFFERENCES
+                    .iter()
+                    .chain(if is_http2 { BY_HTTP2 } else { &[] })
+                    .collect(),
+                runtime,
+                client,
+                ours,
+                envoys,
+            },
             _world: world,
         }
     }
+}
 
+/// The two that are asked the same.
+pub(crate) struct Sides {
+    pub(crate) client: Host,
+    pub(crate) ours: SocketAddr,
+    pub(crate) envoys: SocketAddr,
+    pub(crate) speaks: Speaks,
+    pub(crate) differences: Vec<&'static Difference>,
+    pub(crate) runtime: Runtime,
+}
+
+impl Sides {
     fn see(&self, at: SocketAddr, case: &Case) -> Seen {
         let mut seen = match self.speaks {
             Http1 => {
@@ -108,7 +117,7 @@ impl Pair {
     }
 
     /// Compares by all of `cases`; panics with those that differ for no reason. Which differences there were.
-    fn compare(&self, cases: &[Case]) -> Vec<bool> {
+    pub(crate) fn compare(&self, cases: &[Case]) -> Vec<bool> {
         let mut unexplained = Vec::new();
         let mut used = vec![false; self.differences.len()];
         let mut asked = 0;
@@ -143,7 +152,7 @@ impl Pair {
 fn requests_that_were_thought_of_are_treated_as_by_envoy() {
     if available(&[Need::Envoy]) {
         let pair = Pair::start(Http1, Http1);
-        let used = pair.compare(&cases::thought_of("fixed"));
+        let used = pair.sides.compare(&cases::thought_of("fixed"));
         let unused = DIFFERENCES.iter().zip(used).filter(|(_, used)| !used);
         let unused: Vec<&str> = unused.map(|(difference, _)| difference.reason).collect();
         assert!(
@@ -158,7 +167,7 @@ fn requests_that_were_thought_of_are_treated_as_by_envoy() {
 fn requests_that_nobody_thought_of_are_treated_as_by_envoy() {
     if available(&[Need::Envoy]) {
         let pair = Pair::start(Http1, Http1);
-        pair.compare(&cases::any(seed(), ANY));
+        pair.sides.compare(&cases::any(seed(), ANY));
     }
 }
 
@@ -173,15 +182,15 @@ pub(crate) fn seed() -> u64 {
 fn compare_by_http2(client: Speaks, endpoint: Speaks) {
     if available(&[Need::Envoy]) {
         let pair = Pair::start(client, endpoint);
-        let used = pair.compare(&cases::well_formed("fixed"));
-        for (difference, used) in pair.differences.iter().zip(used).skip(DIFFERENCES.len()) {
+        let used = pair.sides.compare(&cases::well_formed("fixed"));
+        for (difference, used) in pair.sides.differences.iter().zip(used).skip(DIFFERENCES.len()) {
             assert!(
                 used,
                 "no request shows this, so it is none any more: {}",
                 difference.reason
             );
         }
-        pair.compare(&cases::any(seed(), ANY_BY_HTTP2));
+        pair.sides.compare(&cases::any(seed(), ANY_BY_HTTP2));
     }
 }
 

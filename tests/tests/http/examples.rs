@@ -117,3 +117,18 @@ fn routes_do_what_their_example_says() {
     );
     assert_eq!(ask(&get("/staging/", "")).status, 200);
 }
+
+#[test]
+fn policies_do_what_their_example_says() {
+    let example = Example::start("authorization.yaml");
+    let ask = |path: &str, fields: &str| ask(&example.client, example.us.at(8080), &get(path, fields));
+    let gold = "x-tenant: gold\r\n";
+    assert_eq!(ask("/", "").status, 403);
+    assert_eq!(ask("/", gold).status, 200);
+    assert_eq!(ask("/x/../admin", gold).status, 403);
+    assert_eq!(ask("//admin/x", gold).body, "RBAC: access denied");
+    wait::eventually(wait::SOON, "what would have been done is counted", || {
+        let labels = [("policy", "none"), ("would", "allow")];
+        example.proxy.metrics().sum("underpass_authorization_dry_run_total", &labels) == 4
+    });
+}

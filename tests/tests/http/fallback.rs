@@ -323,6 +323,76 @@ fn a_denied_destination_is_refused_as_by_any_listener_and_http_is_not_concerned(
     proxy.access_line(source).assert_reason("policy_revoked", "DENY");
 }
 
+/// The policies of a table hold for what its listener lets on as TCP: what a connection does not have makes a DENY rule wider, and keeps an
+/// ALLOW rule from matching.
+#[test]
+fn what_is_no_http_is_judged_by_the_policies_that_requests_are_judged_by() {
+    let scene = Scene::new();
+    let server = Server::start(&scene.database, 3306);
+    let fallback = fallback_to(server.address(), "200ms");
+    let yaml = |policies: &str| {
+        let table = format!("{{name: t, authorization: [{policies}], ");
+        let client = scene.client.ip().to_string();
+        let yaml = scene.yaml(&fallback, "");
+        yaml.replace("{name: t, ", &table.replace("CLIENT", &client))
+    };
+    let proxy = scene.start(&yaml(""));
+    for (policies, denied) in [
+        (
+            "{name: p, action: DENY, rules: [{to: [{operation: {methods: [DELETE]}}]}]}",
+            Some("ns[default]-policy[p]-rule[0]"),
+        ),
+        (
+            "{name: p, action: DENY, rules: [{to: [{operation: {ports: ['81']}}]}]}",
+            None,
+        ),
+        (
+            "{name: p, action: ALLOW, rules: [{to: [{operation: {methods: [GET]}}]}]}",
+            Some("none"),
+        ),
+        (
+            "{name: p, action: ALLOW, rules: [{from: [{source: {namespaces: [shop]}}]}]}",
+            Some("none"),
+        ),
+        (
+            "{name: p, action: ALLOW, rules: [{from: [{source: {ipBlocks: [CLIENT]}}]}]}",
+            None,
+        ),
+    ] {
+        replace(&proxy, &yaml(policies));
+        let accepted = server.accepted();
+        let mut stream = scene.connect();
+        let source = stream.local_addr().expect("a socket");
+        stream.write_all(b"hello\r\n").expect("sent");
+        match denied {
+            None => {
+                let mut greeting = [0; 1];
+                stream
+                    .read_exact(&mut greeting)
+                    .unwrap_or_else(|error| panic!("{policies}: {error}"));
+            }
+            Some(policy) => {
+                let read = stream.read(&mut [0; 8]);
+                assert!(read.is_err_and(|error| is_reset(&error)), "{policies}");
+                assert_eq!(server.accepted(), accepted, "it was not connected to");
+                let line = proxy.access_line(source);
+                line.assert_reason("policy_denied", "DENY");
+                let why = format!("rbac_access_denied_matched_policy[{policy}]");
+                assert_eq!(line.field("detail"), why);
+            }
+        }
+        // What is HTTP is judged request by request.
+        let seen = scene.said_to(REQUEST.as_bytes(), server.address());
+        let is_answered = seen.starts_with(ANSWER.as_bytes());
+        assert_eq!(
+            is_answered,
+            !policies.contains("namespaces"),
+            "{policies}: {}",
+            String::from_utf8_lossy(&seen)
+        );
+    }
+}
+
 #[test]
 fn a_change_of_the_configuration_counts_from_the_next_connection_and_a_denial_at_once() {
     let scene = Scene::new();

@@ -1,5 +1,6 @@
 //! HTTP, from outside: what clients and endpoints see of the proxy; and the same of Envoy beside it, difference by difference.
 
+mod access;
 mod attacks;
 mod behaviour;
 mod cases;

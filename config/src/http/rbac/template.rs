@@ -23,8 +23,8 @@ pub enum BadTemplate {
     TooLong,
 }
 
-/// What a segment of a path may be made of (Envoy's `uri_template_internal`: RFC 3986's `pchar` without the star, which is an operator).
-const IN_SEGMENT: &str = "a-zA-Z0-9\\-._~%!$&'()+,;:@=";
+/// What a segment of a path may be made of (RFC 3986's `pchar`, as Envoy's `uri_template`; in a template, a star is an operator).
+const IN_SEGMENT: &str = "a-zA-Z0-9\\-._~%!$&'()*+,;:@=";
 
 /// Templates beyond this are no templates.
 const LONGEST: usize = 2048;

@@ -14,7 +14,7 @@ use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::Scalar;
 use super::routes::any_name;
 use crate::Text;
-use crate::http::{Condition, Filter, Policy, Rbac, RuleAction, Rules};
+use crate::http::{Condition, Policy, Rbac, RuleAction, Rules};
 use attributes::{Attribute, Place};
 
 /// Istio's `AuthorizationPolicy`, as far as it says what to do. Its fields may be written as Istio writes them.
@@ -110,13 +110,13 @@ struct Gathered {
     shadow: Option<Vec<Policy>>,
 }
 
-/// The filters that policies are, in Istio's order.
+/// The rules that policies are, in Istio's order.
 pub(super) fn compile(
     path: Path<'_>,
     shapes: &[AuthorizationShape<'_>],
     judged: Judged,
     reading: &mut Reading,
-) -> Vec<Filter> {
+) -> Vec<Rbac> {
     let mut gathered: BTreeMap<Action, Gathered> = BTreeMap::new();
     for (place, shape) in shapes.iter().enumerate() {
         let path = path.item(place);
@@ -133,11 +133,11 @@ pub(super) fn compile(
     }
     let filters = gathered.into_iter().map(|(action, Gathered { rules, shadow })| {
         let rules_of = |policies| Rules::new(action.of_rules(), policies);
-        Filter::Rbac(Rbac {
+        Rbac {
             rules: rules.map(rules_of),
             shadow: shadow.map(rules_of),
             shadow_prefix: action.shadow_prefix().into(),
-        })
+        }
     });
     filters.collect()
 }

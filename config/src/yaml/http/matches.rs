@@ -146,13 +146,12 @@ impl FractionShape<'_> {
 
 /// A field by its name, which may be one of HTTP/2's own.
 pub(super) fn field(path: Path<'_>, name: &str, reading: &mut Reading) -> Option<Field> {
-    Some(match name {
-        ":method" => Field::Method,
-        ":authority" | "host" => Field::Authority,
-        ":scheme" => Field::Scheme,
-        ":path" => Field::Path,
-        _ => Field::Header(header_name(path, name, reading)?),
-    })
+    let field = Field::named(name);
+    if field.is_none() {
+        // It says why.
+        header_name(path, name, reading);
+    }
+    field
 }
 
 pub(super) fn header(

@@ -15,7 +15,7 @@ use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use crate::Text;
-use crate::http::{Cors, Domain, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
+use crate::http::{Cors, Domain, Filter, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,12 +86,11 @@ impl TableShape<'_> {
         let normalization = self.path_normalization.as_ref();
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
-        table.filters = authorization::compile(
-            path.field("authorization"),
-            &self.authorization,
-            Judged::Requests,
-            reading,
-        );
+        let (path, policies) = (path.field("authorization"), &self.authorization);
+        let rules = authorization::compile(path, policies, Judged::Requests, reading);
+        table.filters = rules.into_iter().map(Filter::Rbac).collect();
+        // What is wrong with them has been reported.
+        table.connection_rules = authorization::compile(path, policies, Judged::Connections, &mut Reading::default());
         table
     }
 }

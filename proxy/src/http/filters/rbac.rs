@@ -51,6 +51,23 @@ impl SettledRbac {
     }
 }
 
+/// Judges a connection without requests; what shadow rules would have done is counted.
+///
+/// # Errors
+/// Why it does not go on.
+pub fn judge_connection(rbac: &Rbac, peer: &Peer<'_>, telemetry: &Telemetry) -> Result<(), String> {
+    if let Some(ruling) = rbac.shadow.as_ref().and_then(|shadow| shadow.of_connection(peer)) {
+        telemetry.count_dry_run_of_request(named(&ruling), ruling.is_allowed);
+    }
+    let Some(rules) = &rbac.rules else { return Ok(()) };
+    // What depends on a request is not known, and what is not known does not pass.
+    let policy = match rules.of_connection(peer) {
+        Some(ruling) if ruling.is_allowed => return Ok(()),
+        ruling => ruling.map_or("none", |ruling| named(&ruling)),
+    };
+    Err(format!("rbac_access_denied_matched_policy[{policy}]"))
+}
+
 /// Of a request that `policy` refuses, in Envoy's words.
 pub fn refusal(policy: &str) -> Refusal {
     let details = format!("rbac_access_denied_matched_policy[{policy}]");

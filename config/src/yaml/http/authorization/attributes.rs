@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 
-use http::HeaderName;
 use ipnet::IpNet;
 use regex::Regex;
 
@@ -29,7 +28,7 @@ pub(super) enum Attribute {
     Port,
     Method,
     Path,
-    Header(HeaderName),
+    Header(Field),
     DestinationIp,
     ServerName,
     Claim(Vec<Text>),
@@ -144,8 +143,10 @@ impl Attribute {
         match what {
             "request.headers" => {
                 let remedy = "write for example request.headers[x-tenant]";
-                let name = HeaderName::try_from(names);
-                name.map(Self::Header).map_err(|_| bad("names no header field", remedy))
+                let field = Field::named(names);
+                field
+                    .map(Self::Header)
+                    .ok_or_else(|| bad("names no header field", remedy))
             }
             "request.auth.claims" => {
                 let path: Vec<Text> = names.split("][").map(Text::from).collect();
@@ -206,7 +207,7 @@ impl Attribute {
             Self::RequestPrincipal => of_token(value),
             Self::Host => header(Field::Authority, value, true),
             Self::Method => header(Field::Method, value, false),
-            Self::Header(name) => header(Field::Header(name.clone()), value, false),
+            Self::Header(field) => header(field.clone(), value, false),
             Self::Port => {
                 let port = value.parse::<u16>().ok().filter(|port| *port != 0);
                 let port = port.ok_or_else(|| bad("is not a port", "write a number from 1 to 65535"))?;
