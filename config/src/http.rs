@@ -58,7 +58,7 @@ pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText};
 pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
-pub use operators::{BadFormat, Fact, Facts, Format, Part, Stage, known as known_operators};
+pub use operators::{BadFormat, Fact, Facts, Format, GrpcForm, Limited, Part, Stage, TimeFormat};
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,

@@ -32,6 +32,7 @@ pub mod fuzzing;
 mod hygiene;
 mod idle;
 mod intake;
+mod logged;
 mod mirror;
 pub mod outliers;
 mod parking;

@@ -11,6 +11,7 @@ mod metrics;
 mod mirrors;
 mod offload;
 mod outliers;
+mod request_logs;
 mod requests;
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use underpass_config::{Action, DryRunMatch};
 use underpass_xds_client::StatusReader;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
+pub use request_logs::RequestLogs;
 pub use requests::{RequestCounts, RequestMetrics};
 
 use crate::flow_table::FlowTable;

@@ -179,7 +179,7 @@ fn node_settings_that_make_no_sense() {
             node.offload.except.workloads[0] | db | not a workload | NAMESPACE/NAME
             node.offload.except.ports[0] | 0 | not a port | 1 to 65535
             node.unknown_destination | alow | not a known value | did you mean `allow`? known: allow, deny
-            node.access_log.format | xml | not a known value | write one of: text, json, off
+            node.access_log.format | xml | not a known value | write one of: text, json, off, istio, istio-json
             node.access_log.path |  | is empty | `-`
             node.log |  | is empty | `info`",
     );

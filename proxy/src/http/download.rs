@@ -155,6 +155,9 @@ impl Download {
             Poll::Ready(None) => record.is_complete = true,
             Poll::Ready(Some(Ok(frame))) => {
                 record.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if let Some(trailers) = frame.trailers_ref() {
+                    record.note_trailers(trailers);
+                }
                 record.is_complete |= is_last;
             }
             Poll::Ready(Some(Err(why))) => record.broke(*why),

@@ -43,6 +43,8 @@ pub struct Served {
 /// Serves one request.
 pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> Served {
     let mut record = Box::new(Record::new(connection.clone()));
+    record.version = Some(request.version());
+    record.has_body = !request.body().is_end_stream();
     let snapshot = connection.session.node.snapshot();
     let (parts, body) = request.into_parts();
     let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
@@ -90,6 +92,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
         response = closing(response);
     }
     record.status = response.status().as_u16();
+    record.note_response(response.headers());
     match exchange.switched.take() {
         Some(switched) => Served {
             response,
@@ -229,6 +232,7 @@ impl Exchange<'_> {
             let refusal = reply(self.audience, StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
             return edited(refusal, (host, route, None), &intake, record);
         }
+        record.note_edited(&intake);
         let response = self.forward(&intake, body, (forward, chosen, limits), record).await;
         edited(response, (host, route, Some(&chosen.response_headers)), &intake, record)
     }

@@ -129,6 +129,10 @@ fn policies_do_what_their_example_says() {
     assert_eq!(ask("//admin/x", gold).body, "RBAC: access denied");
     wait::eventually(wait::SOON, "what would have been done is counted", || {
         let labels = [("policy", "none"), ("would", "allow")];
-        example.proxy.metrics().sum("underpass_authorization_dry_run_total", &labels) == 4
+        example
+            .proxy
+            .metrics()
+            .sum("underpass_authorization_dry_run_total", &labels)
+            == 4
     });
 }

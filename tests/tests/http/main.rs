@@ -16,6 +16,7 @@ mod fractions;
 mod grpc;
 mod grpc_interop;
 mod h2spec;
+mod logs;
 mod mirrors;
 mod paths;
 mod programs;
