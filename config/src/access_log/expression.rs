@@ -27,6 +27,18 @@ use crate::http::{Fact, Facts};
 /// Longest expression, in bytes.
 const MAX_LENGTH: usize = 4096;
 
+/// Most signs in one: each may be a level of its tree, which is walked by functions that call themselves.
+const MAX_SIGNS: usize = 200;
+
+/// Bytes of the stack that an expression is parsed on; [`MAX_SIGNS`] brackets take a few MiB where nothing is optimized.
+const PARSERS_STACK: usize = 64 << 20;
+
+/// Most levels of the tree that is evaluated on the stack of whoever serves requests. (What is joined by `&&` or `||` is a balanced tree.)
+const MAX_LEVELS: usize = 32;
+
+/// Most brackets around anything: the parser calls itself often for each.
+const MAX_NESTING: usize = 16;
+
 /// The function that patterns become: its argument is the pattern's number.
 const MATCHES_COMPILED: &str = "@matches";
 
@@ -46,9 +58,12 @@ struct Compiled {
 /// Why a text is no expression.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadExpression {
-    /// More than [`MAX_LENGTH`].
-    #[error("is longer than {MAX_LENGTH} bytes")]
+    /// More than [`MAX_LENGTH`], [`MAX_SIGNS`] or [`MAX_NESTING`].
+    #[error("has more than {MAX_LENGTH} bytes, {MAX_SIGNS} signs, or {MAX_NESTING} levels of brackets")]
     Long,
+    /// Its tree has more than [`MAX_LEVELS`].
+    #[error("has more than {MAX_LEVELS} levels")]
+    Deep,
     /// Not CEL.
     #[error("is no expression of CEL: {0}")]
     Syntax(String),
@@ -79,7 +94,7 @@ impl BadExpression {
     /// What to do about it.
     pub fn remedy(&self) -> String {
         match self {
-            Self::Long => "shorten it, or write several logs".to_owned(),
+            Self::Long | Self::Deep => "shorten it, or write several logs".to_owned(),
             Self::Syntax(_) => "write for example response.code >= 400".to_owned(),
             Self::Attribute(_) => format!("write one of: {}", attributes::names().join(", ")),
             Self::Headers(all) => format!("name the field: {all}['x-user'], or 'x-user' in {all}"),
@@ -113,15 +128,12 @@ impl Expression {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, BadExpression> {
-        if text.len() > MAX_LENGTH {
+        if is_too_long(text) {
             return Err(BadExpression::Long);
         }
-        let program = Program::compile(text).map_err(|errors| {
-            let errors = errors.to_string();
-            BadExpression::Syntax(errors.lines().next().unwrap_or_default().to_owned())
-        })?;
+        let parsed = parsed(text).map_err(BadExpression::Syntax)?;
         let mut reading = Reading::default();
-        let tree = reading.read(program.expression())?;
+        let tree = reading.read(&parsed, 0)?;
         Ok(Self(Arc::new(Compiled {
             text: text.to_owned(),
             tree,
@@ -172,6 +184,40 @@ impl Expression {
         let attributes = self.0.attributes.iter().map(|attribute| &attribute.fact);
         attributes.chain(self.0.headers.iter().map(|(.., fact)| fact))
     }
+}
+
+/// Reads a text as CEL; why it is none, else. The parser calls itself deeply, which is no matter on a stack of its own, and whatever it does not bear ends with
+/// that.
+fn parsed(text: &str) -> Result<IdedExpr, String> {
+    let parse = || match Program::compile(text) {
+        Ok(program) => Ok(program.expression().clone()),
+        Err(errors) => Err(errors.to_string().lines().next().unwrap_or_default().to_owned()),
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(PARSERS_STACK)
+            .spawn_scoped(scope, parse);
+        match thread.map(|thread| thread.join()) {
+            Ok(Ok(parsed)) => parsed,
+            Ok(Err(_)) => Err("the parser does not bear it".to_owned()),
+            Err(error) => Err(format!("there is no thread to read it: {error}")),
+        }
+    })
+}
+
+/// Whether it could take more of the stack than there is. What stands in quotes is counted, too: nothing is to be understood yet.
+fn is_too_long(text: &str) -> bool {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for sign in text.bytes() {
+        match sign {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    let signs = text.bytes().filter(|sign| sign.is_ascii_punctuation()).count();
+    text.len() > MAX_LENGTH || signs > MAX_SIGNS || deepest > MAX_NESTING
 }
 
 #[cfg(test)]

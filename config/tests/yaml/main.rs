@@ -10,6 +10,7 @@ use underpass_config::{Config, Problem};
 mod accepted;
 mod detours;
 mod http;
+mod logs;
 mod mutated;
 mod rejected;
 mod reported;

@@ -5,7 +5,7 @@ use cel::common::types::{CelInt, CelString};
 use regex::Regex;
 
 use super::attributes::{self, Attribute, HEADERS};
-use super::{BadExpression, MATCHES_COMPILED};
+use super::{BadExpression, MATCHES_COMPILED, MAX_LEVELS};
 use crate::http::{Fact, Field};
 
 /// Functions that may be called.
@@ -89,17 +89,20 @@ fn text(value: String) -> Expr {
 
 impl Reading {
     /// Reads a tree, and returns what is evaluated in its place.
-    pub(super) fn read(&mut self, node: &IdedExpr) -> Result<IdedExpr, BadExpression> {
+    pub(super) fn read(&mut self, node: &IdedExpr, level: usize) -> Result<IdedExpr, BadExpression> {
+        if level == MAX_LEVELS {
+            return Err(BadExpression::Deep);
+        }
         let construct = |what| Err(BadExpression::Construct(what));
         let expr = match &node.expr {
             Expr::Literal(_) => node.expr.clone(),
             Expr::Ident(_) => self.attribute(&node.expr)?,
             Expr::Select(select) => self.select(&node.expr, select)?,
-            Expr::Call(call) => self.call(call)?,
+            Expr::Call(call) => self.call(call, level)?,
             Expr::List(list) => {
                 let mut list = list.clone();
                 for element in &mut list.elements {
-                    *element = self.read(element)?;
+                    *element = self.read(element, level + 1)?;
                 }
                 Expr::List(list)
             }
@@ -160,10 +163,10 @@ impl Reading {
         Ok(name)
     }
 
-    fn call(&mut self, call: &CallExpr) -> Result<Expr, BadExpression> {
+    fn call(&mut self, call: &CallExpr, level: usize) -> Result<Expr, BadExpression> {
         let function = call.func_name.as_str();
         if function == "matches" {
-            return self.matches(call);
+            return self.matches(call, level);
         }
         // Which of the arguments is a map of fields, and which the name in it.
         let places = match function {
@@ -189,13 +192,13 @@ impl Reading {
         }
         let mut call = call.clone();
         for node in call.target.iter_mut().map(|target| &mut **target).chain(&mut call.args) {
-            *node = self.read(node)?;
+            *node = self.read(node, level + 1)?;
         }
         Ok(Expr::Call(call))
     }
 
     /// `text.matches('pattern')`, or `matches(text, 'pattern')`.
-    fn matches(&mut self, call: &CallExpr) -> Result<Expr, BadExpression> {
+    fn matches(&mut self, call: &CallExpr, level: usize) -> Result<Expr, BadExpression> {
         let (target, pattern) = match (&call.target, &call.args[..]) {
             (Some(target), [pattern]) => (&**target, pattern),
             (None, [target, pattern]) => (target, pattern),
@@ -207,7 +210,7 @@ impl Reading {
         self.patterns.push(compiled);
         Ok(Expr::Call(CallExpr {
             func_name: MATCHES_COMPILED.to_owned(),
-            target: Some(Box::new(self.read(target)?)),
+            target: Some(Box::new(self.read(target, level + 1)?)),
             args: vec![IdedExpr {
                 id: pattern.id,
                 expr: Expr::Literal(LiteralValue::Int(CelInt::from(number))),

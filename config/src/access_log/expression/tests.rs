@@ -175,18 +175,36 @@ fn no_text_breaks_it() {
             expression.is_true(&request("404"));
         }
     }
-    for deep in [
-        "(".repeat(4000),
-        "!".repeat(4000),
-        "-".repeat(4000),
-        "[".repeat(4000),
-        "1+".repeat(2000) + "1",
-        "true||".repeat(600) + "true",
-        "request.headers['x']".to_owned() + &"[0]".repeat(1000),
-        "request.path".to_owned() + &".x".repeat(1900),
-    ] {
-        if let Ok(expression) = Expression::parse(&deep) {
-            expression.is_true(&request("404"));
+    // As deep as it may be, and deeper.
+    for length in [16, 100, 190, 4000] {
+        let deep = |piece: &str| piece.repeat(length);
+        for text in [
+            deep("("),
+            deep("(") + "1" + &deep(")"),
+            deep("[") + &deep("]"),
+            deep("!") + "true",
+            deep("-") + "1",
+            deep("1+") + "1",
+            deep("true||") + "true",
+            deep("true?1:") + "2",
+            deep("size(") + "''" + &deep(")"),
+            "request.headers['x']".to_owned() + &deep("[0]"),
+            "request.path".to_owned() + &deep(".x"),
+        ] {
+            if let Ok(expression) = Expression::parse(&text) {
+                expression.is_true(&request("404"));
+            }
         }
     }
+    let as_deep_as_it_may = "1 + ".repeat(29) + "1 == 30";
+    assert!(is_true(&as_deep_as_it_may, &request("404")));
+    assert_eq!(
+        Expression::parse(&("1 + ".repeat(40) + "1 == 41")).unwrap_err(),
+        BadExpression::Deep
+    );
+    assert!(is_true(
+        &("response.code == 1 || ".repeat(30) + "true"),
+        &request("404")
+    ));
+    assert_eq!(Expression::parse(&"(".repeat(4000)).unwrap_err(), BadExpression::Long);
 }
