@@ -131,7 +131,7 @@ pub(super) fn is_never(name: &str) -> bool {
         name.strip_prefix(*root)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
-    NEVER.contains(&name) || NEVER_FROM.iter().any(|root| begins(&root))
+    NEVER.contains(&name) || NEVER_FROM.iter().any(begins)
 }
 
 /// All names, for messages.
