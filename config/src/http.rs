@@ -67,7 +67,7 @@ pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestV
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
-pub use operators::{BadFormat, Fact, Facts, Format, Part, Stage, known as known_operators};
+pub use operators::{BadFormat, Fact, Facts, Format, GrpcForm, Limited, Part, Stage, TimeFormat};
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,

@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod authorization;
 mod capture;
 mod claims;
@@ -45,6 +46,10 @@ mod settings;
 mod workload;
 mod yaml;
 
+pub use access_log::{
+    BadExpression, Expression, ISTIO_JSON, ISTIO_TEXT, JsonFormat, LogFilter, RESPONSE_FLAGS, RequestFormat,
+    RequestLog, WantedFields,
+};
 pub use authorization::{
     Action, Authorization, ConnectionFacts, Decision, DenyReason, DryRunMatch, Group, Match, PolicyScope, Rule,
     ServiceAccountMatch, StringMatch, Verdict,

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::{CaptureSettings, HboneSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, Role, Text};
+use crate::{
+    CaptureSettings, HboneSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, RequestLog, Role, Text,
+};
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -356,12 +358,15 @@ pub enum UnknownDestination {
 }
 
 /// Where connections are logged, and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct AccessLog {
     /// Shape of a line. Default text.
     pub format: LogFormat,
-    /// A file that is appended to; `-` is standard output. Default `-`.
+    /// A file that is appended to; `-` and `/dev/stdout` are standard output, `/dev/stderr` standard error. Default `-`.
     pub path: PathBuf,
+    /// Logs of HTTP requests in Envoy's words, beside it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<RequestLog>,
 }
 
 impl Default for AccessLog {
@@ -369,6 +374,7 @@ impl Default for AccessLog {
         Self {
             format: LogFormat::default(),
             path: "-".into(),
+            requests: Vec::new(),
         }
     }
 }

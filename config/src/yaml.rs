@@ -8,6 +8,7 @@
 //! The document may be large (100 000 workloads are 20 MB), so the first reading keeps no track of where it is. Only when
 //! there is something to complain about is the document read again, by `locate`, to say where.
 
+mod access_log;
 mod capture;
 mod fallback;
 mod hbone;

@@ -35,6 +35,7 @@ mod idle;
 mod inquiry;
 mod intake;
 mod kept;
+mod logged;
 mod messages;
 mod mirror;
 pub mod outliers;

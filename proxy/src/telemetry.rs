@@ -12,6 +12,7 @@ mod metrics;
 mod mirrors;
 mod offload;
 mod outliers;
+mod request_logs;
 mod requests;
 
 use std::collections::VecDeque;
@@ -25,6 +26,7 @@ use underpass_xds_client::StatusReader;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
 pub use istio::{Amounts, IstioRequests, Outcome, RequestEnds, RequestSeries};
+pub use request_logs::RequestLogs;
 pub use requests::{RequestCounts, RequestMetrics};
 
 use crate::flow_table::FlowTable;

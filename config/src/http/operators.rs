@@ -1,9 +1,17 @@
-//! Command operators in the values of header fields: `%REQ(x-user)%`, `%DOWNSTREAM_REMOTE_ADDRESS%` (Envoy's substitution formats, of which these are those that
-//! say something of a request, a connection or an endpoint).
+//! Command operators in the values of header fields and in the formats of access logs: `%REQ(x-user)%`, `%DOWNSTREAM_REMOTE_ADDRESS%` (Envoy's substitution
+//! formats, of which these are those that say something of a request, a connection or an endpoint).
+//!
+//! [`fact`] has the operators and what each asks for; [`time`] the formats of times. Who knows the facts is the proxy's matter ([`Facts`]).
 
-use http::header::{HeaderMap, HeaderName};
+mod fact;
+mod time;
 
-use super::Field;
+use std::borrow::Cow;
+
+use http::header::HeaderMap;
+
+pub use fact::{Fact, GrpcForm, Part};
+pub use time::TimeFormat;
 
 /// A text with operators in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,113 +20,38 @@ pub struct Format(Vec<Piece>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
     Text(String),
-    Fact {
-        fact: Fact,
-        /// No more than so many bytes of it.
-        limit: Option<usize>,
-    },
+    Fact(Limited),
 }
 
-/// What an operator tells.
+/// A fact, and no more of it than is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fact {
-    /// A field of the request, or else another (`REQ(X?Y)`).
-    Request(Field, Option<Field>),
-    /// A field of the response, or else another (`RESP(X?Y)`).
-    Response(HeaderName, Option<HeaderName>),
-    /// `HTTP/1.1` or `HTTP/2`, as the client speaks it.
-    Protocol,
-    /// When the request came (RFC 3339, milliseconds).
-    StartTime,
-    /// The client's address.
-    Client(Part),
-    /// The address that the client had connected to.
-    Local(Part),
-    /// The endpoint's address.
-    Endpoint(Part),
-    /// The cluster.
-    Cluster,
-    /// The route.
-    Route,
-    /// The status of the response.
-    Status,
-    /// Why it did not go as it should have (Envoy's response flags), `-` if it did.
-    Flags,
-    /// The name of the machine, as its kernel has it.
-    Hostname,
-    /// The client's SPIFFE identity, which policy decides about; `-` if it has none.
-    Identity,
+pub struct Limited {
+    /// What is told.
+    pub fact: Fact,
+    /// No more than so many bytes of it.
+    pub limit: Option<usize>,
 }
 
-/// What of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// Both.
-    Address,
-    /// The IP address.
-    WithoutPort,
-    /// The port.
-    Port,
-}
-
-/// Where a value is edited.
+/// Where operators stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// In a request: there is neither endpoint nor response yet.
     Request,
     /// In a response.
     Response,
+    /// In the line of a request that is over.
+    Log,
 }
 
 /// What knows the facts of one request.
 pub trait Facts {
-    /// Writes a fact to `out`; nothing, if it is not known. `edited` are the fields that are being edited.
-    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>);
+    /// Writes a fact to `out`; false, and nothing written, if it is not known. `edited` are the fields that are being edited.
+    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) -> bool;
 }
 
-/// Operators without arguments.
-const PLAIN: [(&str, Fact); 21] = [
-    ("PROTOCOL", Fact::Protocol),
-    ("START_TIME", Fact::StartTime),
-    ("DOWNSTREAM_REMOTE_ADDRESS", Fact::Client(Part::Address)),
-    (
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
-        Fact::Client(Part::WithoutPort),
-    ),
-    ("DOWNSTREAM_REMOTE_PORT", Fact::Client(Part::Port)),
-    ("DOWNSTREAM_DIRECT_REMOTE_ADDRESS", Fact::Client(Part::Address)),
-    (
-        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
-        Fact::Client(Part::WithoutPort),
-    ),
-    ("DOWNSTREAM_DIRECT_REMOTE_PORT", Fact::Client(Part::Port)),
-    ("DOWNSTREAM_LOCAL_ADDRESS", Fact::Local(Part::Address)),
-    ("DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT", Fact::Local(Part::WithoutPort)),
-    ("DOWNSTREAM_LOCAL_PORT", Fact::Local(Part::Port)),
-    ("UPSTREAM_HOST", Fact::Endpoint(Part::Address)),
-    ("UPSTREAM_REMOTE_ADDRESS", Fact::Endpoint(Part::Address)),
-    (
-        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
-        Fact::Endpoint(Part::WithoutPort),
-    ),
-    ("UPSTREAM_REMOTE_PORT", Fact::Endpoint(Part::Port)),
-    ("UPSTREAM_CLUSTER", Fact::Cluster),
-    ("ROUTE_NAME", Fact::Route),
-    ("RESPONSE_CODE", Fact::Status),
-    ("RESPONSE_FLAGS", Fact::Flags),
-    ("HOSTNAME", Fact::Hostname),
-    // Elsewhere nothing is written of what is not known. Of this, something is: an edit that writes nothing leaves what the client has sent,
-    // which could be another's name.
-    ("DOWNSTREAM_PEER_URI_SAN", Fact::Identity),
-];
-
 /// The operators, for messages.
-pub fn known() -> String {
-    let names: Vec<&str> = ["REQ(NAME?OTHER):LENGTH", "RESP(NAME?OTHER):LENGTH"]
-        .into_iter()
-        .chain(PLAIN.iter().map(|(name, _)| *name))
-        .collect();
-    names.join(", ")
+pub fn known(stage: Stage) -> String {
+    fact::names(stage).join(", ")
 }
 
 /// Why a text is no format.
@@ -136,6 +69,26 @@ pub enum BadFormat {
     /// It is asked for what comes later.
     #[error("has the operator `%{0}%`, about which nothing is known when a request is edited")]
     Early(String),
+    /// It is asked for what is known only at the end.
+    #[error("has the operator `%{0}%`, which is for access logs")]
+    ForLogs(String),
+    /// No format of a time.
+    #[error("has the time format `{0}`, which is not supported")]
+    Time(String),
+}
+
+impl BadFormat {
+    /// What to do about it, where `stage` says where it stands.
+    pub fn remedy(&self, stage: Stage) -> String {
+        match self {
+            Self::Unclosed => "write %% for a percent sign, %OPERATOR% for an operator".to_owned(),
+            Self::Name(_) => "write for example %REQ(x-user)% or %REQ(:path)%".to_owned(),
+            Self::Early(_) => "write it in `response_headers`, or remove it".to_owned(),
+            Self::ForLogs(_) => "write it in `node.access_log`, or remove it".to_owned(),
+            Self::Time(_) => "write for example %START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)% or %START_TIME(%s)%".to_owned(),
+            Self::Unknown(_) => format!("write one of: {}", known(stage)),
+        }
+    }
 }
 
 impl Format {
@@ -154,9 +107,9 @@ impl Format {
                 rest = after;
                 continue;
             }
-            let (operator, after) = after.split_once('%').ok_or(BadFormat::Unclosed)?;
+            let (operator, after) = fact::split(after).ok_or(BadFormat::Unclosed)?;
             pieces.push(Piece::Text(std::mem::take(&mut plain)));
-            pieces.push(Piece::parse(operator, stage)?);
+            pieces.push(Piece::Fact(fact::parse(operator, stage)?));
             rest = after;
         }
         plain.push_str(rest);
@@ -174,85 +127,83 @@ impl Format {
         }
     }
 
-    /// What it is for one request.
+    /// The one fact that it is, if it is nothing else.
+    pub fn single(&self) -> Option<&Limited> {
+        match &self.0[..] {
+            [Piece::Fact(limited)] => Some(limited),
+            _ => None,
+        }
+    }
+
+    /// What it asks for.
+    pub fn facts(&self) -> impl Iterator<Item = &Fact> {
+        self.0.iter().filter_map(|piece| match piece {
+            Piece::Text(_) => None,
+            Piece::Fact(limited) => Some(&limited.fact),
+        })
+    }
+
+    /// What it is for one request; nothing stands for what is not known.
     pub fn written(&self, edited: &HeaderMap, facts: &dyn Facts) -> Vec<u8> {
+        self.told(edited, facts, "")
+    }
+
+    /// The same, where `unknown` stands for what is not known.
+    pub fn told(&self, edited: &HeaderMap, facts: &dyn Facts, unknown: &str) -> Vec<u8> {
         let mut out = Vec::new();
         for piece in &self.0 {
             match piece {
                 Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
-                Piece::Fact { fact, limit } => {
-                    let before = out.len();
-                    facts.tell(fact, edited, &mut out);
-                    if let Some(limit) = limit {
-                        out.truncate(before + limit);
+                Piece::Fact(limited) => {
+                    if !limited.tell(edited, facts, &mut out) {
+                        out.extend_from_slice(unknown.as_bytes());
                     }
                 }
             }
         }
         out
     }
-}
 
-impl Piece {
-    fn parse(operator: &str, stage: Stage) -> Result<Self, BadFormat> {
-        let unknown = || BadFormat::Unknown(operator.to_owned());
-        let (fact, limit) = match operator.split_once('(') {
-            None => {
-                let found = PLAIN.iter().find(|(name, _)| *name == operator);
-                (found.ok_or_else(unknown)?.1.clone(), None)
-            }
-            Some((name, arguments)) => {
-                let (arguments, after) = arguments.split_once(')').ok_or_else(unknown)?;
-                let limit = match after.strip_prefix(':') {
-                    Some(digits) => Some(digits.parse().map_err(|_| unknown())?),
-                    None if after.is_empty() => None,
-                    None => return Err(unknown()),
-                };
-                let (first, second) = match arguments.split_once('?') {
-                    Some((first, second)) => (first, Some(second)),
-                    None => (arguments, None),
-                };
-                let fact = match name {
-                    "REQ" => Fact::Request(request_field(first)?, second.map(request_field).transpose()?),
-                    "RESP" => Fact::Response(response_field(first)?, second.map(response_field).transpose()?),
-                    _ => return Err(unknown()),
-                };
-                (fact, limit)
-            }
-        };
-        let is_later = matches!(
-            fact,
-            Fact::Response(..) | Fact::Endpoint(_) | Fact::Status | Fact::Flags
-        );
-        match is_later && stage == Stage::Request {
-            true => Err(BadFormat::Early(operator.to_owned())),
-            false => Ok(Self::Fact { fact, limit }),
-        }
+    /// The same for the line of a request that is over, as a text: what is none is shown as such.
+    pub fn line(&self, facts: &dyn Facts, unknown: &str) -> String {
+        text(self.told(&HeaderMap::new(), facts, unknown))
     }
 }
 
-fn response_field(name: &str) -> Result<HeaderName, BadFormat> {
-    HeaderName::try_from(name).map_err(|_| BadFormat::Name(name.to_owned()))
+impl Limited {
+    fn tell(&self, edited: &HeaderMap, facts: &dyn Facts, out: &mut Vec<u8>) -> bool {
+        let before = out.len();
+        let is_known = facts.tell(&self.fact, edited, out);
+        if let Some(limit) = self.limit {
+            out.truncate(before.saturating_add(limit));
+        }
+        is_known
+    }
+
+    /// It alone, for the line of a request that is over; nothing, if it is not known.
+    pub fn alone(&self, facts: &dyn Facts) -> Option<String> {
+        let mut out = Vec::new();
+        self.tell(&HeaderMap::new(), facts, &mut out).then(|| text(out))
+    }
 }
 
-fn request_field(name: &str) -> Result<Field, BadFormat> {
-    Ok(match name.to_ascii_lowercase().as_str() {
-        ":method" => Field::Method,
-        ":authority" | "host" => Field::Authority,
-        ":scheme" => Field::Scheme,
-        ":path" => Field::Path,
-        _ => Field::Header(response_field(name)?),
+/// Fields of HTTP may hold bytes that are no text.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| match String::from_utf8_lossy(error.as_bytes()) {
+        Cow::Owned(text) => text,
+        Cow::Borrowed(text) => text.to_owned(),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Field;
 
     struct Told;
 
     impl Facts for Told {
-        fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) {
+        fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) -> bool {
             match fact {
                 Fact::Protocol => out.extend_from_slice(b"HTTP/1.1"),
                 Fact::Request(Field::Path, _) => out.extend_from_slice(b"/path"),
@@ -261,12 +212,13 @@ mod tests {
                         Some(Field::Header(name)) => edited.get(name),
                         _ => None,
                     };
-                    if let Some(value) = edited.get(name).or(second) {
-                        out.extend_from_slice(value.as_bytes());
-                    }
+                    let value = edited.get(name).or(second);
+                    out.extend_from_slice(value.map_or(b"", |value| value.as_bytes()));
+                    return value.is_some();
                 }
-                _ => {}
+                _ => return false,
             }
+            true
         }
     }
 
@@ -289,8 +241,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_has_its_sign_in_a_line() {
+        for (text, line) in [
+            ("%REQ(x)%|%PROTOCOL%|%UPSTREAM_HOST%", "-|HTTP/1.1|-"),
+            ("%START_TIME(%s)% %TRAILER(x?y):3%", "- -"),
+            ("%REQUESTED_SERVER_NAME% %DYNAMIC_METADATA(a.b:c):9%", "- -"),
+        ] {
+            let format = Format::parse(text, Stage::Log).unwrap();
+            assert_eq!(format.line(&Told, "-"), line);
+        }
+        let host = Format::parse("%UPSTREAM_HOST%", Stage::Log).unwrap();
+        assert_eq!(host.single().unwrap().alone(&Told), None);
+    }
+
+    #[test]
     fn what_is_no_format_says_why() {
-        use BadFormat::{Early, Name, Unclosed, Unknown};
+        use BadFormat::{Early, ForLogs, Name, Time, Unclosed, Unknown};
         for (text, why) in [
             ("100%", Unclosed),
             ("%PROTOCOL", Unclosed),
@@ -304,6 +270,9 @@ mod tests {
             ("%UPSTREAM_HOST%", Early("UPSTREAM_HOST".into())),
             ("%RESPONSE_CODE%", Early("RESPONSE_CODE".into())),
             ("%RESPONSE_FLAGS%", Early("RESPONSE_FLAGS".into())),
+            ("%BYTES_SENT%", ForLogs("BYTES_SENT".into())),
+            ("%START_TIME(%Q)%", Time("%Q".into())),
+            ("%START_TIME(a\nb)%", Time("a\nb".into())),
         ] {
             assert_eq!(Format::parse(text, Stage::Request).unwrap_err(), why, "{text}");
         }

@@ -272,7 +272,9 @@ fn weights_are_shares() {
 struct NothingKnown;
 
 impl Facts for NothingKnown {
-    fn tell(&self, _: &Fact, _: &HeaderMap, _: &mut Vec<u8>) {}
+    fn tell(&self, _: &Fact, _: &HeaderMap, _: &mut Vec<u8>) -> bool {
+        false
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use foldhash::quality::RandomState;
 use serde::Deserialize;
 
+use super::access_log::AccessLogShape;
 use super::fallback::FallbackShape;
 use super::hbone::HboneShape;
 use super::http::HttpShape;
@@ -21,8 +22,8 @@ use super::services::Services;
 use super::workloads::LocalityShape;
 use crate::http::Http;
 use crate::{
-    AccessLog, Destination, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings, Role, TcpFallback,
-    Text, Timeouts, UnknownDestination,
+    Destination, Keepalive, Limits, Listener, ListenerProtocol, NodeSettings, Role, TcpFallback, Text, Timeouts,
+    UnknownDestination,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,14 +94,6 @@ struct KeepaliveShape<'a> {
     probes: Option<Scalar<'a>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct AccessLogShape<'a> {
-    #[serde(borrow)]
-    format: Option<Scalar<'a>>,
-    path: Option<Scalar<'a>>,
-}
-
 #[derive(Clone, Copy)]
 enum Protocol {
     Fixed,
@@ -117,11 +110,6 @@ const PROTOCOLS: [(&str, Protocol); 4] = [
 ];
 const UNKNOWN_DESTINATION: [(&str, UnknownDestination); 2] =
     [("allow", UnknownDestination::Allow), ("deny", UnknownDestination::Deny)];
-const LOG_FORMATS: [(&str, LogFormat); 3] = [
-    ("text", LogFormat::Text),
-    ("json", LogFormat::Json),
-    ("off", LogFormat::Off),
-];
 
 /// More threads than any machine has cores; beyond it is a slip of the hand.
 const WORKERS: RangeInclusive<u32> = 1..=1024;
@@ -475,19 +463,6 @@ impl KeepaliveShape<'_> {
             probes: (self.probes.as_ref())
                 .and_then(|probes| reading.count(path.field("probes"), probes, KEEPALIVE_PROBES))
                 .unwrap_or(default.probes),
-        }
-    }
-}
-
-impl AccessLogShape<'_> {
-    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> AccessLog {
-        let format = reading
-            .choice(path.field("format"), self.format.as_ref(), &LOG_FORMATS)
-            .unwrap_or_default();
-        let to = reading.nonempty_or(path.field("path"), self.path.as_ref(), &"-".into());
-        AccessLog {
-            format,
-            path: to.as_ref().into(),
         }
     }
 }

@@ -16,6 +16,18 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Scalar<'a>(Cow<'a, str>);
 
+impl<'a> Scalar<'a> {
+    /// A text that stands in the document as it is.
+    pub(crate) fn borrowed(text: &'a str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+
+    /// One that does not.
+    pub(crate) fn owned(text: &str) -> Self {
+        Self(Cow::Owned(text.to_owned()))
+    }
+}
+
 impl Deref for Scalar<'_> {
     type Target = str;
 

@@ -131,6 +131,7 @@ fn every_node_setting_is_read() {
         access_log: AccessLog {
             format: LogFormat::Json,
             path: "/var/log/access.json".into(),
+            requests: Vec::new(),
         },
         log: "underpass=debug".into(),
         capture: Some(CaptureSettings {

@@ -29,6 +29,8 @@ http:
 #[test]
 fn who_is_asked_comes_behind_the_limit_and_before_the_rules() {
     let policies = "    local_rate_limit: {max_tokens: 5, fill_interval: 1s}
+    request_authentication:
+    - jwt_rules: [{issuer: i, jwks: '{\"keys\": [{\"kty\": \"oct\", \"k\": \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8\"}]}'}]
     authorization:
     - {name: d, action: DENY, rules: [{}]}
     - {name: c, namespace: n, action: CUSTOM, provider: {name: bb}, rules: [{to: [{operation: {paths: [/x]}}]}, {}]}
@@ -39,6 +41,7 @@ fn who_is_asked_comes_behind_the_limit_and_before_the_rules() {
         .iter()
         .map(|filter| match filter {
             Filter::LocalRateLimit(limit) => format!("limit {}", limit.bucket.rate().max_tokens),
+            Filter::Jwt(_) => "tokens".to_owned(),
             Filter::Rbac(rbac) => {
                 let action = |rules: &Option<underpass_config::http::Rules>| rules.as_ref().map(|rules| rules.action);
                 assert_ne!(rbac.rules.is_some(), rbac.shadow.is_some());
@@ -56,6 +59,7 @@ fn who_is_asked_comes_behind_the_limit_and_before_the_rules() {
         told,
         [
             "limit 5",
+            "tokens",
             "rules istio_ext_authz_",
             "b if istio-ext-authz-b-ns[",
             "rules istio_ext_authz_",
@@ -63,8 +67,8 @@ fn who_is_asked_comes_behind_the_limit_and_before_the_rules() {
             "rules istio_dry_run_deny_",
         ]
     );
-    let Filter::ExtAuthz(asking) = &filters[2] else {
-        panic!("{:?}", filters[2])
+    let Filter::ExtAuthz(asking) = &filters[3] else {
+        panic!("{:?}", filters[3])
     };
     let provider = &asking.provider;
     assert_eq!(provider.forward.timeout, Some(Duration::from_secs(600)), "istiod's");

@@ -200,9 +200,9 @@ fn mistakes_in_routes() {
             "remove it",
         ),
         (
-            direct("response_headers: {add: {x: '%TRACE_ID%'}}"),
+            direct("response_headers: {add: {x: '%SPAN_ID%'}}"),
             "response_headers.add.x",
-            "`%TRACE_ID%`, which is not supported",
+            "`%SPAN_ID%`, which is not supported",
             "UPSTREAM_HOST",
         ),
         (

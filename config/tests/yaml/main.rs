@@ -11,6 +11,7 @@ mod accepted;
 mod detours;
 mod filters;
 mod http;
+mod logs;
 mod mutated;
 mod rejected;
 mod reported;

@@ -6,7 +6,7 @@ use super::problems;
 
 /// The document has exactly the expected problems, in this order; one on each line: the path, the value, a part of the
 /// problem and a part of the remedy.
-fn refused(yaml: &str, expected: &str) {
+pub(super) fn refused(yaml: &str, expected: &str) {
     let found = problems(yaml);
     let expected: Vec<&str> = expected
         .lines()
@@ -179,8 +179,8 @@ fn node_settings_that_make_no_sense() {
             node.offload.except.workloads[0] | db | not a workload | NAMESPACE/NAME
             node.offload.except.ports[0] | 0 | not a port | 1 to 65535
             node.unknown_destination | alow | not a known value | did you mean `allow`? known: allow, deny
-            node.access_log.format | xml | not a known value | write one of: text, json, off
             node.access_log.path |  | is empty | `-`
+            node.access_log.format | xml | not a known value | write one of: text, json, off, istio, istio-json
             node.log |  | is empty | `info`",
     );
 }

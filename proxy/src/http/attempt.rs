@@ -7,6 +7,7 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
 use tokio::time::Instant;
+use underpass_config::Text;
 
 use super::arriving::{Arriving, is_our_limit};
 use super::intake::{Intake, check_framing};
@@ -50,6 +51,21 @@ pub enum Failure {
     ClientGone,
     /// The request can't be written: a rewrite has made it so.
     Unwritable,
+}
+
+impl Failure {
+    /// Why there is no connection, if that is it.
+    pub fn of_transport(&self) -> Option<Text> {
+        match self {
+            // What the kernel says, Envoy says like that.
+            Self::NotConnected(why) => Some(match why.split_once(" (os error ") {
+                Some((words, _)) => format!("delayed connect error: {words}").into(),
+                None => why.as_ref().into(),
+            }),
+            Self::Untrusted(why) => Some(format!("TLS_error: {why}").into()),
+            _ => None,
+        }
+    }
 }
 
 /// What an endpoint has answered.
@@ -96,6 +112,7 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
         };
         let mut lease = wanted.connection(age).await?;
         let stream_until = wanted.stream_until();
+        upload.goes_by(lease.local_address());
         let body = upload.attempt();
         lease.sends(body.sent());
         if !body.is_end_stream() {

@@ -48,6 +48,8 @@ pub struct Served {
 /// Serves one request.
 pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> Served {
     let mut record = Box::new(Record::new(connection.clone()));
+    record.version = Some(request.version());
+    record.has_body = !request.body().is_end_stream();
     let snapshot = connection.session.node.snapshot();
     let (parts, body) = request.into_parts();
     let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
@@ -99,6 +101,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
     if audience.is_grpc {
         record.grpc_status = grpc_status_in(response.headers());
     }
+    record.note_response(response.headers());
     match exchange.switched.take() {
         Some(switched) => Served {
             response,
@@ -177,6 +180,7 @@ impl Exchange<'_> {
             if findings.is_edited {
                 found = self.found(&intake, random);
                 record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+                record.note_edited(&intake);
             }
             if let Err(refusal) = passed {
                 return match &found {
@@ -267,6 +271,7 @@ impl Exchange<'_> {
             let refusal = reply(self.audience, StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
             return edited(refusal, (host, route, None), &intake, record);
         }
+        record.note_edited(&intake);
         let response = self.forward(&intake, body, (forward, chosen, limits), record).await;
         edited(response, (host, route, Some(&chosen.response_headers)), &intake, record)
     }

@@ -97,64 +97,90 @@ fn header(name: &HeaderName, headers: &HeaderMap, out: &mut Vec<u8>) -> bool {
     value.is_some()
 }
 
-fn address(address: SocketAddr, part: Part, out: &mut Vec<u8>) {
+/// Writes it, or a part of it.
+pub fn address(address: SocketAddr, part: Part, out: &mut Vec<u8>) -> bool {
     // Writing to memory does not fail.
     let _ = match part {
         Part::Address => write!(out, "{address}"),
         Part::WithoutPort => write!(out, "{}", address.ip()),
         Part::Port => write!(out, "{}", address.port()),
     };
+    true
+}
+
+/// What a client speaks, in Envoy's words.
+pub fn protocol(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "HTTP/2",
+        _ => "HTTP/1.1",
+    }
+}
+
+/// Writes what is the same at any time of a request's life; false, if it is not known, or is none of that.
+pub fn of_record(record: &Record, fact: &Fact, out: &mut Vec<u8>) -> bool {
+    let connection = record.connection();
+    let mut some = |text: Option<&[u8]>| {
+        out.extend_from_slice(text.unwrap_or_default());
+        text.is_some()
+    };
+    match fact {
+        Fact::StartTime(None) => some(Some(
+            humantime::format_rfc3339_millis(record.started())
+                .to_string()
+                .as_bytes(),
+        )),
+        Fact::StartTime(Some(format)) => {
+            format.write(record.started(), out);
+            true
+        }
+        Fact::Client(part) => address(connection.session.source.address(), *part, out),
+        Fact::Local(part) => address(connection.local, *part, out),
+        Fact::Endpoint(part) | Fact::Connected(part) => {
+            record.endpoint.is_some_and(|endpoint| address(endpoint, *part, out))
+        }
+        Fact::Cluster => some(record.cluster.as_deref().map(str::as_bytes)),
+        Fact::Route => {
+            let name = record.route.as_ref().map(|(_, route)| route.name.as_bytes());
+            some(name.filter(|name| !name.is_empty()))
+        }
+        Fact::Hostname => some(Some(&HOSTNAME)),
+        _ => false,
+    }
 }
 
 impl Facts for Known<'_> {
-    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) {
-        let (record, connection) = (self.record, self.record.connection());
+    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) -> bool {
+        let record = self.record;
         match fact {
             Fact::Request(first, second) => {
                 let headers = self.request.unwrap_or(edited);
-                if !self.field(first, headers, out)
-                    && let Some(second) = second
-                {
-                    self.field(second, headers, out);
-                }
+                self.field(first, headers, out)
+                    || second.as_ref().is_some_and(|second| self.field(second, headers, out))
             }
             Fact::Response(first, second) => {
-                if !header(first, edited, out)
-                    && let Some(second) = second
-                {
-                    header(second, edited, out);
-                }
+                header(first, edited, out) || second.as_ref().is_some_and(|second| header(second, edited, out))
             }
-            Fact::Protocol => out.extend_from_slice(match self.asked.version {
-                Version::HTTP_2 => b"HTTP/2",
-                _ => b"HTTP/1.1",
-            }),
-            Fact::StartTime => {
-                let _ = write!(out, "{}", humantime::format_rfc3339_millis(record.started()));
+            Fact::Protocol => {
+                out.extend_from_slice(protocol(self.asked.version).as_bytes());
+                true
             }
-            Fact::Client(part) => address(connection.session.source.address(), *part, out),
-            Fact::Local(part) => address(connection.local, *part, out),
-            Fact::Endpoint(part) => {
-                if let Some(endpoint) = record.endpoint {
-                    address(endpoint, *part, out);
-                }
+            Fact::Status => {
+                out.extend_from_slice(self.status.as_ref().map_or("", StatusCode::as_str).as_bytes());
+                self.status.is_some()
             }
-            Fact::Cluster => out.extend_from_slice(record.cluster.as_deref().unwrap_or_default().as_bytes()),
-            Fact::Route => {
-                let route = record.route.as_ref();
-                out.extend_from_slice(route.map_or(&b""[..], |(_, route)| route.name.as_bytes()));
-            }
-            Fact::Status => out.extend_from_slice(self.status.as_ref().map_or("", StatusCode::as_str).as_bytes()),
             Fact::Flags => {
                 let _ = write!(out, "{}", record.flags);
+                true
             }
-            Fact::Hostname => out.extend_from_slice(&HOSTNAME),
             Fact::Identity => {
-                let _ = match connection.session.source.identity() {
+                let _ = match record.connection().session.source.identity() {
                     Some(identity) => write!(out, "{identity}"),
                     None => write!(out, "-"),
                 };
+                true
             }
+            // The others are for logs.
+            _ => of_record(record, fact, out),
         }
     }
 }

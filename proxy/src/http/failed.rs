@@ -95,16 +95,12 @@ pub fn failed(failure: &Failure, is_retried: bool, is_asked_whole: bool) -> Fail
     };
     match failure {
         Failure::Overflow => overflow(),
-        Failure::NotConnected(why) => {
+        // Why, is for the operator: the client is told no more than that.
+        Failure::NotConnected(_) | Failure::Untrusted(_) => {
             let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
-            failed.details = format!("{}: {why}", failed.details);
-            failed
-        }
-        // Why, is for the operator: the client is told no more than if the endpoint were not there.
-        Failure::Untrusted(why) => {
-            let mut failed = reset(Flags::CONNECT_FAILED, "remote connection failure");
-            failed.details =
-                format!("upstream_reset_before_response_started{{remote_connection_failure|TLS_error: {why}}}");
+            if let Some(why) = failure.of_transport() {
+                failed.details = format!("upstream_reset_before_response_started{{remote_connection_failure|{why}}}");
+            }
             failed
         }
         Failure::ConnectTimedOut => reset(Flags::CONNECT_FAILED, "connection timeout"),

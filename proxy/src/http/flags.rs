@@ -50,23 +50,24 @@ impl Flags {
     /// An authorization server does not let it pass, or could not be asked (UAEX).
     pub const UNAUTHORIZED_EXTERNAL: Self = Self(1 << 18);
 
-    /// In Envoy's order (`ResponseFlagUtils`).
+    /// In the order in which Envoy comes to set them, and tells them: what was done on purpose, that there was no further try, and what went wrong with the
+    /// last.
     const WORDS: [(Self, &'static str); 19] = [
+        (Self::DELAY_INJECTED, "DI"),
+        (Self::FAULT_INJECTED, "FI"),
+        (Self::RATE_LIMITED, "RL"),
+        (Self::UNAUTHORIZED_EXTERNAL, "UAEX"),
+        (Self::RETRIES_USED_UP, "URX"),
+        (Self::OVERFLOW, "UO"),
         (Self::NO_HEALTHY_UPSTREAM, "UH"),
         (Self::UPSTREAM_TIMEOUT, "UT"),
         (Self::UPSTREAM_RESET, "UR"),
         (Self::CONNECT_FAILED, "UF"),
         (Self::UPSTREAM_CLOSED, "UC"),
-        (Self::OVERFLOW, "UO"),
         (Self::NO_ROUTE, "NR"),
-        (Self::DELAY_INJECTED, "DI"),
-        (Self::FAULT_INJECTED, "FI"),
-        (Self::RATE_LIMITED, "RL"),
-        (Self::UNAUTHORIZED_EXTERNAL, "UAEX"),
         (Self::DENIED, "DENY"),
         (Self::DRAINED, "DRAIN"),
         (Self::CLIENT_GONE, "DC"),
-        (Self::RETRIES_USED_UP, "URX"),
         (Self::IDLE, "SI"),
         (Self::NO_CLUSTER, "NC"),
         (Self::PROTOCOL_ERROR, "DPE"),
@@ -78,6 +79,11 @@ impl Flags {
         let word = ending.response_flag();
         let flag = Self::WORDS.into_iter().find(|(_, flag)| *flag == word);
         flag.map_or(Self::CLIENT_GONE, |(flag, _)| flag)
+    }
+
+    /// Whether one of `others` is among them.
+    pub fn has(self, others: Self) -> bool {
+        self.0 & others.0 != 0
     }
 
     /// Adds those of `other`.
@@ -114,7 +120,8 @@ mod tests {
         assert_eq!(flags.to_string(), "-");
         flags.add(Flags::RETRIES_USED_UP);
         flags.add(Flags::CONNECT_FAILED);
-        assert_eq!(flags.to_string(), "UF,URX");
+        assert_eq!(flags.to_string(), "URX,UF");
+        assert!(flags.has(Flags::CONNECT_FAILED) && !flags.has(Flags::CLIENT_GONE));
     }
 
     #[test]

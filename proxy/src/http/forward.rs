@@ -250,9 +250,13 @@ impl Job<'_> {
                 Ok(answer) => {
                     self.upload.settle();
                     holds.retry = None;
+                    record.answered_after = Some(record.age());
                     Ok((answer, holds))
                 }
-                Err(failure) => Err(failed(&failure, record.attempts > 1, self.upload.is_complete())),
+                Err(failure) => {
+                    record.transport_failure = failure.of_transport();
+                    Err(failed(&failure, record.attempts > 1, self.upload.is_complete()))
+                }
             };
         }
     }

@@ -224,10 +224,13 @@ fn assert_same(again: &Intake, intake: &Intake) {
 struct OwnFields;
 
 impl Facts for OwnFields {
-    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) {
-        if let Fact::Request(Field::Header(name), _) = fact {
-            out.extend_from_slice(edited.get(name).map_or(b"", HeaderValue::as_bytes));
-        }
+    fn tell(&self, fact: &Fact, edited: &HeaderMap, out: &mut Vec<u8>) -> bool {
+        let value = match fact {
+            Fact::Request(Field::Header(name), _) => edited.get(name),
+            _ => None,
+        };
+        out.extend_from_slice(value.map_or(b"", HeaderValue::as_bytes));
+        value.is_some()
     }
 }
 

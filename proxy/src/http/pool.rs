@@ -433,6 +433,15 @@ impl Lease {
         }
     }
 
+    /// The connection's own address; none, if it has no socket of its own, or one that nobody else may use.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self.connection.as_ref()? {
+            Held::Http1(carrier) => carrier.local,
+            Held::Http2(place) => place.local(),
+            Held::Alone { .. } => None,
+        }
+    }
+
     /// Whether others have used it before, and its endpoint has not got a byte of this request: it had closed it by then. (Where the endpoint has got some,
     /// and closes without an answer, it may have done what was asked.)
     pub fn was_stale(&self) -> bool {

@@ -17,6 +17,7 @@ use super::connection::Connection;
 use super::counting::Asked as WhomAsked;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
+use super::logged::Heard;
 use super::messages::Messages;
 use super::reply::grpc_status;
 use super::upload::Upload;
@@ -30,6 +31,12 @@ pub struct Record {
     began: Instant,
     started: SystemTime,
     asked: Option<Asked>,
+    /// What logs in Envoy's words will say; none: there are none.
+    heard: Option<Box<Heard>>,
+    /// What it came by.
+    pub version: Option<Version>,
+    /// Whether there is something to come behind its head.
+    pub has_body: bool,
     /// The status that the client was answered with; 0 while there is none.
     pub status: u16,
     /// What went wrong.
@@ -42,10 +49,14 @@ pub struct Record {
     pub cluster: Option<Text>,
     /// The endpoint of the last try.
     pub endpoint: Option<SocketAddr>,
+    /// Why there was none.
+    pub transport_failure: Option<Text>,
     /// Tries.
     pub attempts: u32,
     /// Until the head of the response came.
     pub service_time: Option<Duration>,
+    /// The same, if it is the one that the client gets.
+    pub answered_after: Option<Duration>,
     /// The request's body.
     pub upload: Option<Upload>,
     /// Bytes that a tunnel's client has sent through it.
@@ -93,7 +104,11 @@ impl Record {
     /// Of a request that has just come.
     pub fn new(connection: Arc<Connection>) -> Self {
         connection.request_began();
+        let logs = connection.session.node.telemetry.access_log.request_logs();
         Self {
+            heard: logs.map(|logs| Box::new(Heard::new(logs))),
+            version: None,
+            has_body: false,
             connection,
             began: Instant::now(),
             started: SystemTime::now(),
@@ -104,8 +119,10 @@ impl Record {
             route: None,
             cluster: None,
             endpoint: None,
+            transport_failure: None,
             attempts: 0,
             service_time: None,
+            answered_after: None,
             upload: None,
             tunneled: 0,
             sent: 0,
@@ -117,8 +134,40 @@ impl Record {
         }
     }
 
-    /// Notes what was asked for, if the log wants to know.
+    /// Notes what is asked for, as it goes on, for logs in Envoy's words.
+    pub fn note_edited(&mut self, intake: &Intake) {
+        if let Some(heard) = &mut self.heard {
+            heard.request(intake);
+        }
+    }
+
+    /// Notes the head of the response, for them.
+    pub fn note_response(&mut self, headers: &HeaderMap) {
+        if let Some(heard) = &mut self.heard {
+            heard.response(headers);
+        }
+    }
+
+    /// Notes its trailers.
+    fn note_trailers(&mut self, trailers: &HeaderMap) {
+        if self.messages.is_some() {
+            self.grpc_status = grpc_status_in(trailers).or(self.grpc_status);
+        }
+        if let Some(heard) = &mut self.heard {
+            heard.trailers(trailers);
+        }
+    }
+
+    /// Bytes that the client has sent.
+    pub fn received(&self) -> u64 {
+        self.upload.as_ref().map_or(0, Upload::received) + self.tunneled
+    }
+
+    /// Notes what was asked for, if a log wants to know.
     pub fn note_request(&mut self, intake: &Intake) {
+        // A tunnel's request has no end but the tunnel's.
+        self.has_body |= intake.switch.is_some();
+        self.note_edited(intake);
         if !self.connection.session.node.telemetry.access_log.is_on() {
             return;
         }
@@ -138,8 +187,8 @@ impl Record {
             if let Some(messages) = &mut self.messages {
                 messages.pass(data);
             }
-        } else if let (Some(trailers), true) = (frame.trailers_ref(), self.messages.is_some()) {
-            self.grpc_status = grpc_status_in(trailers).or(self.grpc_status);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.note_trailers(trailers);
         }
     }
 
@@ -189,7 +238,13 @@ impl Record {
     /// Its client is gone, or was sent away by the proxy, which is then told as of the connection.
     pub fn lost_client(&mut self) {
         match self.connection.ending() {
-            None | Some(Ending::DownstreamReset) => self.flags.add(Flags::CLIENT_GONE),
+            None | Some(Ending::DownstreamReset) => {
+                self.flags.add(Flags::CLIENT_GONE);
+                // A stream of HTTP/2 may be reset where its connection stays.
+                if self.version.is_some_and(|version| version < Version::HTTP_2) {
+                    self.details = "downstream_remote_disconnect".into();
+                }
+            }
             Some(ending) => {
                 self.flags.add(Flags::of_ending(ending));
                 self.details = ending.word().into();
@@ -222,12 +277,11 @@ impl Record {
             cluster: self.cluster.as_ref(),
             is_grpc,
         };
-        let upload = self.upload.as_ref();
         let amounts = Amounts {
             duration: self.age(),
-            bytes: [upload.map_or(0, Upload::received) + self.tunneled, self.sent],
+            bytes: [self.received(), self.sent],
             messages: [
-                upload.map_or(0, Upload::messages),
+                self.upload.as_ref().map_or(0, Upload::messages),
                 self.messages.map_or(0, |messages| messages.count()),
             ],
         };
@@ -256,10 +310,7 @@ impl Record {
             ("response_code", Value::Number(u64::from(self.status))),
             ("response_flags", Value::Text(self.flags.to_string())),
             ("response_code_details", text(&self.details)),
-            (
-                "bytes_received",
-                Value::Number(self.upload.as_ref().map_or(0, Upload::received) + self.tunneled),
-            ),
+            ("bytes_received", Value::Number(self.received())),
             ("bytes_sent", Value::Number(self.sent)),
             ("duration", Value::Number(millis(self.age()))),
             (
@@ -317,6 +368,9 @@ impl Drop for Record {
             telemetry
                 .access_log
                 .write_fields("request", SystemTime::now(), &self.fields());
+        }
+        if let Some(heard) = self.heard.take() {
+            heard.write(self);
         }
         self.connection.request_ended();
     }

@@ -12,6 +12,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     let (Some(kind), None) = (kinds.next(), kinds.next()) else {
         return false;
     };
+    is_kind_of_grpc(kind)
+}
+
+/// Whether a content type is gRPC's.
+pub fn is_kind_of_grpc(kind: &[u8]) -> bool {
     kind.strip_prefix(b"application/grpc")
         .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
 }

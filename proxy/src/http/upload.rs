@@ -4,6 +4,7 @@
 //! the limit; then nothing is, and there will be no other try. A try that another has taken the place of reads no further.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::Broken;
 use super::arriving::Arriving;
@@ -50,6 +52,10 @@ struct State {
     /// As much has come as was announced; the end itself may come by itself, and nobody asks for it.
     is_all_here: bool,
     has_broken: bool,
+    /// When the last of it came; none: it has not, or there was nothing to wait for.
+    completed_at: Option<Instant>,
+    /// Our address of the connection by which it goes, or went last.
+    local: Option<SocketAddr>,
     received: u64,
     messages: Option<Messages>,
     attempt: u32,
@@ -68,6 +74,8 @@ impl Upload {
             has_ended,
             has_trailers: false,
             has_broken: false,
+            completed_at: None,
+            local: None,
             received: 0,
             messages: is_grpc.then(Messages::default),
             attempt: 0,
@@ -169,6 +177,21 @@ impl Upload {
     pub fn is_complete(&self) -> bool {
         let state = self.state();
         state.has_ended || state.is_all_here
+    }
+
+    /// Notes our address of the connection by which it goes now, for logs.
+    pub fn goes_by(&self, local: Option<SocketAddr>) {
+        self.state().local = local;
+    }
+
+    /// Our address of the connection by which it went last.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.state().local
+    }
+
+    /// When the last of it came; none: it has not, or there was nothing to wait for.
+    pub fn completed_at(&self) -> Option<Instant> {
+        self.state().completed_at
     }
 
     /// Whether everybody sees its end where we do, if it came by HTTP/1.1: its length was said beforehand, or the last chunk has come and nothing behind it. The
@@ -322,6 +345,7 @@ impl Body for Attempt {
             this.sent.note_whole();
         }
         if state.has_ended || state.is_all_here && !was_all_here {
+            state.completed_at.get_or_insert_with(Instant::now);
             source.completed.notify_waiters();
         }
         Poll::Ready(frame.map(Ok))

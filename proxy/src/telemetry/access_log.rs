@@ -1,4 +1,4 @@
-//! One line for each connection, at its end.
+//! One line for each connection, at its end, and for each HTTP request; logs of requests in Envoy's words are beside it (`request_logs`).
 //!
 //! The field names are Kmesh's, with identities, policy, reason, response flag and the kernel tier's bytes added; text and JSON carry the same
 //! fields in the same order. Lines leave the cores through a bounded queue to a thread that writes them: a slow disk or terminal
@@ -8,15 +8,16 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use underpass_config::{AccessLog, Identity, LogFormat, PolicyKey, ServiceKey, Workload};
 
 use super::line_writer::LineWriter;
+use super::request_logs::RequestLogs;
 use crate::ending::Ending;
 use crate::entrance::Entrance;
 use crate::socket::TcpQuality;
@@ -179,10 +180,14 @@ fn needs_quotes(text: &str) -> bool {
 #[derive(Debug)]
 struct Sink {
     settings: AccessLog,
-    writer: Option<LineWriter>,
+    /// Where lines in the proxy's own format go; none: there are none.
+    own: Option<Arc<LineWriter>>,
+    requests: Option<Arc<RequestLogs>>,
+    /// All, one for each path.
+    writers: Vec<(PathBuf, Arc<LineWriter>)>,
 }
 
-/// The access log, as `node.access_log` names it at the moment.
+/// The access logs, as `node.access_log` names them at the moment.
 #[derive(Debug)]
 pub struct AccessLogWriter {
     sink: ArcSwap<Sink>,
@@ -190,10 +195,10 @@ pub struct AccessLogWriter {
 }
 
 impl AccessLogWriter {
-    /// Opens the log that `settings` name.
+    /// Opens the logs that `settings` name.
     ///
     /// # Errors
-    /// When the file cannot be opened for appending.
+    /// When a file cannot be opened for appending.
     pub fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
         Ok(Self {
             sink: ArcSwap::from_pointee(Sink::open(settings)?),
@@ -204,7 +209,7 @@ impl AccessLogWriter {
     /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes; none when they are.
     ///
     /// # Errors
-    /// When the file cannot be opened for appending.
+    /// When a file cannot be opened for appending.
     pub fn prepare(&self, settings: &AccessLog) -> Result<Option<Prepared>, AccessLogError> {
         if self.sink.load().settings == *settings {
             Ok(None)
@@ -222,7 +227,7 @@ impl AccessLogWriter {
     /// Queues a line.
     pub fn write(&self, line: &Line<'_>) {
         let sink = self.sink.load();
-        let Some(writer) = &sink.writer else { return };
+        let Some(writer) = &sink.own else { return };
         let mut text = match sink.settings.format {
             LogFormat::Off => return,
             LogFormat::Text => line.to_text(),
@@ -235,7 +240,7 @@ impl AccessLogWriter {
     /// Queues a line of another kind than connections'.
     pub fn write_fields(&self, kind: &str, ended: SystemTime, fields: &[(&'static str, Value)]) {
         let sink = self.sink.load();
-        let Some(writer) = &sink.writer else { return };
+        let Some(writer) = &sink.own else { return };
         let mut line = match sink.settings.format {
             LogFormat::Off => return,
             LogFormat::Text => text(kind, ended, fields),
@@ -245,9 +250,14 @@ impl AccessLogWriter {
         writer.write(line);
     }
 
-    /// Whether lines are written at all.
+    /// Whether lines in the proxy's own format are written at all.
     pub fn is_on(&self) -> bool {
-        self.sink.load().writer.is_some()
+        self.sink.load().own.is_some()
+    }
+
+    /// The logs of requests in Envoy's words, if there are any.
+    pub fn request_logs(&self) -> Option<Arc<RequestLogs>> {
+        self.sink.load().requests.clone()
     }
 
     /// Lines that were dropped.
@@ -257,16 +267,10 @@ impl AccessLogWriter {
 
     /// Writes out what is queued, if that does not take too long, and stops.
     pub fn close(&self) {
-        let off = AccessLog {
-            format: LogFormat::Off,
-            ..self.sink.load().settings.clone()
-        };
-        let sink = self.sink.swap(Arc::new(Sink {
-            settings: off,
-            writer: None,
-        }));
-        if let Some(writer) = Arc::into_inner(sink).and_then(|sink| sink.writer) {
-            writer.finish(LAST_LINES);
+        let deadline = Instant::now() + LAST_LINES;
+        let sink = self.sink.swap(Arc::new(Sink::closed(&self.sink.load().settings)));
+        for (_, writer) in &sink.writers {
+            writer.finish(deadline);
         }
     }
 }
@@ -277,27 +281,57 @@ pub struct Prepared(Sink);
 
 impl Sink {
     fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        let open = || -> io::Result<LineWriter> {
-            if settings.path.as_os_str() == "-" {
-                LineWriter::start(io::stdout())
-            } else {
-                LineWriter::start(OpenOptions::new().create(true).append(true).open(&settings.path)?)
-            }
-        };
-        let writer = match settings.format {
-            LogFormat::Off => None,
-            LogFormat::Text | LogFormat::Json => Some(open().map_err(|source| AccessLogError {
+        let mut sink = Self::closed(settings);
+        sink.settings = settings.clone();
+        if settings.format != LogFormat::Off {
+            sink.own = Some(sink.writer(&settings.path)?);
+        }
+        let mut requests = Vec::with_capacity(settings.requests.len());
+        for log in &settings.requests {
+            requests.push((log.clone(), sink.writer(&log.path)?));
+        }
+        sink.requests = RequestLogs::new(requests);
+        Ok(sink)
+    }
+
+    /// Nothing is written.
+    fn closed(settings: &AccessLog) -> Self {
+        Self {
+            settings: AccessLog {
+                format: LogFormat::Off,
                 path: settings.path.clone(),
-                source,
-            })?),
+                requests: Vec::new(),
+            },
+            own: None,
+            requests: None,
+            writers: Vec::new(),
+        }
+    }
+
+    /// Logs of one path share a writer: their lines stay whole.
+    fn writer(&mut self, path: &Path) -> Result<Arc<LineWriter>, AccessLogError> {
+        let path = match path.to_str() {
+            Some("/dev/stdout") => Path::new("-"),
+            _ => path,
         };
-        Ok(Self {
-            settings: settings.clone(),
-            writer,
-        })
+        if let Some((_, writer)) = self.writers.iter().find(|(known, _)| known == path) {
+            return Ok(writer.clone());
+        }
+        let open = || match path.to_str() {
+            // Whatever they are: what is no file can't be opened by such a path (a socket), or would be truncated by others.
+            Some("-") => LineWriter::start(io::stdout()),
+            Some("/dev/stderr") => LineWriter::start(io::stderr()),
+            _ => LineWriter::start(OpenOptions::new().create(true).append(true).open(path)?),
+        };
+        let writer = Arc::new(open().map_err(|source| AccessLogError {
+            path: path.to_owned(),
+            source,
+        })?);
+        self.writers.push((path.to_owned(), writer.clone()));
+        Ok(writer)
     }
 
     fn dropped(&self) -> u64 {
-        self.writer.as_ref().map_or(0, LineWriter::dropped)
+        self.writers.iter().map(|(_, writer)| writer.dropped()).sum()
     }
 }

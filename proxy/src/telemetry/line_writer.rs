@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// A bounded queue of lines and the thread that writes them.
 #[derive(Debug)]
 pub(super) struct LineWriter {
-    queue: SyncSender<String>,
+    /// Nothing ends it.
+    queue: SyncSender<Option<String>>,
     dropped: Arc<AtomicU64>,
     thread: JoinHandle<()>,
 }
@@ -42,7 +43,7 @@ impl LineWriter {
 
     /// Queues a line; counts it as dropped when the queue is full.
     pub(super) fn write(&self, line: String) {
-        if self.queue.try_send(line).is_err() {
+        if self.queue.try_send(Some(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -52,28 +53,35 @@ impl LineWriter {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Writes out what is queued, if the destination takes it in time. (Merely dropped, the writer does the same, but nobody
-    /// waits for it: whoever drops it may be serving connections.)
-    pub(super) fn finish(self, patience: Duration) {
-        let Self { queue, thread, .. } = self;
-        drop(queue);
-        let deadline = Instant::now() + patience;
-        while !thread.is_finished() && Instant::now() < deadline {
+    /// Writes out what is queued, if the destination takes it by the deadline; what comes later is dropped. (Merely dropped, the writer does the
+    /// same, but nobody waits for it: whoever drops it may be serving connections.)
+    pub(super) fn finish(&self, deadline: Instant) {
+        let mut is_told = false;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            is_told = is_told || !matches!(self.queue.try_send(None), Err(TrySendError::Full(_)));
             std::thread::sleep(PAUSE / 10);
         }
     }
 }
 
-fn write_batches(lines: &Receiver<String>, mut out: impl Write, dropped: &AtomicU64) {
-    while let Ok(first) = lines.recv() {
+fn write_batches(lines: &Receiver<Option<String>>, mut out: impl Write, dropped: &AtomicU64) {
+    while let Ok(Some(first)) = lines.recv() {
+        let mut is_open = true;
         let mut batch = first;
         let mut count = 1;
         for line in lines.try_iter().take(QUEUED_LINES) {
+            let Some(line) = line else {
+                is_open = false;
+                break;
+            };
             batch.push_str(&line);
             count += 1;
         }
         if out.write_all(batch.as_bytes()).and_then(|()| out.flush()).is_err() {
             dropped.fetch_add(count, Ordering::Relaxed);
+        }
+        if !is_open {
+            return;
         }
         std::thread::sleep(PAUSE);
     }
@@ -107,7 +115,7 @@ mod tests {
             writer.write(line.clone());
         }
         assert_eq!(writer.dropped(), 0);
-        writer.finish(Duration::from_secs(30));
+        writer.finish(Instant::now() + Duration::from_secs(30));
         assert_eq!(
             String::from_utf8(memory.0.lock().unwrap().clone()).unwrap(),
             lines.concat()
@@ -140,8 +148,7 @@ mod tests {
         let dropped = writer.dropped();
         // What is not dropped is in the queue, or in the batch that is stuck.
         assert!(dropped >= (more_than_fits - 2 * QUEUED_LINES - 1) as u64, "{dropped}");
-        let patience = Duration::from_millis(1);
-        writer.finish(patience);
+        writer.finish(Instant::now() + Duration::from_millis(1));
         drop(held);
     }
 }

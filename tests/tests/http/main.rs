@@ -17,8 +17,8 @@ mod fractions;
 mod grpc;
 mod grpc_interop;
 mod h2spec;
+mod logs;
 mod metrics;
-
 mod mirrors;
 mod paths;
 mod programs;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
-use crate::http::{AppendAction, BadFormat, Format, HeaderEdit, HeaderEdits, HeaderText, Stage, known_operators};
+use crate::http::{AppendAction, Format, HeaderEdit, HeaderEdits, HeaderText, Stage};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -84,13 +84,7 @@ pub(super) fn format(path: Path<'_>, value: &str, stage: Stage, reading: &mut Re
     match Format::parse(value, stage) {
         Ok(format) => Some(format),
         Err(error) => {
-            let remedy = match &error {
-                BadFormat::Unclosed => "write %% for a percent sign, %OPERATOR% for an operator".to_owned(),
-                BadFormat::Name(_) => "write for example %REQ(x-user)% or %REQ(:path)%".to_owned(),
-                BadFormat::Early(_) => "write it in `response_headers`, or remove it".to_owned(),
-                BadFormat::Unknown(_) => format!("write one of: {}", known_operators()),
-            };
-            reading.report(path, value, error.to_string(), remedy);
+            reading.report(path, value, error.to_string(), error.remedy(stage));
             None
         }
     }

@@ -319,13 +319,6 @@ fn after_the_proxy_is_killed_not_one_byte_comes_after_the_end() {
     assert!(late <= 1, "{late} of 100 get a message after the end");
 }
 
-/// After the end there is only the end.
-#[track_caller]
-fn assert_nothing_more(socket: &TcpStream) {
-    let (bytes, _) = read_to_end(socket);
-    assert!(bytes.is_empty(), "{} bytes after the end", bytes.len());
-}
-
 #[test]
 fn bytes_of_an_idle_flow_are_where_they_were() {
     let Some(world) = World::new() else { return };

@@ -190,7 +190,7 @@ fn header(version: ProxyProtocol, client: SocketAddr, asked: SocketAddr) -> Vec<
 /// # Errors
 /// When the stream breaks.
 pub async fn open_http1(mut stream: Stream) -> Result<Carrier, NotConnected> {
-    let pulse = stream.pulse();
+    let (pulse, local) = (stream.pulse(), stream.local_address());
     if let Some(wire) = stream.wire_mut() {
         wire.hear_out();
     }
@@ -203,7 +203,7 @@ pub async fn open_http1(mut stream: Stream) -> Result<Carrier, NotConnected> {
             tracing::debug!(%error, "an HTTP/1 connection to an endpoint ended");
         }
     });
-    Ok(Carrier::new(sender, pulse, Codec::new(task.abort_handle())))
+    Ok(Carrier::new(sender, local, pulse, Codec::new(task.abort_handle())))
 }
 
 fn failed(error: impl std::error::Error) -> NotConnected {

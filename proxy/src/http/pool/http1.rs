@@ -1,5 +1,6 @@
 //! HTTP/1.1: a connection carries one request, then waits for another on a stack.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub type Sender = http1::SendRequest<Attempt>;
 pub struct Carrier {
     /// The way to send a request by it.
     pub sender: Sender,
+    /// Its own address, if it has a socket of its own.
+    pub local: Option<SocketAddr>,
     pulse: Pulse,
     /// Its socket, while it has a request.
     kept: Option<Kept>,
@@ -52,10 +55,11 @@ impl Drop for Codec {
 
 impl Carrier {
     /// One that has carried nothing.
-    pub fn new(sender: Sender, pulse: Pulse, codec: Codec) -> Self {
+    pub fn new(sender: Sender, local: Option<SocketAddr>, pulse: Pulse, codec: Codec) -> Self {
         Self {
             _codec: codec,
             sender,
+            local,
             pulse,
             kept: None,
             born: Instant::now(),

@@ -10,6 +10,7 @@ mod connection;
 mod request;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -48,6 +49,11 @@ impl Place {
             group: group.clone(),
             is_reused: before > 0,
         }
+    }
+
+    /// The connection's own address, if it has a socket of its own.
+    pub fn local(&self) -> Option<SocketAddr> {
+        self.shared.0.local
     }
 
     /// The way to send the request.

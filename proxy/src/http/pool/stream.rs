@@ -1,6 +1,7 @@
 //! What a codec speaks by to an endpoint: a socket or a tunnel, or TLS over one of them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -63,6 +64,11 @@ impl Stream {
             Either::Left(wire) => Some(wire.socket()),
             Either::Right(_) => None,
         }
+    }
+
+    /// Its own address, if it has a socket of its own.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.socket()?.local_address().ok().map(socket::canonical)
     }
 
     /// What tells of it.

@@ -3,6 +3,7 @@
 //! The task holds nothing that keeps the connection: when the group has let it go and its last request is over, the codec says GOAWAY and closes.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -50,6 +51,8 @@ pub struct Shared(pub(super) Arc<SharedState>);
 #[derive(Debug)]
 pub(super) struct SharedState {
     sender: Mutex<Sender>,
+    /// Its own address, if it has a socket of its own.
+    pub local: Option<SocketAddr>,
     pub born: Instant,
     pub streams: AtomicU32,
     pub served: AtomicU32,
@@ -72,7 +75,7 @@ pub(super) struct SharedState {
 /// # Errors
 /// When the stream breaks.
 pub async fn open(mut stream: Stream, settings: &ConnectionSettings, allowed: u32) -> Result<Shared, h2::Error> {
-    let pulse = stream.pulse();
+    let (pulse, local) = (stream.pulse(), stream.local_address());
     if let Some(wire) = stream.wire_mut() {
         wire.end_a_turn_later();
     }
@@ -92,6 +95,7 @@ pub async fn open(mut stream: Stream, settings: &ConnectionSettings, allowed: u3
     let (sender, mut connection) = builder.handshake(Gathered::new(stream)).await?;
     let state = Arc::new(SharedState {
         sender: Mutex::new(sender),
+        local,
         born: Instant::now(),
         streams: AtomicU32::new(0),
         served: AtomicU32::new(0),

@@ -1,0 +1,65 @@
+//! Which fields of requests some log asks for: nothing else is kept of them.
+
+use http::header::{CONTENT_TYPE, HeaderName};
+
+use super::RequestLog;
+use crate::http::{Fact, Field};
+
+/// Fields, each once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WantedFields {
+    /// Of the request's head, but for what it begins with.
+    pub request: Vec<HeaderName>,
+    /// The path, and what follows it, is wanted too.
+    pub path: bool,
+    /// Whom it is for.
+    pub authority: bool,
+    /// Of the response's head.
+    pub response: Vec<HeaderName>,
+    /// Of its trailers.
+    pub trailers: Vec<HeaderName>,
+}
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+impl WantedFields {
+    /// Those of some logs.
+    pub fn of<'a>(logs: impl IntoIterator<Item = &'a RequestLog>) -> Self {
+        let mut wanted = Self::default();
+        for log in logs {
+            log.facts(&mut |fact| wanted.add(fact));
+        }
+        for names in [&mut wanted.request, &mut wanted.response, &mut wanted.trailers] {
+            names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+            names.dedup();
+        }
+        wanted
+    }
+
+    fn add(&mut self, fact: &Fact) {
+        match fact {
+            Fact::Request(first, second) | Fact::RequestWithoutQuery(first, second) => {
+                for field in std::iter::once(first).chain(second) {
+                    match field {
+                        Field::Header(name) => self.request.push(name.clone()),
+                        Field::Path => self.path = true,
+                        Field::Authority => self.authority = true,
+                        Field::Method | Field::Scheme => {}
+                    }
+                }
+            }
+            Fact::Response(first, second) => {
+                self.response.extend([first].into_iter().chain(second).cloned());
+            }
+            Fact::Trailer(first, second) => {
+                self.trailers.extend([first].into_iter().chain(second).cloned());
+            }
+            Fact::GrpcStatus(_) | Fact::AsGrpcStatus => {
+                self.request.push(CONTENT_TYPE);
+                self.response.push(GRPC_STATUS);
+                self.trailers.push(GRPC_STATUS);
+            }
+            _ => {}
+        }
+    }
+}
