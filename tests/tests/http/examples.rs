@@ -136,3 +136,28 @@ fn policies_do_what_their_example_says() {
             == 4
     });
 }
+
+#[test]
+fn tokens_do_what_their_example_says() {
+    let example = Example::start("tokens.yaml");
+    let text = example.proxy.config_text();
+    let (_, token) = text.split_once("TOKEN=").expect("the example has one");
+    let token = token.lines().next().expect("a line");
+    let ask = |fields: &str| ask(&example.client, example.us.at(8080), &get("/x", fields));
+    assert_eq!(ask("").status, 403);
+    let refused = ask("authorization: Bearer x\r\n");
+    assert_eq!(refused.status, 401);
+    assert!(
+        refused
+            .body
+            .starts_with("Jwt is not in the form of Header.Payload.Signature"),
+        "{refused:?}"
+    );
+    for field in [
+        format!("authorization: Bearer {token}\r\n"),
+        format!("cookie: session={token}\r\n"),
+    ] {
+        let seen = ask(&field);
+        assert!(seen.status == 200 && seen.body.contains("x-user: alice\n"), "{seen:?}");
+    }
+}
