@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
-use underpass_config::{Action, DryRunMatch};
+use underpass_config::Action;
 use underpass_xds_client::StatusReader;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
@@ -163,19 +163,12 @@ impl Telemetry {
         Ok(text)
     }
 
-    /// Counts what a dry-run policy would have done.
-    pub fn count_dry_run(&self, matched: &DryRunMatch) {
-        let would = match matched.would {
+    /// Counts what would have been done with a connection or a request, were a dry-run policy in force, and on which policy's word.
+    pub fn count_dry_run(&self, policy: &str, would: Action) {
+        let would = match would {
             Action::Allow => "allow",
             Action::Deny => "deny",
         };
-        let labels = vec![("policy", matched.policy.to_string()), ("would", would.to_owned())];
-        self.dry_run.get_or_create(&labels).inc();
-    }
-
-    /// Counts what shadow rules would have done with a request, and on which policy's word.
-    pub fn count_dry_run_of_request(&self, policy: &str, would_pass: bool) {
-        let would = if would_pass { "allow" } else { "deny" };
         let labels = vec![("policy", policy.to_owned()), ("would", would.to_owned())];
         self.dry_run.get_or_create(&labels).inc();
     }

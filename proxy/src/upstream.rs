@@ -261,10 +261,11 @@ impl Request<'_> {
             false => judge(config, &source, target.address, target.workload.as_deref()),
         };
         if is_first && self.node.is_current(snapshot) {
-            verdict
-                .dry_run
-                .iter()
-                .for_each(|matched| self.node.telemetry.count_dry_run(matched));
+            verdict.dry_run.iter().for_each(|matched| {
+                self.node
+                    .telemetry
+                    .count_dry_run(matched.policy.as_str(), matched.would)
+            });
         }
         let policy = match verdict.decision {
             Decision::Allow { policy } => policy,

@@ -27,8 +27,8 @@ pub struct ShadowMatch {
 
 impl ShadowMatch {
     /// Whether `shadow`, by name and in the order in which it was told, says so. What was told last under a name is what counts.
-    pub fn holds(&self, shadow: &[(String, Text)]) -> bool {
-        let told = shadow.iter().rev().find(|(key, _)| **key == *self.key);
+    pub fn holds(&self, shadow: &[(Text, Text)]) -> bool {
+        let told = shadow.iter().rev().find(|(key, _)| *key == self.key);
         told.is_some_and(|(_, policy)| policy.starts_with(&*self.prefix))
     }
 }
@@ -104,13 +104,10 @@ mod tests {
             key: "istio_ext_authz_shadow_effective_policy_id".into(),
             prefix: "istio-ext-authz-a-ns[".into(),
         };
-        let told = |policy: &str| (asks.key.to_string(), Text::from(policy));
+        let told = |policy: &str| (asks.key.clone(), Text::from(policy));
         let mine = told("istio-ext-authz-a-ns[x]-policy[y]-rule[0]");
         let others = told("istio-ext-authz-ab-ns[x]-policy[y]-rule[0]");
-        let elsewhere = (
-            "istio_dry_run_deny_shadow_effective_policy_id".to_owned(),
-            mine.1.clone(),
-        );
+        let elsewhere = ("istio_dry_run_deny_shadow_effective_policy_id".into(), mine.1.clone());
         assert!(asks.holds(std::slice::from_ref(&mine)));
         assert!(asks.holds(&[others.clone(), mine.clone()]));
         assert!(!asks.holds(&[mine, others]));

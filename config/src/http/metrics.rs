@@ -1,5 +1,7 @@
 //! What a table's requests are counted by (Istio's `Telemetry.metrics`, as istiod compiles it for `istio.stats`).
 
+use std::sync::{Arc, LazyLock};
+
 use super::Format;
 use crate::Text;
 
@@ -41,6 +43,14 @@ pub struct MetricSettings {
     pub removed: Vec<(RequestMetric, Text)>,
     /// Labels that metrics have besides, or instead of what they are otherwise.
     pub added: Vec<AddedLabel>,
+}
+
+impl MetricSettings {
+    /// Those of tables that say nothing: one object, since series are told apart by it.
+    pub fn unsaid() -> Arc<Self> {
+        static UNSAID: LazyLock<Arc<MetricSettings>> = LazyLock::new(Arc::default);
+        UNSAID.clone()
+    }
 }
 
 /// A label that is told of each request.

@@ -31,6 +31,11 @@ pub struct Rbac {
 impl Rbac {
     /// [`Rbac::shadow_prefix`] of rules that say which requests an authorization server is asked about, which istiod writes.
     pub const ASKING_PREFIX: &str = "istio_ext_authz_";
+
+    /// The name under which Envoy's tell which policy shadow rules with this prefix have matched.
+    pub fn shadow_key(prefix: &str) -> Text {
+        format!("{prefix}shadow_effective_policy_id").into()
+    }
 }
 
 /// Rules with one action.

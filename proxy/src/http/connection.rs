@@ -167,9 +167,7 @@ pub async fn serve(
             Ok((Protocol::Neither, early)) => {
                 // It is entered anew, as what it is.
                 guard.abandon();
-                let snapshot = session.node.snapshot();
-                let table = snapshot.config.http.tables.get(&routes);
-                if let Err(why) = judge_connection(&session, local, table.map(|table| &**table)) {
+                if let Err(why) = judge_connection(&session, local, &routes) {
                     socket::reset_on_close(&downstream);
                     session.refuse(&Refused {
                         detail: Some(why),

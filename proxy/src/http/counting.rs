@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use underpass_config::Text;
+use underpass_config::http::MetricSettings;
 
 use super::connection::Connection;
 use crate::flow_table::PathEnds;
@@ -88,7 +89,7 @@ fn ends(connection: &Connection, asked: Asked<'_>) -> RequestEnds {
     RequestEnds {
         ends: ends.carried_by(session.entrance.transport(&session.source)),
         service: cluster.and_then(|cluster| cluster.settings.service.clone()),
-        settings: table.map(|table| table.metrics.clone()).unwrap_or_default(),
+        settings: table.map_or_else(MetricSettings::unsaid, |table| table.metrics.clone()),
         is_grpc: asked.is_grpc,
     }
 }

@@ -48,11 +48,11 @@ pub struct Served {
 /// Serves one request.
 pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> Served {
     let mut record = Box::new(Record::new(connection.clone()));
-    record.version = Some(request.version());
-    record.has_body = !request.body().is_end_stream();
     let snapshot = connection.session.node.snapshot();
     let (parts, body) = request.into_parts();
     let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
+    record.version = Some(parts.version);
+    record.has_body = has_body;
     let is_connect = parts.method == Method::CONNECT;
     let audience = Audience::of(&parts.method, &parts.headers);
     let mut exchange = Exchange {
@@ -151,16 +151,16 @@ impl Exchange<'_> {
         Ok(intake)
     }
 
-    /// The route for a request, and its virtual host. `random`: drawn for it.
-    fn found(&self, intake: &Intake, random: u64) -> Option<(Arc<VirtualHost>, Arc<Route>)> {
-        let (host, route) = self.table?.route(&intake.view(), random)?;
-        Some((host.clone(), route.clone()))
+    /// The route for a request, and its virtual host, of which its account is told. `random`: drawn for it.
+    fn find(&self, intake: &Intake, random: u64, record: &mut Record) -> Option<(Arc<VirtualHost>, Arc<Route>)> {
+        let found = self.table.and_then(|table| table.route(&intake.view(), random));
+        record.route = found.map(|(host, route)| (host.name.clone(), route.clone()));
+        found.map(|(host, route)| (host.clone(), route.clone()))
     }
 
     async fn route(&mut self, mut intake: Intake, mut body: Arriving, record: &mut Record) -> Response<Download> {
         let random = fastrand::u64(..);
-        let mut found = self.found(&intake, random);
-        record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+        let mut found = self.find(&intake, random, record);
         let mut findings = Findings::default();
         if let Some(table) = self.table.filter(|table| !table.metrics.added.is_empty()) {
             record.labels = labels(&table.metrics, &intake, record);
@@ -178,8 +178,7 @@ impl Exchange<'_> {
             };
             let passed = filters::pass(table, passing).await;
             if findings.is_edited {
-                found = self.found(&intake, random);
-                record.route = found.as_ref().map(|(host, route)| (host.name.clone(), route.clone()));
+                found = self.find(&intake, random, record);
                 record.note_edited(&intake);
             }
             if let Err(refusal) = passed {

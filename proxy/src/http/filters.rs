@@ -104,11 +104,11 @@ fn peer(principal: Option<&str>, address: IpAddr, destination: SocketAddr) -> Pe
 ///
 /// # Errors
 /// Why it does not go on.
-pub fn judge_connection(session: &Session, local: SocketAddr, table: Option<&RouteTable>) -> Result<(), String> {
-    let Some(table) = table else {
+pub fn judge_connection(session: &Session, local: SocketAddr, routes: &str) -> Result<(), String> {
+    let config = &session.node.snapshot().config;
+    let Some(table) = config.http.tables.get(routes) else {
         return Err("its route table is gone".to_owned());
     };
-    let config = &session.node.snapshot().config;
     let source = session.source.refreshed(&config.mesh, &config.node);
     let principal = source.identity().map(ToString::to_string);
     let peer = peer(principal.as_deref(), source.ip(), local);
@@ -133,9 +133,8 @@ struct Refusal {
 pub struct Findings {
     /// What its token claims, which was verified.
     pub claims: Option<Arc<serde_json::Value>>,
-    /// Which policies shadow rules have matched: by the name under which Envoy's tell it, prefix and all
-    /// (`PREFIXshadow_effective_policy_id`).
-    pub shadow: Vec<(String, Text)>,
+    /// Which policies shadow rules have matched, by [`Rbac::shadow_key`].
+    pub shadow: Vec<(Text, Text)>,
     /// Its header fields are not what they were: it may be another route's.
     pub is_edited: bool,
     /// It was asked of nobody whether it may pass, since it had no route: it is given none.

@@ -1,8 +1,8 @@
 //! Istio's metrics of requests, with the labels that a waypoint gives them (docs/metrics.md).
 //!
 //! **A request costs a few additions.** Who asked whom is a group of series, and what came of it one of these; a connection keeps those that
-//! it has counted by, and each core has its own, so that nobody waits for anybody. Labels are made when a group first comes up; what cores
-//! counted under the same labels is added up when it is asked for.
+//! it has counted by, and each core has its own, so that nobody waits for anybody. Labels are made, and what cores counted under the same
+//! ones is added up, when it is asked for.
 //!
 //! **As many as there may be**: beyond [`MOST_SERIES`] those are forgotten that nobody counts by any more, and where that is not enough,
 //! requests are counted under labels that say nothing of the two ends: nobody makes the proxy remember more by asking in ever new ways.
@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use foldhash::quality::RandomState;
@@ -172,10 +172,9 @@ fn place(workload: &Option<Arc<Workload>>) -> Option<usize> {
 impl RequestEnds {
     /// Tells of nobody.
     fn is_nobody(&mut self) {
-        static NOTHING: LazyLock<Arc<MetricSettings>> = LazyLock::new(Arc::default);
         (self.ends.source, self.ends.destination, self.service) = (None, None, None);
         self.ends.transport = Transport::Plain;
-        self.settings = NOTHING.clone();
+        self.settings = MetricSettings::unsaid();
     }
 
     fn key(&self) -> Key {
@@ -277,8 +276,11 @@ impl IstioRequests {
         let mut tellings = Tellings::default();
         for core in &self.cores {
             for group in locked(core).groups.values() {
+                let ends = &group.ends;
+                let labels = labels::waypoint(&ends.ends, ends.service.as_deref());
+                let labels: Labels = labels.into_iter().map(|(name, value)| (name.into(), value)).collect();
                 for (outcome, series) in &group.series {
-                    tellings.add(&group.ends, outcome, series);
+                    tellings.add(ends, &labels, outcome, series);
                 }
             }
         }
@@ -298,9 +300,8 @@ struct Tellings {
 }
 
 impl Tellings {
-    fn add(&mut self, ends: &RequestEnds, outcome: &Outcome, series: &RequestSeries) {
-        let of_ends = labels::waypoint(&ends.ends, ends.service.as_deref());
-        let of_ends: Labels = of_ends.into_iter().map(|(name, value)| (name.into(), value)).collect();
+    /// `of_ends`: the labels that all series of these ends have.
+    fn add(&mut self, ends: &RequestEnds, of_ends: &Labels, outcome: &Outcome, series: &RequestSeries) {
         for metric in RequestMetric::ALL {
             let is_of_grpc = matches!(metric, RequestMetric::RequestMessages | RequestMetric::ResponseMessages);
             if ends.settings.disabled.contains(&metric) || is_of_grpc && !ends.is_grpc {
@@ -435,130 +436,4 @@ impl Collector for IstioCollector {
 }
 
 #[cfg(test)]
-mod tests {
-    use underpass_config::NodeSettings;
-    use underpass_config::http::{AddedLabel, Format, Stage};
-
-    use super::*;
-
-    fn ends(settings: &Arc<MetricSettings>) -> RequestEnds {
-        RequestEnds {
-            ends: PathEnds::new(None, None, None, &NodeSettings::default()),
-            service: None,
-            settings: settings.clone(),
-            is_grpc: false,
-        }
-    }
-
-    fn outcome(status: u16, added: &[&str]) -> Outcome {
-        Outcome {
-            status,
-            grpc_status: None,
-            flags: Flags::default(),
-            added: added.iter().map(|text| Text::from(*text)).collect(),
-        }
-    }
-
-    const ONE: Amounts = Amounts {
-        duration: Duration::from_micros(1500),
-        bytes: [10, 11],
-        messages: [0, 0],
-    };
-
-    fn count_of(told: &Tellings, metric: RequestMetric, label: (&str, &str)) -> u64 {
-        let has = |labels: &Labels| labels.iter().any(|(name, value)| (&**name, &**value) == label);
-        let of_it = told
-            .counters
-            .iter()
-            .filter(|((of, labels), _)| *of == metric && has(labels));
-        of_it.map(|(_, count)| count).sum()
-    }
-
-    #[test]
-    fn what_cores_count_is_added_up_and_a_bound_belongs_to_its_bucket() {
-        let requests = IstioRequests::new(2);
-        let settings = Arc::default();
-        for core in [0, 1, 1] {
-            requests.of(core, &ends(&settings), &outcome(200, &[])).count(&ONE);
-        }
-        let told = requests.told();
-        assert_eq!(told.counters.len(), 1);
-        assert_eq!(count_of(&told, RequestMetric::Count, ("response_code", "200")), 3);
-        let of = |wanted| {
-            told.histograms
-                .iter()
-                .find(|((metric, _), _)| *metric == wanted)
-                .unwrap()
-                .1
-        };
-        let (duration, bytes) = (of(RequestMetric::Duration), of(RequestMetric::RequestBytes));
-        assert_eq!((duration.buckets[2], duration.sum), (3, 4500));
-        // `le="10"`
-        assert_eq!((bytes.buckets[3], bytes.sum), (3, 30_000));
-        assert_eq!(of(RequestMetric::ResponseBytes).buckets[4], 3);
-    }
-
-    #[test]
-    fn a_table_takes_labels_off_adds_them_and_silences_metrics() {
-        let settings = Arc::new(MetricSettings {
-            disabled: vec![RequestMetric::RequestBytes],
-            removed: vec![(RequestMetric::Count, "response_code".into())],
-            added: vec![AddedLabel {
-                metrics: vec![RequestMetric::Count],
-                name: "request_host".into(),
-                value: Format::parse("%REQ(:authority)%", Stage::Request).unwrap(),
-            }],
-        });
-        let requests = IstioRequests::new(1);
-        for (status, host) in [(200, "a"), (404, "a"), (200, "b")] {
-            requests.of(0, &ends(&settings), &outcome(status, &[host])).count(&ONE);
-        }
-        let told = requests.told();
-        assert_eq!(count_of(&told, RequestMetric::Count, ("request_host", "a")), 2);
-        assert_eq!(count_of(&told, RequestMetric::Count, ("response_code", "200")), 0);
-        assert!(
-            !told
-                .histograms
-                .keys()
-                .any(|(metric, _)| *metric == RequestMetric::RequestBytes)
-        );
-        let durations = told
-            .histograms
-            .keys()
-            .filter(|(metric, _)| *metric == RequestMetric::Duration);
-        let has_host = |labels: &Labels| labels.iter().any(|(name, _)| name == "request_host");
-        assert!(durations.clone().count() == 2 && durations.clone().all(|(_, labels)| !has_host(labels)));
-    }
-
-    #[test]
-    fn ever_new_labels_do_not_fill_the_memory() {
-        let settings = Arc::new(MetricSettings {
-            added: vec![AddedLabel {
-                metrics: vec![RequestMetric::Count],
-                name: "path".into(),
-                value: Format::parse("%REQ(:path)%", Stage::Request).unwrap(),
-            }],
-            ..MetricSettings::default()
-        });
-        let requests = IstioRequests::new(1);
-        let kept = requests.of(0, &ends(&settings), &outcome(200, &["kept"]));
-        for path in 0..MOST_SERIES + 500 {
-            requests
-                .of(0, &ends(&settings), &outcome(200, &[&path.to_string()]))
-                .count(&ONE);
-        }
-        assert!(requests.series.load(Ordering::Relaxed) <= MOST_SERIES + 1);
-        assert!(requests.overflows.load(Ordering::Relaxed) >= 499);
-        let total =
-            |requests: &IstioRequests| count_of(&requests.told(), RequestMetric::Count, ("response_code", "200"));
-        assert_eq!(total(&requests), MOST_SERIES as u64 + 500, "all are counted");
-        // What nothing is counted by any more makes room, but for what is held.
-        locked(&requests.cores[0]).looked = None;
-        requests.of(0, &ends(&settings), &outcome(200, &["new"])).count(&ONE);
-        assert!(requests.series.load(Ordering::Relaxed) < 10);
-        kept.count(&ONE);
-        let told = requests.told();
-        assert_eq!(count_of(&told, RequestMetric::Count, ("path", "new")), 1);
-        assert_eq!(count_of(&told, RequestMetric::Count, ("path", "kept")), 1);
-    }
-}
+mod tests;

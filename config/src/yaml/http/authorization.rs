@@ -173,7 +173,7 @@ pub(super) fn compile(
 fn asking(provider: &Arc<AuthzProvider>) -> ExtAuthz {
     ExtAuthz {
         enabled_by: Some(ShadowMatch {
-            key: format!("{}shadow_effective_policy_id", Rbac::ASKING_PREFIX).into(),
+            key: Rbac::shadow_key(Rbac::ASKING_PREFIX),
             // istiod leaves out the end, and so asks a provider about what is another's whose name begins as its own does.
             prefix: format!("istio-ext-authz-{}-ns[", provider.name).into(),
         }),

@@ -1,8 +1,8 @@
 //! Rules, asked for a request.
 
 use http::StatusCode;
-use underpass_config::Text;
 use underpass_config::http::{Asking, Peer, Rbac, Rules, Ruling, Settled};
+use underpass_config::{Action, Text};
 
 use super::Refusal;
 use crate::telemetry::Telemetry;
@@ -12,6 +12,10 @@ use crate::telemetry::Telemetry;
 pub struct SettledRbac {
     rules: Option<Settled>,
     shadow: Option<Settled>,
+    /// What shadow rules have matched is told under it.
+    shadow_key: Text,
+    /// Whether that is a trial; if not, it says whom to ask.
+    is_dry_run: bool,
 }
 
 impl SettledRbac {
@@ -21,6 +25,8 @@ impl SettledRbac {
         Self {
             rules: settle(&rbac.rules),
             shadow: settle(&rbac.shadow),
+            shadow_key: Rbac::shadow_key(&rbac.shadow_prefix),
+            is_dry_run: *rbac.shadow_prefix != *Rbac::ASKING_PREFIX,
         }
     }
 
@@ -32,16 +38,14 @@ impl SettledRbac {
         peer: &Peer<'_>,
         asking: &Asking<'_>,
         telemetry: &Telemetry,
-    ) -> (Result<(), Refusal>, Option<(String, Text)>) {
+    ) -> (Result<(), Refusal>, Option<(Text, Text)>) {
         let mut told = None;
         if let (Some(shadow), Some(settled)) = (&rbac.shadow, &self.shadow) {
             let ruling = shadow.rule(settled, peer, asking);
-            // What is asked of another is no trial.
-            if *rbac.shadow_prefix != *Rbac::ASKING_PREFIX {
-                telemetry.count_dry_run_of_request(named(&ruling), ruling.is_allowed);
+            if self.is_dry_run {
+                count_dry_run(&ruling, telemetry);
             }
-            let name = || format!("{}shadow_effective_policy_id", rbac.shadow_prefix);
-            told = ruling.policy.map(|policy| (name(), policy.clone()));
+            told = ruling.policy.map(|policy| (self.shadow_key.clone(), policy.clone()));
         }
         let (Some(rules), Some(settled)) = (&rbac.rules, &self.rules) else {
             return (Ok(()), told);
@@ -60,7 +64,7 @@ impl SettledRbac {
 /// Why it does not go on.
 pub fn judge_connection(rbac: &Rbac, peer: &Peer<'_>, telemetry: &Telemetry) -> Result<(), String> {
     if let Some(ruling) = rbac.shadow.as_ref().and_then(|shadow| shadow.of_connection(peer)) {
-        telemetry.count_dry_run_of_request(named(&ruling), ruling.is_allowed);
+        count_dry_run(&ruling, telemetry);
     }
     let Some(rules) = &rbac.rules else { return Ok(()) };
     // What depends on a request is not known, and what is not known does not pass.
@@ -68,18 +72,29 @@ pub fn judge_connection(rbac: &Rbac, peer: &Peer<'_>, telemetry: &Telemetry) -> 
         Some(ruling) if ruling.is_allowed => return Ok(()),
         ruling => ruling.map_or("none", |ruling| named(&ruling)),
     };
-    Err(format!("rbac_access_denied_matched_policy[{policy}]"))
+    Err(details(policy))
 }
 
 /// Of a request that `policy` refuses, in Envoy's words.
 pub fn refusal(policy: &str) -> Refusal {
-    let details = format!("rbac_access_denied_matched_policy[{policy}]");
     Refusal {
         status: StatusCode::FORBIDDEN,
         text: "RBAC: access denied",
-        details: details.replace(char::is_whitespace, "_"),
+        details: details(policy).replace(char::is_whitespace, "_"),
         challenge: None,
     }
+}
+
+fn details(policy: &str) -> String {
+    format!("rbac_access_denied_matched_policy[{policy}]")
+}
+
+fn count_dry_run(ruling: &Ruling<'_>, telemetry: &Telemetry) {
+    let would = match ruling.is_allowed {
+        true => Action::Allow,
+        false => Action::Deny,
+    };
+    telemetry.count_dry_run(named(ruling), would);
 }
 
 fn named<'a>(ruling: &Ruling<'a>) -> &'a str {
