@@ -15,6 +15,7 @@
 
 mod arriving;
 mod attempt;
+mod codec;
 mod connection;
 mod cors;
 mod counting;

@@ -5,32 +5,31 @@
 //! patience, GOAWAY.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::UPGRADE;
 use http::{Method, Request};
 use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 use underpass_config::{Decision, NodeSettings, TcpFallback, Text};
 
 use super::arriving::Arriving;
+use super::codec::{Codec, Io, codec_of_http1};
 use super::counting::Counting;
 use super::detection::detect;
 use super::exchange;
 use super::farewell::linger;
 use super::filters::{SettledOnce, judge_connection};
-use super::intake::{MAX_HEAD, MAX_HEADERS};
 use super::parking::{OpenBodies, Parked};
 use super::permit::Permits;
 use super::sniff::{Protocol, sniff};
@@ -307,74 +306,12 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
     }
 }
 
-/// How HTTP/1.1 is read.
-pub fn codec_of_http1() -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .half_close(false)
-        .max_buf_size(MAX_HEAD.max(64 * 1024))
-        .max_headers(MAX_HEADERS);
-    builder
-}
-
 struct Serving<'a> {
     connection: &'a Arc<Connection>,
     guard: &'a FlowGuard,
     socket: &'a Arc<Stream>,
     moved: Arc<Moved>,
     settings: &'a NodeSettings,
-}
-
-/// A codec that can be asked to finish.
-trait Codec: Unpin {
-    /// Ready when it is done, or broke.
-    fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>>;
-
-    /// Takes no more requests.
-    fn finish(self: Pin<&mut Self>);
-
-    /// What it has read and not understood, when it goes and another takes its place; nothing: it can't be replaced.
-    fn into_unread(self) -> Option<Bytes>;
-}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Io = TokioIo<Wire>;
-
-impl<S> Codec for http1::UpgradeableConnection<Io, S>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = super::download::Download>,
-    S::Error: Into<BoxError>,
-{
-    fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.poll(cx).map_err(BoxError::from)
-    }
-
-    fn finish(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-
-    fn into_unread(self) -> Option<Bytes> {
-        let parts = self.into_parts()?;
-        let wire = parts.io.into_inner();
-        // Copied: what is read into may be much larger, and would be kept.
-        Some([&parts.read_buf[..], wire.unread()].concat().into())
-    }
-}
-
-impl Codec for Streams {
-    fn poll_done(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.poll(cx).map_err(BoxError::from)
-    }
-
-    fn finish(self: Pin<&mut Self>) {
-        self.get_mut().finish();
-    }
-
-    fn into_unread(self) -> Option<Bytes> {
-        None
-    }
 }
 
 impl Serving<'_> {

@@ -18,7 +18,7 @@ use super::framing::{self, Read};
 use crate::fuzzing::Wire;
 use crate::http::arriving::Arriving;
 use crate::http::attempt::for_http1;
-use crate::http::connection::codec_of_http1;
+use crate::http::codec::codec_of_http1;
 use crate::http::intake::Intake;
 use crate::http::upload::{Attempt, Upload};
 
