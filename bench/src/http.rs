@@ -1,10 +1,17 @@
 //! Underpass and Envoy as proxies of HTTP, with the same routes, the same retries and their metrics, and no access log.
 //!
+//! Both may be asked to do more for each request (`Extras`).
+//!
 //! The last route of the table is the one that is taken; before it there may be many others, each with a cluster of its own.
+
+mod extras;
+mod issuer;
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
+pub(crate) use self::extras::{Extras, KNOWN_TENANT, TENANT};
+pub(crate) use self::issuer::Issuer;
 use crate::system::{Task, node_configuration};
 use crate::tunnelled::address;
 
@@ -13,15 +20,17 @@ pub(crate) const MANY: usize = 999;
 /// Our proxy of HTTP.
 pub(crate) const OURS: &str = "underpass-http";
 
-/// Our configuration, with `others` routes that are not taken.
-pub(crate) fn ours(task: &Task<'_>, others: usize) -> String {
+/// Our configuration.
+pub(crate) fn ours(task: &Task<'_>, extras: Extras) -> String {
+    let others = extras.others;
     let Task {
         listen, destination, ..
     } = task;
     let mut text = format!(
         "{}  - {{name: http, address: \"{listen}\", protocol: http, routes: all}}\n\
-         http:\n  routes:\n  - name: all\n    virtual_hosts:\n    - name: all\n      domains: [\"*\"]\n      routes:\n",
-        node_configuration(task.admin_port, task.threads)
+         http:\n  routes:\n  - name: all\n{}    virtual_hosts:\n    - name: all\n      domains: [\"*\"]\n      routes:\n",
+        node_configuration(task.admin_port, task.threads, &extras.our_log()),
+        extras.ours(),
     );
     for other in 0..others {
         let _ = writeln!(
@@ -44,17 +53,20 @@ pub(crate) fn ours(task: &Task<'_>, others: usize) -> String {
     text
 }
 
-/// Envoy's, with as many.
-pub(crate) fn envoys(task: &Task<'_>, others: usize) -> String {
+/// Envoy's.
+pub(crate) fn envoys(task: &Task<'_>, extras: Extras) -> String {
+    let others = extras.others;
     let mut text = format!(
         "admin: {{address: {}}}\nstatic_resources:\n  listeners:\n  - name: http\n    address: {}\n    filter_chains:\n    - filters:\n      \
          - name: envoy.filters.network.http_connection_manager\n        typed_config:\n          \"@type\": \
-         type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          stat_prefix: http\n          \
-         http_filters: [{{name: envoy.filters.http.router, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager\n          stat_prefix: http\n{}          \
+         http_filters: [{}{{name: envoy.filters.http.router, typed_config: {{\"@type\": \
          type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]\n          route_config:\n            virtual_hosts:\n            \
          - name: all\n              domains: [\"*\"]\n              routes:\n",
         address((Ipv4Addr::LOCALHOST, task.admin_port).into()),
         address(task.listen),
+        extras.envoys_log(),
+        extras.envoys_filters(),
     );
     for other in 0..others {
         let _ = writeln!(

@@ -37,10 +37,12 @@ pub(crate) enum Family {
     Tunnel,
     /// HTTP requests.
     Requests,
+    /// HTTP requests that are authenticated, authorized, counted and logged.
+    Secured,
 }
 
 impl Family {
-    const ALL: [Family; 3] = [Family::Plain, Family::Tunnel, Family::Requests];
+    const ALL: [Family; 4] = [Family::Plain, Family::Tunnel, Family::Requests, Family::Secured];
 
     /// The one that all of `scenarios` belong to.
     pub(crate) fn of<'a>(scenarios: impl Iterator<Item = &'a str>) -> Result<Family> {
@@ -66,6 +68,7 @@ impl Family {
             Family::Plain => DEFAULT,
             Family::Tunnel => "hbone-rtt,hbone-stream,hbone-connect",
             Family::Requests => "http1,h2,grpc",
+            Family::Secured => "http1-secured",
         }
     }
 
@@ -75,6 +78,10 @@ impl Family {
             (Family::Tunnel, true) => "underpass-hbone,envoy-hbone",
             (Family::Tunnel, false) => bail!("tunnels are between captured pods, which need root"),
             (Family::Requests, _) => "direct,underpass-http,underpass-http-1000,envoy-http",
+            (Family::Secured, _) => {
+                "underpass-http+bare,underpass-http,underpass-http+rbac,underpass-http+jwt,underpass-http+log,underpass-http+all,\
+                 envoy-http,envoy-http+rbac,envoy-http+jwt,envoy-http+log,envoy-http+all"
+            }
             (Family::Plain, true) => "direct,underpass-relay,underpass-captured,underpass-kernel,haproxy,envoy",
             (Family::Plain, false) => "direct,underpass-relay,haproxy,envoy",
         })
@@ -146,6 +153,7 @@ pub(crate) fn cases(scenario: &str) -> Result<Vec<(Work, Placement)>> {
         "http1" => requests(Protocol::Http1),
         "h2" => requests(Protocol::H2),
         "grpc" => requests(Protocol::Grpc),
+        "http1-secured" => secured(),
         _ => bail!("{scenario} has no cases"),
     })
 }
@@ -155,11 +163,8 @@ pub(crate) fn cases(scenario: &str) -> Result<Vec<(Work, Placement)>> {
 fn requests(protocol: Protocol) -> Vec<(Work, Placement)> {
     let streams = if protocol == Protocol::Http1 { 1 } else { STREAMS };
     let saturated = Requests {
-        protocol,
-        connections: CONNECTIONS,
         streams,
-        bytes: SHORT,
-        rate: 0,
+        ..saturated(protocol)
     };
     let alone = Requests {
         connections: 1,
@@ -185,6 +190,29 @@ fn requests(protocol: Protocol) -> Vec<(Work, Placement)> {
     let all = across.chain(alone);
     all.map(|(requests, placement)| (Work::Requests { requests }, placement))
         .collect()
+}
+
+fn saturated(protocol: Protocol) -> Requests {
+    Requests {
+        protocol,
+        connections: CONNECTIONS,
+        streams: 1,
+        bytes: SHORT,
+        rate: 0,
+        secured: false,
+    }
+}
+
+/// Requests with a token as fast as the answers come.
+fn secured() -> Vec<(Work, Placement)> {
+    let requests = Requests {
+        secured: true,
+        ..saturated(Protocol::Http1)
+    };
+    let placements = [Placement::CrossCore, Placement::OwnCore];
+    placements
+        .map(|placement| (Work::Requests { requests }, placement))
+        .to_vec()
 }
 
 #[cfg(test)]

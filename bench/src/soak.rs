@@ -35,6 +35,7 @@ const NOISE_KB: f64 = 1024.0;
 
 const fn requests(protocol: Protocol, connections: usize, streams: usize, bytes: usize) -> Requests {
     Requests {
+        secured: false,
         protocol,
         connections,
         streams,

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::http;
+use crate::http::{self, Extras};
 use crate::place::Place;
 use crate::process::Process;
 
@@ -91,8 +91,8 @@ impl Kind {
 pub(crate) struct System {
     pub(crate) kind: Kind,
     pub(crate) label: String,
-    /// Routes and clusters that are configured and not used.
-    pub(crate) others: usize,
+    /// What is configured besides, of HTTP's.
+    pub(crate) extras: Extras,
 }
 
 impl FromStr for System {
@@ -100,7 +100,20 @@ impl FromStr for System {
 
     fn from_str(label: &str) -> Result<System> {
         let name = label.strip_suffix(AGAIN).unwrap_or(label);
-        let kind = match name.strip_suffix(WITH_MANY).unwrap_or(name) {
+        let mut parts = name.split('+');
+        let name = parts.next().unwrap_or_default();
+        let mut extras = Extras::default();
+        for part in parts {
+            extras.add(part).with_context(|| format!("system {label:?}"))?;
+        }
+        let name = match name.strip_suffix(WITH_MANY) {
+            Some(name) => {
+                extras.others = http::MANY;
+                name
+            }
+            None => name,
+        };
+        let kind: Kind = match name {
             "direct" => Kind::Direct,
             "bare-relay" => Kind::BareRelay,
             "underpass-relay" => Kind::Underpass,
@@ -115,14 +128,17 @@ impl FromStr for System {
             "envoy-http" => Kind::EnvoyHttp,
             _ => bail!(
                 "unknown system {label:?}; known: direct, bare-relay, underpass-relay, underpass-captured, underpass-kernel, underpass-kernel-mesh, haproxy, envoy, \
-                 underpass-hbone, envoy-hbone, underpass-http, envoy-http, each with -b; the last two with -1000 too"
+                 underpass-hbone, envoy-hbone, underpass-http, envoy-http, each with -b; the last two with -1000, +rbac, +jwt, +log, +all (and ours with +bare) too"
             ),
         };
-        let others = if name.ends_with(WITH_MANY) { http::MANY } else { 0 };
+        ensure!(
+            extras == Extras::default() || kind.takes_requests(),
+            "system {label:?}: only proxies of HTTP have more"
+        );
         Ok(System {
             kind,
             label: label.to_owned(),
-            others,
+            extras,
         })
     }
 }
@@ -225,8 +241,8 @@ pub(crate) fn start(system: &System, programs: &Programs, task: &Task<'_>) -> Re
             return launch(&programs.find(kind)?, &arguments, None, task).map(Some);
         }
         Kind::Underpass => (underpass_configuration(task), "yaml", &["run", "--config"]),
-        Kind::Http => (http::ours(task, system.others), "yaml", &["run", "--config"]),
-        Kind::EnvoyHttp => (http::envoys(task, system.others), "yaml", &envoy),
+        Kind::Http => (http::ours(task, system.extras), "yaml", &["run", "--config"]),
+        Kind::EnvoyHttp => (http::envoys(task, system.extras), "yaml", &envoy),
         Kind::Haproxy => (haproxy_configuration(task), "cfg", &["-db", "-f"]),
         Kind::Envoy => (envoy_configuration(task), "yaml", &envoy),
     };
@@ -248,15 +264,18 @@ fn underpass_configuration(task: &Task<'_>) -> String {
     } = task;
     format!(
         "{}  - {{name: relay, address: \"{listen}\", protocol: fixed, destination: \"{destination}\"}}\n",
-        node_configuration(task.admin_port, task.threads)
+        node_configuration(task.admin_port, task.threads, NO_LOG)
     )
 }
 
+/// Of a node that writes no access log.
+pub(crate) const NO_LOG: &str = "{format: \"off\"}";
+
 /// How each configuration of a node with listeners begins, up to those.
-pub(crate) fn node_configuration(admin_port: u16, threads: &str) -> String {
+pub(crate) fn node_configuration(admin_port: u16, threads: &str, access_log: &str) -> String {
     format!(
         "node:\n  name: bench\n  workers: {threads}\n  admin: \"127.0.0.1:{admin_port}\"\n  log: warn\n  \
-         access_log: {{format: \"off\"}}\n  listeners:\n"
+         access_log: {access_log}\n  listeners:\n"
     )
 }
 
@@ -337,5 +356,20 @@ mod tests {
         assert_eq!((again.kind, again.label.as_str()), (Kind::Haproxy, "haproxy-b"));
         assert!("nginx".parse::<System>().is_err());
         assert!("haproxy-c".parse::<System>().is_err());
+    }
+
+    #[test]
+    fn what_a_proxy_of_http_does_besides_stands_in_its_label() {
+        let both: System = "envoy-http+rbac+jwt-b".parse().unwrap();
+        let extras = Extras {
+            rbac: true,
+            jwt: true,
+            ..Extras::default()
+        };
+        assert_eq!((both.kind, both.extras), (Kind::EnvoyHttp, extras));
+        let many: System = "underpass-http-1000".parse().unwrap();
+        assert_eq!(many.extras.others, http::MANY);
+        assert!("underpass-http+wasm".parse::<System>().is_err());
+        assert!("haproxy+rbac".parse::<System>().is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! The goals of the L7 engine (issue 7, "Must show", point 5).
+//! The goals of the L7 engine (issue 7, "Must show", point 5), and of all that it decides and tells of a request (issue 8, point 5).
 
 use super::{Goal, ratio_goal, unmeasured};
 use crate::comparison::{Case, Figures};
@@ -6,6 +6,9 @@ use crate::http::OURS;
 
 const WITH_MANY: &str = "underpass-http-1000";
 const PEER: &str = "envoy-http";
+const SECURED: &str = "http1-secured";
+const ALL_OURS: &str = "underpass-http+all";
+const ALL_PEERS: &str = "envoy-http+all";
 const SCENARIOS: [&str; 3] = ["http1", "h2", "grpc"];
 /// Requests per second of a saturated proxy over Envoy's.
 const HTTP1_BOUND: f64 = 1.8;
@@ -27,6 +30,15 @@ pub(super) fn goals(figures: &Figures) -> Vec<Goal> {
             goals.extend(rate_goals(figures, scenario, case));
         }
     }
+    goals.extend(figures.cases(SECURED, "requests_per_s").map(|case| {
+        let what = format!(
+            "{SECURED}: requests/s with policies, tokens and a log ≥ {HTTP1_BOUND} × Envoy's, {}",
+            case.params
+        );
+        ratio_goal(what, figures.ratio(case, ALL_OURS, ALL_PEERS), |ratio| {
+            ratio >= HTTP1_BOUND
+        })
+    }));
     if goals.is_empty() {
         goals.push(unmeasured("HTTP ÷ Envoy".to_owned()));
     }

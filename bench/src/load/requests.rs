@@ -13,6 +13,7 @@ use nix::sys::resource::UsageWho;
 use serde::{Deserialize, Serialize};
 
 use super::{Figure, Measured, cpu_seconds};
+use crate::http::{Issuer, KNOWN_TENANT, TENANT};
 use crate::place::Place;
 use crate::process::Process;
 use crate::results::Params;
@@ -49,12 +50,15 @@ pub(crate) struct Requests {
     pub(crate) bytes: usize,
     /// Requests per second of all connections together; 0: as fast as the answers come.
     pub(crate) rate: u32,
+    /// Whether they say who asks: a token, and a tenant that policies know.
+    pub(crate) secured: bool,
 }
 
 impl Requests {
     /// Scenario that this is a case of.
     pub(crate) fn scenario(self) -> &'static str {
         match self.protocol {
+            Protocol::Http1 if self.secured => "http1-secured",
             Protocol::Http1 => "http1",
             Protocol::H2 => "h2",
             Protocol::Grpc => "grpc",
@@ -123,6 +127,10 @@ impl Requests {
                 ])
             }
         };
+        if self.secured {
+            let token = format!("authorization: Bearer {}", Issuer::get().token);
+            command.args(["-H", &token, "-H", &format!("{TENANT}: {KNOWN_TENANT}")]);
+        }
         command.arg(url);
         let said = Process::start(command, &directory.join("client.log"))?.finish()?;
         let log = BufReader::new(File::open(&log).context("h2load's log of requests")?);
@@ -131,6 +139,7 @@ impl Requests {
 
     fn by_oha(self, mut command: Command, url: &str, directory: &Path, seconds: f64) -> Result<Measured> {
         ensure!(self.protocol != Protocol::Grpc, "oha asks without gRPC's frames");
+        ensure!(!self.secured, "oha is given no token");
         command
             .args(["-c", &self.connections.to_string(), "-q", &self.rate.to_string()])
             .args(["-z", &format!("{seconds}s"), "--latency-correction", "--no-tui"])
