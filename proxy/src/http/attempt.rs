@@ -110,7 +110,7 @@ pub async fn attempt(mut wanted: Wanted<'_>, intake: &Intake, upload: &Upload) -
             _ if stale < STALE && wanted.speaks == Speaks::Http2 => Age::Any,
             _ => Age::New,
         };
-        let mut lease = wanted.connection(age).await?;
+        let mut lease = pin!(wanted.connection(age)).await?;
         let stream_until = wanted.stream_until();
         upload.goes_by(lease.local_address());
         let body = upload.attempt();

@@ -10,19 +10,18 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::download::Download;
-use super::intake::{MAX_HEAD, MAX_HEADERS};
+use super::intake::MAX_HEAD;
 use super::streams::Streams;
 use super::wire::Wire;
 
-/// How HTTP/1.1 is read.
+/// How HTTP/1.1 is read. Of as many fields as [`MAX_HEADERS`](super::intake::MAX_HEADERS), which is hyper's own limit: to tell it costs each request two copies of all its tables.
 pub fn codec_of_http1() -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .half_close(false)
-        .max_buf_size(MAX_HEAD.max(64 * 1024))
-        .max_headers(MAX_HEADERS);
+        .max_buf_size(MAX_HEAD.max(64 * 1024));
     builder
 }
 

@@ -1,6 +1,7 @@
 //! One request, from its head to the head of its response.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,7 +73,10 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
         Ok(intake) => {
             record.note_request(&intake);
             record.messages = audience.is_grpc.then(Messages::default);
-            Box::pin(exchange.route(intake, body, &mut record)).await
+            // Made where it stays: a future that is boxed is made first, and moved whole.
+            let place = Box::new_uninit();
+            let routing = Box::write(place, exchange.route(intake, body, &mut record));
+            Box::into_pin(routing).await
         }
         Err(unfit) => {
             record.details = unfit.details.into();
@@ -192,7 +196,7 @@ impl Exchange<'_> {
             }
         }
         let changes = findings.response;
-        let mut response = self.follow(found, intake, body, record).await;
+        let mut response = pin!(self.follow(found, intake, body, record)).await;
         changes.apply(response.headers_mut());
         response
     }
@@ -242,9 +246,7 @@ impl Exchange<'_> {
             record.details = "cors_response".into();
             return answer;
         }
-        let mut response = self
-            .lead_on(intake, body, (&host, &route, forward, limits), record)
-            .await;
+        let mut response = pin!(self.lead_on(intake, body, (&host, &route, forward, limits), record)).await;
         if let Some(crossing) = crossing {
             crossing.allow(response.headers_mut());
         }
@@ -271,7 +273,7 @@ impl Exchange<'_> {
             return edited(refusal, (host, route, None), &intake, record);
         }
         record.note_edited(&intake);
-        let response = self.forward(&intake, body, (forward, chosen, limits), record).await;
+        let response = pin!(self.forward(&intake, body, (forward, chosen, limits), record)).await;
         edited(response, (host, route, Some(&chosen.response_headers)), &intake, record)
     }
 
@@ -315,7 +317,8 @@ impl Exchange<'_> {
             audience: self.audience,
             limits,
         };
-        match job.send(record).await {
+        let answered = pin!(job.send(record)).await;
+        match answered {
             // Whoever asked may send what it wanted to speak without having waited for the answer.
             Err(response) if intake.switch.is_some() => closing(response),
             Err(response) => response,

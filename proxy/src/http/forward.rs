@@ -116,18 +116,21 @@ impl Job<'_> {
         };
         let hashed = self.hashed();
         let current = Current::default();
-        let result = tokio::select! {
-            biased;
-            result = self.try_all(record, hashed.hash, &current) => result,
-            why = end.came() => Err(match why {
-                Broken::Idle => Failed::idle(self.upload.is_complete()),
-                Broken::Lasted => Failed::lasted(self.upload.is_complete()),
-                Broken::StreamLasted => Failed::stream_lasted(self.upload.is_complete()),
-                _ => {
-                    self.note(&current, Outcome::TimedOut);
-                    Failed::timed_out()
-                }
-            }),
+        let result = {
+            let trying = pin!(self.try_all(record, hashed.hash, &current));
+            tokio::select! {
+                biased;
+                result = trying => result,
+                why = end.came() => Err(match why {
+                    Broken::Idle => Failed::idle(self.upload.is_complete()),
+                    Broken::Lasted => Failed::lasted(self.upload.is_complete()),
+                    Broken::StreamLasted => Failed::stream_lasted(self.upload.is_complete()),
+                    _ => {
+                        self.note(&current, Outcome::TimedOut);
+                        Failed::timed_out()
+                    }
+                }),
+            }
         };
         let answered = result.map(|(answer, holds)| {
             end.activity.note();
@@ -231,7 +234,7 @@ impl Job<'_> {
                 mirror::start(self, route);
             }
             current.began(&endpoint, self.upload.attempts());
-            let outcome = self.try_once(self.wanted(&endpoint)).await;
+            let outcome = pin!(self.try_once(self.wanted(&endpoint))).await;
             if let Some(outcome) = self.told(&outcome) {
                 self.note(current, outcome);
             }
@@ -355,7 +358,7 @@ impl Job<'_> {
     async fn try_once(&self, wanted: Wanted<'_>) -> Result<Answer, Failure> {
         let mut attempt = pin!(async {
             match &self.intake.switch {
-                None => attempt(wanted, self.intake, self.upload).await,
+                None => pin!(attempt(wanted, self.intake, self.upload)).await,
                 Some(switch) => {
                     let trying = switching::attempt(wanted, self.intake, self.upload, switch, self.forward.connect);
                     Box::pin(trying).await

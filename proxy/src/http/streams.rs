@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -115,7 +115,9 @@ impl Future for Streams {
                         Some(Err(error)) => return Poll::Ready(Err(error)),
                         Some(Ok((request, respond))) => {
                             let sends = (!request.body().is_end_stream()).then(|| this.senders.one_more());
-                            let serving = serve(this.owner.clone(), request, respond);
+                            // Made where it stays: a task's future is moved whole, from one hand to the next, and when it has ended.
+                            let (owner, place) = (this.owner.clone(), Box::new_uninit());
+                            let serving = Box::into_pin(Box::write(place, serve(owner, request, respond)));
                             tokio::spawn(async move {
                                 serving.await;
                                 drop(sends);
@@ -155,7 +157,7 @@ async fn serve(owner: Arc<Connection>, request: Request<RecvStream>, mut respond
         false => (Arriving::of_stream(&parts.headers, stream), None),
     };
     let served = {
-        let serving = exchange::serve(owner.clone(), Request::from_parts(parts, body));
+        let serving = pin!(exchange::serve(owner.clone(), Request::from_parts(parts, body)));
         let gone = poll_fn(|cx| respond.poll_reset(cx));
         tokio::select! {
             biased;
@@ -175,7 +177,7 @@ async fn serve(owner: Arc<Connection>, request: Request<RecvStream>, mut respond
         }
     };
     match (served.tunnel, tunneled.take()) {
-        (Some(tunnel), Some(receive)) => run(tunnel, stream, receive).await,
+        (Some(tunnel), Some(receive)) => Box::pin(run(tunnel, stream, receive)).await,
         // What a client sends beside a refusal is its own.
         _ if is_all => {}
         _ => {

@@ -21,7 +21,6 @@ use super::{Key, Speaks};
 use crate::hbone::outbound::to_endpoint;
 use crate::hbone::pool::{DialError, OpenError};
 use crate::hbone::proxy_protocol;
-use crate::http::intake::MAX_HEADERS;
 use crate::http::upload::Attempt;
 use crate::http::wire::{Moved, Wire};
 use crate::node::Node;
@@ -194,9 +193,8 @@ pub async fn open_http1(mut stream: Stream) -> Result<Carrier, NotConnected> {
     if let Some(wire) = stream.wire_mut() {
         wire.hear_out();
     }
-    let mut builder = http1::Builder::new();
-    builder.max_headers(MAX_HEADERS);
-    let opened = builder.handshake::<_, Attempt>(TokioIo::new(stream)).await;
+    // Of an answer's fields it takes as many as of a request's (`codec_of_http1`).
+    let opened = http1::Builder::new().handshake::<_, Attempt>(TokioIo::new(stream)).await;
     let (sender, connection) = opened.map_err(failed)?;
     let task = tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
