@@ -14,6 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// What is kept at most: a copy costs less than a write for each frame of HTTP/2 (16 KiB), and this is what TCP hands on in one piece.
 const LITTLE: usize = 64 << 10;
 
+/// Where one piece is so long, others like it follow.
+const LONG: usize = 4 << 10;
+
 thread_local! {
     /// What a core's connections keep in, one after the other: in most turns one is enough. A new one each time would grow piece by piece,
     /// and each time be copied.
@@ -111,6 +114,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Gathered<IO> {
         }
         if self.kept.capacity() == 0 {
             self.kept = SPARE.take();
+        }
+        if length >= LONG && self.kept.capacity() - self.kept.len() < length {
+            // It will be full soon, and to grow is to copy what is there.
+            let room = LITTLE - self.kept.len();
+            self.kept.reserve_exact(room);
         }
         parts.iter().for_each(|part| self.kept.extend_from_slice(part));
         Poll::Ready(Ok(length))
