@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
-use underpass_ebpf::tier::Direction::Out;
+use underpass_ebpf::tier::Direction::{In, Out};
 use underpass_ebpf::tier::{JoinedFlow, Variant, note};
 
 use super::absent_page::AbsentPage;
@@ -229,9 +229,8 @@ impl Progress {
     /// Gives the reader its page, so that the receiver's lock is given back: before the hop's reset has left, if that waits.
     fn let_read_on(&self, joined: &JoinedFlow, page: &AbsentPage, [at_receiver, elsewhere]: [usize; 2]) {
         self.is_page_at_hand.store(true, Ordering::SeqCst);
-        eventually("the hop's end is noted", || {
-            joined.tally(Out).notes & note::HOP_ENDED != 0
-        });
+        let has_ended = |direction| joined.tally(direction).notes & note::HOP_ENDED != 0;
+        eventually("a hop's end is noted", || has_ended(Out) || has_ended(In));
         let end = Instant::now() + NOTED;
         while !self.is_closed.load(Ordering::SeqCst) && Instant::now() < end {
             thread::sleep(Duration::from_micros(200));
@@ -243,9 +242,15 @@ impl Progress {
     }
 }
 
-/// Tries to catch a sender between the gate and the receiver's queue, asleep for the receiver's lock, and closes the hop then: how many bytes are
-/// read after the end; `None` if the sender was not caught.
-fn bytes_after_end(world: &World, variant: Variant, cores: [usize; 2], pause: Duration) -> Option<usize> {
+/// Tries to catch a sender between the gate and the receiver's queue, asleep for the receiver's lock, and closes the hop then, after the one to the
+/// sender if that `is_sender_first`: how many bytes are read after the end; `None` if the sender was not caught.
+fn bytes_after_end(
+    world: &World,
+    variant: Variant,
+    cores: [usize; 2],
+    is_sender_first: bool,
+    pause: Duration,
+) -> Option<usize> {
     let flow = world.flow();
     let joined = world.joined_as(&flow, variant);
     let Flow { a, pa, h, b } = flow;
@@ -288,6 +293,9 @@ fn bytes_after_end(world: &World, variant: Variant, cores: [usize; 2], pause: Du
             page.give();
         }
         let before = Instant::now();
+        if is_sender_first {
+            abort(&pa);
+        }
         abort(&h);
         let was_in_vain = before.elapsed() >= LONGEST;
         progress.is_closed.store(true, Ordering::SeqCst);
@@ -333,7 +341,7 @@ fn a_message_that_waits_for_its_receivers_lock_when_the_proxy_dies_does_not_come
         while caught < CATCHES {
             assert!(Instant::now() < deadline, "{variant:?}: only {caught} caught");
             let pause = pauses.next().unwrap();
-            if let Some(bytes) = bytes_after_end(&world, *variant, cores, pause) {
+            if let Some(bytes) = bytes_after_end(&world, *variant, cores, caught % 2 == 1, pause) {
                 caught += 1;
                 late += usize::from(bytes > 0);
             }
