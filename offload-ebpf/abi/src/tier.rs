@@ -112,6 +112,9 @@ pub mod note {
     pub const DETACHED: u32 = 1 << 7;
     /// The receiver reads by splice(2), which does not see what was redirected.
     pub const SPLICES: u32 = 1 << 8;
+    /// The proxy's sending socket was closed with a reset before the sender's end: the receiver is in no map any more, and what it had not
+    /// read is gone.
+    pub const CUT_OFF: u32 = 1 << 9;
 }
 
 /// Storage on a socket: the value of the map `WAYS`.

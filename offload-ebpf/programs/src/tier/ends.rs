@@ -37,7 +37,13 @@ pub fn follow(ctx: &SockOpsContext) {
     match word!(ops => bpf_sock_ops, op) {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => established(ctx, sk, ORIGINAL),
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => established(ctx, sk, PEER),
-        BPF_SOCK_OPS_STATE_CB => changes_state(sk, word!(ops => bpf_sock_ops, __bindgen_anon_1.args, 1)),
+        BPF_SOCK_OPS_STATE_CB => {
+            let [from, to] = [
+                word!(ops => bpf_sock_ops, __bindgen_anon_1.args, 0),
+                word!(ops => bpf_sock_ops, __bindgen_anon_1.args, 1),
+            ];
+            changes_state(sk, from, to);
+        }
         BPF_SOCK_OPS_RTT_CB => measured(ctx, sk),
         _ => {}
     }
@@ -69,13 +75,16 @@ fn set_callbacks(ctx: &SockOpsContext, add: u32, remove: u32) {
 
 /// Told before the state changes, and before the FIN or RST that the change means is sent.
 #[inline(always)]
-fn changes_state(sk: *mut bpf_sock, state: u32) {
+fn changes_state(sk: *mut bpf_sock, from: u32, to: u32) {
     // SAFETY: the context's socket.
     let Some(way) = (unsafe { ways::joined(sk) }) else {
         return;
     };
-    let may_send = state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT;
-    if !may_send && !cfg!(mutant = "ends") {
+    // SAFETY: the context's socket.
+    let Some(socket) = (unsafe { Socket::of(sk) }) else {
+        return;
+    };
+    if !may_send(to) && !cfg!(mutant = "ends") {
         let why = if way.role == APPLICATION {
             note::SENDER_ENDED
         } else {
@@ -85,21 +94,58 @@ fn changes_state(sk: *mut bpf_sock, state: u32) {
             sending.end(way.generation, why);
         }
     }
-    // What comes for a socket while a system call is at work on it, the kernel does not keep if its queue is long (tcp_add_backlog); and a
-    // reset comes once. The proxy waits for that; this is for its death.
-    if way.role == HOP && state == BPF_TCP_CLOSE {
-        let receiver = Socket(way.receiver);
-        if receiver.cookie() == way.receiver_cookie {
-            patience::until_free(receiver);
-        }
+    if way.role == HOP && to == BPF_TCP_CLOSE {
+        closes_as_hop(socket, way, from);
     }
     if way.role == APPLICATION
-        // SAFETY: the context's socket.
-        && let Some(socket) = unsafe { Socket::of(sk) }
         && let Some(receiving) = Direction::at(way.index, way.direction ^ 1)
     {
-        changes_as_receiver(socket, way, receiving, state);
+        changes_as_receiver(socket, way, receiving, to);
     }
+}
+
+#[inline(always)]
+fn may_send(state: u32) -> bool {
+    state == BPF_TCP_ESTABLISHED || state == BPF_TCP_CLOSE_WAIT
+}
+
+/// Before the hop's reset leaves.
+#[inline(always)]
+fn closes_as_hop(hop: Socket, way: &Way, from: u32) {
+    let receiver = Socket(way.receiver);
+    if receiver.cookie() != way.receiver_cookie {
+        return;
+    }
+    // A system call closes it, or the end of its process; not what has come from the receiver, nor a timer.
+    let is_aborted = may_send(from) && hop.is_locked();
+    if is_aborted && let Some(sending) = Direction::sending(way) {
+        cut_off(receiver, way, sending);
+    }
+    // What comes for a socket while a system call is at work on it, the kernel does not keep if its queue is long (tcp_add_backlog); and a
+    // reset comes once. The proxy waits for that; this is for its death.
+    patience::until_free(receiver);
+}
+
+/// The end comes from the hop alone: the proxy has died, or has put an end to the flow. A message that the gate let through before may still be on
+/// its way to the receiver's queue: its sender holds nothing that the end would have to wait for (`tcp_bpf_send_verdict` lets go of the sender's
+/// lock, and `bpf_tcp_ingress` sleeps until it gets the receiver's). Out of the map the receiver gets no more than what is
+/// on its way already, and belongs to the map's kind until the last who is at it has left (`sk_psock_put`). So the reset leaves after all
+/// that was let through: what waits in the queue goes with it, which a reset may do to a stream.
+#[inline(always)]
+fn cut_off(receiver: Socket, way: &Way, sending: Direction) {
+    if !is_alone(sending.notes(way.generation)) || cfg!(mutant = "late") {
+        return;
+    }
+    sending.end(way.generation, note::CUT_OFF);
+    take_out(way.receiver_key, way.variant);
+    if !cfg!(mutant = "between") {
+        patience::until_left(receiver, way.receiver_cookie);
+    }
+}
+
+#[inline(always)]
+fn is_alone(notes: u32) -> bool {
+    notes & note::HOP_ENDED != 0 && notes & note::SENDER_ENDED == 0
 }
 
 #[inline(always)]
@@ -108,31 +154,27 @@ fn changes_as_receiver(socket: Socket, way: &Way, receiving: Direction, state: u
     // queue is lost. The kernel empties the queue of TCP before it changes the state, so that all that still counts was
     // redirected. Where there is something in it, it is no close that changes the state but a FIN that has come during
     // or after one: it waits in the queue itself, and is no byte.
+    let notes = receiving.notes(way.generation);
     if !socket.is_taken() {
-        let is_closing = socket.received() == 0 || cfg!(mutant = "fin");
+        let is_closing = (socket.received() == 0 && notes & note::CUT_OFF == 0) || cfg!(mutant = "fin");
         if is_closing && socket.queued() > 0 {
             receiving.end(way.generation, note::UNREAD_CLOSE);
         }
         return;
     }
-    // The end comes from the hop alone: the proxy has died, or has put an end to the flow. A message that was let
-    // through before that may still wait for the receiver's lock, which is held now, and would come after the end. Out
-    // of the map the receiver takes no more. What waits in its queue goes too, which a reset may do to a stream, but an
-    // end that looks orderly may not.
-    let notes = receiving.notes(way.generation);
-    let is_alone = notes & note::HOP_ENDED != 0 && notes & note::SENDER_ENDED == 0;
+    // An end of the hop's alone that no system call has brought, or that looks orderly. No message that comes later shall be read after it; what
+    // waits in the queue goes too, which a reset may do to a stream, but an end that looks orderly may not.
     let is_reset = state == BPF_TCP_CLOSE;
-    if is_alone && (is_reset || socket.queued() == 0) && !cfg!(mutant = "late") {
-        take_out(way);
+    if is_alone(notes) && (is_reset || socket.queued() == 0) && !cfg!(mutant = "late") {
+        let which = if way.direction == OUT { CLIENT } else { SERVER };
+        take_out(key(way.index, way.generation, which), way.variant);
     }
 }
 
-/// Takes an application's socket out of the map.
+/// Takes an application's socket out of the map of its variant.
 #[inline(always)]
-fn take_out(way: &Way) {
-    let which = if way.direction == OUT { CLIENT } else { SERVER };
-    let key = key(way.index, way.generation, which);
-    let map = if way.variant == VERDICT {
+fn take_out(key: u64, variant: u32) {
+    let map = if variant == VERDICT {
         core::ptr::from_ref(&SOCKS_VERDICT).cast_mut().cast()
     } else {
         core::ptr::from_ref(&SOCKS).cast_mut().cast()

@@ -1,9 +1,14 @@
-//! The gate's short waits: it looks again and again, in the sender's send.
+//! Waits, by looking again and again: the gate's in the sender's send, and the one of a hop that is closed.
 //!
-//! Both are for what another core does in less time than it takes to put a thread to sleep and to wake it up. Who is
+//! The gate's two are for what another core does in less time than it takes to put a thread to sleep and to wake it up. Who is
 //! waited for may as well be the next on this very core, or be kept from running: so a wait is short, and a sender that
 //! has waited for the proxy in vain waits again only after some messages, each time after more.
+//!
+//! The hop's is for a sender between the gate and the receiver's queue who waits for a core. It is rare, and costs only who closes
+//! the hop; so it is as long as a busy machine takes to give everybody a turn. But a receiver that is stuck in its read can make
+//! any such wait one in vain: after one nobody waits so long for a while.
 
+use core::cell::UnsafeCell;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_loop};
@@ -16,8 +21,14 @@ use super::kernel::Socket;
 const FOR_PROXY: u64 = 100_000;
 /// Nanoseconds to wait for the receiver's lock: in as many it reads 512 KiB.
 const FOR_LOCK: u64 = 100_000;
+/// Nanoseconds to wait for a sender on its way to the receiver's queue: a dozen others have had their turns of 4 ms.
+const FOR_SENDER: u64 = 50_000_000;
+/// So many nanoseconds after such a wait in vain the next is no longer than one for a lock.
+const PAUSE: u64 = 1_000_000_000;
 /// Looks, at most: each takes some 50 ns.
 const LOOKS: u32 = 4_000;
+/// `BPF_MAX_LOOPS` (linux/bpf_verifier.h): the clock is what ends a long wait.
+const MOST_LOOKS: u32 = 1 << 23;
 /// A sender that has waited in vain so often waits after 2 to this power messages again.
 const MOST_FAILURES: u32 = 2;
 
@@ -119,4 +130,49 @@ unsafe extern "C" fn look_at_lock(_look: u32, locked: *mut c_void) -> i64 {
     let locked = unsafe { &mut *locked.cast::<Locked>() };
     locked.is_free = !locked.receiver.is_locked();
     i64::from(locked.is_free || locked.deadline.has_come())
+}
+
+/// A moment that all programs know.
+#[repr(transparent)]
+struct Moment(UnsafeCell<u64>);
+
+// SAFETY: one word, read and written whole.
+unsafe impl Sync for Moment {}
+
+/// When a whole wait for a sender was in vain; 0 before the first.
+static IN_VAIN: Moment = Moment(UnsafeCell::new(0));
+
+struct Leaving {
+    receiver: Socket,
+    cookie: u64,
+    has_left: bool,
+    deadline: Deadline,
+}
+
+/// Waits until nobody is on the way to the queue of `receiver`, which is no longer in the map. The kernel counts who is
+/// (`sk_psock.refcnt`), and takes away what makes the socket one of a map with the last of them.
+#[inline(always)]
+pub fn until_left(receiver: Socket, cookie: u64) {
+    // SAFETY: see `Moment`; reads a clock.
+    let (in_vain, now) = unsafe { (IN_VAIN.0.get().read_volatile(), bpf_ktime_get_ns()) };
+    let is_wary = in_vain != 0 && now.wrapping_sub(in_vain) < PAUSE && !cfg!(mutant = "wary");
+    let mut leaving = Leaving {
+        receiver,
+        cookie,
+        has_left: false,
+        deadline: Deadline::after(if is_wary { FOR_LOCK } else { FOR_SENDER }),
+    };
+    // SAFETY: the function takes what it is given here.
+    unsafe { bpf_loop(MOST_LOOKS, look_at_map as *mut c_void, (&raw mut leaving).cast(), 0) };
+    if !leaving.has_left && !is_wary {
+        // SAFETY: see `Moment`.
+        unsafe { IN_VAIN.0.get().write_volatile(leaving.deadline.at) };
+    }
+}
+
+unsafe extern "C" fn look_at_map(_look: u32, leaving: *mut c_void) -> i64 {
+    // SAFETY: `until_left` gives it.
+    let leaving = unsafe { &mut *leaving.cast::<Leaving>() };
+    leaving.has_left = !leaving.receiver.is_taken() || leaving.receiver.cookie() != leaving.cookie;
+    i64::from(leaving.has_left || leaving.deadline.has_come())
 }

@@ -3,6 +3,7 @@
 
 mod absent_page;
 mod cost;
+mod death;
 mod ends;
 mod joining;
 mod lifetime;
