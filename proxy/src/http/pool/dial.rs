@@ -194,7 +194,9 @@ pub async fn open_http1(mut stream: Stream) -> Result<Carrier, NotConnected> {
         wire.hear_out();
     }
     // Of an answer's fields it takes as many as of a request's (`codec_of_http1`).
-    let opened = http1::Builder::new().handshake::<_, Attempt>(TokioIo::new(stream)).await;
+    let opened = http1::Builder::new()
+        .handshake::<_, Attempt>(TokioIo::new(stream))
+        .await;
     let (sender, connection) = opened.map_err(failed)?;
     let task = tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
