@@ -99,9 +99,14 @@ fn answer(mut stream: TcpStream) {
                 return SockRef::from(&stream).set_linger(at_once).expect("a socket");
             }
             Some("endless") => say(&mut stream, "HTTP/1.0 200 OK\r\n\r\nhalf"),
-            Some("upgrade") => {
+            Some(last @ ("upgrade" | "upgrade-and-reset")) => {
                 let agreed = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
                 say(&mut stream, agreed);
+                if last == "upgrade-and-reset" {
+                    say(&mut stream, "half");
+                    let at_once = Some(Duration::ZERO);
+                    return SockRef::from(&stream).set_linger(at_once).expect("a socket");
+                }
                 while let Ok(length @ 1..) = stream.read(&mut chunk) {
                     stream.write_all(&chunk[..length]).expect("sent");
                 }

@@ -34,7 +34,7 @@ fn served(service: SocketAddr, endpoint: SocketAddr) -> String {
          routes: [{{name: web, \
          authorization: [{{name: ones, namespace: shop, rules: [{{from: [{{source: {{principals: ['{}']}}}}], to: [{{operation: {{paths: [/1/*]}}}}]}}]}}, \
          {{name: twos, namespace: shop, rules: [{{from: [{{source: {{principals: ['cluster.local/ns/shop/sa/other']}}}}]}}]}}], \
-         virtual_hosts: [{{name: all, domains: ['*'], routes: [{{forward: {{cluster: web}}}}]}}]}}]",
+         virtual_hosts: [{{name: all, domains: ['*'], routes: [{{forward: {{cluster: web, upgrades: [websocket]}}}}]}}]}}]",
         id(WAYPOINT),
         id("shop/web"),
         id(GATEWAY).trim_start_matches("spiffe://"),
@@ -45,7 +45,7 @@ fn served(service: SocketAddr, endpoint: SocketAddr) -> String {
 fn led(at: SocketAddr) -> String {
     format!(
         "clusters: [{{name: w, endpoints: ['{at}'], hbone: {{identity: '{}', peers: ['{}']}}}}], \
-         routes: [{{name: t, virtual_hosts: [{{name: all, domains: ['*'], routes: [{{forward: {{cluster: w}}}}]}}]}}]",
+         routes: [{{name: t, virtual_hosts: [{{name: all, domains: ['*'], routes: [{{forward: {{cluster: w, upgrades: [websocket]}}}}]}}]}}]",
         id(GATEWAY),
         id(WAYPOINT)
     )
@@ -118,7 +118,7 @@ fn requests_go_through_the_waypoint_and_on_to_the_endpoints_node() {
     assert!(counted.is_some_and(|line| line.ends_with(" 3")), "{counted:?}");
 }
 
-/// Mutant: `Entrance::Waypoint` without the peer's identity lets nobody pass, or all.
+/// Mutant: a session whose source is not the verified peer (`Peer::session`).
 #[test]
 fn policies_of_the_waypoint_decide_by_the_certificate_of_the_client() {
     let Some(mesh) = Mesh::start() else { return };
@@ -152,7 +152,6 @@ fn what_the_waypoint_does_not_serve_is_refused() {
     assert!(lines.text.contains(&id(GATEWAY)), "{}", lines.text);
 }
 
-/// Mutant: a stream of a client that ends when its codec is dropped (`Tunnelled`'s `drop` without `has_ended`) makes it look complete.
 #[test]
 fn an_answer_that_breaks_off_is_broken_for_the_client_too() {
     let Some(mut mesh) = Mesh::start() else { return };
@@ -179,6 +178,21 @@ fn an_answer_that_breaks_off_is_broken_for_the_client_too() {
     let ended = stream.read_to_end(&mut all);
     let answer = (String::from_utf8_lossy(&all).into_owned(), ended.is_ok());
     assert!(!is_whole(&answer), "{answer:?}");
+}
+
+/// Mutant: `Tunnelled::reset_on_drop` that does nothing, and a drop that ends what was not ended: with both the client sees an end.
+#[test]
+fn bytes_that_break_off_do_not_look_complete() {
+    let Some(mesh) = Mesh::start() else { return };
+    let mut stream = mesh.client.connect_unbound(address(LISTEN)).expect("the proxy accepts");
+    stream.set_read_timeout(Some(wait::soon())).expect("a socket");
+    let request =
+        "GET /1/upgrade-and-reset HTTP/1.1\r\nhost: web.test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut all = Vec::new();
+    let ended = stream.read_to_end(&mut all);
+    assert!(all.starts_with(b"HTTP/1.1 101"), "{}", all.escape_ascii());
+    assert!(ended.is_err(), "an end after {}", all.escape_ascii());
 }
 
 #[test]
