@@ -89,6 +89,7 @@ pub use transport::{
 };
 
 use crate::Text;
+use crate::waypoint::Waypoint;
 
 /// Route tables and clusters, by name. Each cluster that a route names is there.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +98,8 @@ pub struct Http {
     pub tables: HashMap<Text, Arc<RouteTable>, RandomState>,
     /// Clusters, which routes name.
     pub clusters: HashMap<Text, Arc<Cluster>, RandomState>,
+    /// Which tables the tunnels of a waypoint's listener lead to.
+    pub waypoint: Waypoint,
 }
 
 impl Http {

@@ -14,7 +14,8 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::{
-    CaptureSettings, HboneSettings, IdentitySettings, IstiodSettings, Locality, OffloadSettings, RequestLog, Role, Text,
+    CaptureSettings, HboneSettings, Identity, IdentitySettings, IstiodSettings, Locality, OffloadSettings, RequestLog,
+    Role, Text,
 };
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
@@ -122,6 +123,11 @@ pub enum ListenerProtocol {
     Socks5,
     /// The client names the destination in an HTTP/1.1 CONNECT request (RFC 9110, section 9.3.6).
     HttpConnect,
+    /// Tunnels, whose clients are known by their certificates (HBONE), to the services of the file's `http.services` or of istiod: a waypoint's.
+    Hbone {
+        /// Whom the listener shows itself as.
+        identity: Identity,
+    },
     /// HTTP/1.1 and HTTP/2 (known beforehand), told apart by their first bytes, served by one of the route tables.
     Http {
         /// Its name.

@@ -104,6 +104,7 @@ impl Document {
         let http = shape.http.compile(&mut reading);
         shape.node.check_tables(&http, &mut reading);
         shape.http.check_identities(&node, &mut reading);
+        shape.node.check_identities(&node, &mut reading);
         node.capture =
             (shape.capture.as_ref()).map(|capture| capture.compile(node.istiod.is_some(), &workloads, &mut reading));
         if node.role == Role::Node {

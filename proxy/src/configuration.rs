@@ -147,9 +147,9 @@ impl Configuration {
         cores: Arc<Cores>,
         log: LogFilter,
     ) -> Result<Arc<Self>, UpdateError> {
-        let http = node.snapshot().config.http.clone();
-        node.http.originations.prepare(&http)?;
-        node.http.leases.prepare(&http, node.identities.as_ref());
+        let config = node.snapshot().config.clone();
+        node.http.originations.prepare(&config.http)?;
+        node.http.leases.prepare(&config, node.identities.as_ref());
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
@@ -249,10 +249,7 @@ impl Configuration {
         let opened = open_listeners(&new, &kept)?;
 
         // Nothing below fails.
-        self.node
-            .http
-            .leases
-            .prepare(&config.http, self.node.identities.as_ref());
+        self.node.http.leases.prepare(&config, self.node.identities.as_ref());
         if new.log != old.log {
             self.log.set(filter);
         }
@@ -260,9 +257,9 @@ impl Configuration {
         let denied = self
             .node
             .publish(|in_force| (keep_what_others_told(config, in_force), touched));
-        let http = self.node.snapshot().config.http.clone();
-        self.node.http.originations.keep(&http);
-        self.node.http.leases.keep(&http);
+        let config = self.node.snapshot().config.clone();
+        self.node.http.originations.keep(&config.http);
+        self.node.http.leases.keep(&config);
         self.node.http.keep_at_most(new.limits.idle_http_connections);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);

@@ -19,6 +19,8 @@ pub enum Entrance {
     Inbound(Arc<Pod>),
     /// A tunnel to a pod.
     Hbone(Arc<Pod>),
+    /// A tunnel to a waypoint's listener, for one of the services that it stands before.
+    Waypoint(Arc<Listener>),
 }
 
 static OUTBOUND: LazyLock<Text> = LazyLock::new(|| "outbound".into());
@@ -29,7 +31,7 @@ impl Entrance {
     /// The listener's name, in logs and the admin view.
     pub fn name(&self) -> &Text {
         match self {
-            Self::Plain(listener) => &listener.name,
+            Self::Plain(listener) | Self::Waypoint(listener) => &listener.name,
             Self::Outbound(_) => &OUTBOUND,
             Self::Inbound(_) => &INBOUND,
             Self::Hbone(_) => &HBONE,
@@ -40,14 +42,19 @@ impl Entrance {
     pub fn direction(&self) -> &'static str {
         match self {
             Self::Plain(_) | Self::Outbound(_) => "OUTBOUND",
-            Self::Inbound(_) | Self::Hbone(_) => "INBOUND",
+            Self::Inbound(_) | Self::Hbone(_) | Self::Waypoint(_) => "INBOUND",
         }
+    }
+
+    /// Whether it is a waypoint's: policies of workloads are not its to ask, since there it is the client itself.
+    pub fn is_waypoint(&self) -> bool {
+        matches!(self, Self::Waypoint(_))
     }
 
     /// The pod in whose network namespace the connection arrived, and from which it goes on.
     pub fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
-            Self::Plain(_) => None,
+            Self::Plain(_) | Self::Waypoint(_) => None,
             Self::Outbound(pod) | Self::Inbound(pod) | Self::Hbone(pod) => Some(pod),
         }
     }
@@ -55,7 +62,7 @@ impl Entrance {
     /// The pod that was connected to.
     pub fn destination(&self) -> Option<&WorkloadUid> {
         match self {
-            Self::Plain(_) | Self::Outbound(_) => None,
+            Self::Plain(_) | Self::Outbound(_) | Self::Waypoint(_) => None,
             Self::Inbound(pod) | Self::Hbone(pod) => Some(&pod.uid),
         }
     }
@@ -64,7 +71,7 @@ impl Entrance {
     pub fn transport(&self, source: &Source) -> Transport {
         match self {
             Self::Plain(_) | Self::Outbound(_) | Self::Inbound(_) => Transport::Plain,
-            Self::Hbone(_) => Transport::TunnelIn(source.identity().map(|identity| TunnelPeer {
+            Self::Hbone(_) | Self::Waypoint(_) => Transport::TunnelIn(source.identity().map(|identity| TunnelPeer {
                 identity: identity.clone(),
                 described: source.described().cloned(),
             })),

@@ -10,6 +10,7 @@
 //!   streams by the steps of any inbound connection, with the identity that the handshake verified.
 //! * [`route`] says which destinations are reached so, by which gateway, and whom to expect there; [`outbound`] opens a tunnel for a
 //!   client, on one of the connections that [`pool`] keeps.
+//! * [`host`] is what a connection came to; [`waypoint`] serves the streams that came to a waypoint.
 //! * [`connect`] is the request between them, [`target`] says where it may lead; [`tunnel`] is one stream, and [`relay`] its byte pump.
 //!
 //! What the rest of the proxy sees is an ordinary flow: the same policy, limits, counts, log line, and ways to end it.
@@ -22,6 +23,7 @@ mod chunk;
 pub mod connect;
 mod credentials;
 pub mod described;
+pub mod host;
 pub mod inbound;
 pub mod limits;
 pub mod outbound;
@@ -35,6 +37,7 @@ pub mod server;
 mod streams;
 pub mod target;
 pub mod tunnel;
+mod waypoint;
 pub mod windows;
 
 /// Where HBONE is spoken (Istio: `HBoneInboundListenPort`).

@@ -22,6 +22,7 @@ mod counting;
 mod detection;
 pub mod discovery;
 mod download;
+mod downstream;
 mod exchange;
 mod facts;
 mod failed;
@@ -51,10 +52,12 @@ mod switch;
 mod switching;
 mod tap;
 mod tunnel;
+mod tunnelled;
 mod upload;
 mod wire;
 
 pub use connection::{OfTcp, serve};
+pub use downstream::Downstream;
 
 /// Why a body ends before its end. The peer sees a connection that closes, or RST_STREAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,11 +9,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use underpass_certs::{Lease, Trust};
 use underpass_config::{Config, Destination, Listener, ListenerProtocol};
 
 use crate::capture::Pod;
 use crate::ending::Ending;
 use crate::entrance::Entrance;
+use crate::hbone::host::Host;
 use crate::hbone::relay::{TunnelIs, relay as through_tunnel};
 use crate::hbone::server::{self, Arrival};
 use crate::http;
@@ -42,17 +44,12 @@ pub struct Accepted {
 
 /// Serves one client on core `core` until it is gone.
 pub async fn serve(accepted: Accepted, core: usize) {
-    if let Entrance::Inbound(pod) = &accepted.entrance
-        && let Some(identities) = &accepted.node.identities
-        && let Some(local) = hbone_address(&accepted.socket)
-    {
-        let (node, pod) = (accepted.node.clone(), pod.clone());
-        let tls = identities
-            .of_pod(pod.cookie)
-            .map(|lease| (lease, identities.trust().clone()));
+    if let Some((host, local)) = tunnelled_to(&accepted) {
+        let node = accepted.node.clone();
+        let tls = credentials_of(&host, &node);
         let arrival = Arrival {
             node,
-            pod,
+            host,
             socket: accepted.socket,
             peer: accepted.peer,
             local,
@@ -142,29 +139,62 @@ async fn serve_http(
     let ListenerProtocol::Http { routes, tcp_fallback } = &listener.protocol else {
         return None;
     };
-    let of_tcp = http::serve(session, downstream, routes.clone(), tcp_fallback.as_ref()).await?;
+    let Ok(local) = downstream.local_address() else {
+        socket::reset_on_close(&downstream);
+        session.refuse(&Ending::DownstreamReset.into());
+        return None;
+    };
+    let (came_by, local) = (http::Downstream::Socket(downstream), socket::canonical(local));
+    let of_tcp = http::serve(session, came_by, local, routes.clone(), tcp_fallback.as_ref()).await?;
     let http::OfTcp {
         session,
-        downstream,
+        downstream: http::Downstream::Socket(downstream),
         early,
-    } = of_tcp;
+    } = of_tcp
+    else {
+        return None;
+    };
     let destination = tcp_fallback.as_ref()?.destination.clone();
     let known = Handshake::without_request(destination).with_early(early);
     Some((session, downstream, Some(known)))
 }
 
-/// Where a connection was made to, if that is where HBONE is spoken.
-fn hbone_address(accepted: &OwnedFd) -> Option<SocketAddr> {
-    let address = rustix::net::getsockname(accepted).ok()?;
-    let address = socket::canonical(SocketAddr::try_from(address).ok()?);
-    (address.port() == crate::hbone::PORT).then_some(address)
+/// What a connection came to, and its address, if HBONE is spoken there.
+fn tunnelled_to(accepted: &Accepted) -> Option<(Host, SocketAddr)> {
+    let local = || {
+        let address = rustix::net::getsockname(&accepted.socket).ok()?;
+        Some(socket::canonical(SocketAddr::try_from(address).ok()?))
+    };
+    match &accepted.entrance {
+        Entrance::Inbound(pod) if accepted.node.identities.is_some() => {
+            let local = local().filter(|address| address.port() == crate::hbone::PORT)?;
+            Some((Host::Pod(pod.clone()), local))
+        }
+        Entrance::Plain(listener) if matches!(listener.protocol, ListenerProtocol::Hbone { .. }) => {
+            Some((Host::Waypoint(listener.clone()), local()?))
+        }
+        _ => None,
+    }
+}
+
+/// The certificate that is shown there, and whom it believes; none while it is not known who it is.
+fn credentials_of(host: &Host, node: &Node) -> Option<(Arc<Lease>, Arc<Trust>)> {
+    let identities = node.identities.as_ref()?;
+    let lease = match host {
+        Host::Pod(pod) => identities.of_pod(pod.cookie)?,
+        Host::Waypoint(listener) => match &listener.protocol {
+            ListenerProtocol::Hbone { identity } => node.http.leases.of(identity)?,
+            _ => return None,
+        },
+    };
+    Some((lease, identities.trust().clone()))
 }
 
 /// Who the client is, and what speaks against serving it. A captured client that the mesh does not know (its pod is newer than the
 /// configuration, or gone from it) must not be judged as anyone; nor can it be said who may connect to a pod that the mesh does not know.
 fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, Option<Ending>) {
     match entrance {
-        Entrance::Plain(_) => (Source::by_address(&config.mesh, &config.node, peer), None),
+        Entrance::Plain(_) | Entrance::Waypoint(_) => (Source::by_address(&config.mesh, &config.node, peer), None),
         Entrance::Inbound(pod) | Entrance::Hbone(pod) => {
             let is_known = config.mesh.workload(&pod.uid).is_some();
             (
@@ -226,7 +256,7 @@ async fn connect(session: &Session, downstream: Stream, known: Option<Handshake>
 /// opens connections and says nothing uses up its own places only.
 async fn shake_hands(session: &Session, downstream: &Stream) -> Result<Handshake, Ending> {
     let listener = match &session.entrance {
-        Entrance::Plain(listener) => listener,
+        Entrance::Plain(listener) | Entrance::Waypoint(listener) => listener,
         Entrance::Outbound(pod) => return original_destination(pod, downstream),
         Entrance::Inbound(pod) | Entrance::Hbone(pod) => return own_destination(pod, downstream),
     };

@@ -203,7 +203,7 @@ impl Request<'_> {
         let waypoint = match self.entrance {
             Entrance::Plain(_) | Entrance::Outbound(_) => route::waypoint(config, resolved, source),
             // It has come to where it was going.
-            Entrance::Inbound(_) | Entrance::Hbone(_) => None,
+            Entrance::Inbound(_) | Entrance::Hbone(_) | Entrance::Waypoint(_) => None,
         };
         match waypoint {
             Some(waypoint) => waypoint.choose(config, source, tried),
@@ -238,7 +238,7 @@ impl Request<'_> {
         });
         let tunnel = match (&target.via, self.entrance) {
             (Some(via), _) => Some(via.gateway),
-            (None, Entrance::Hbone(_)) => Some(source.address()),
+            (None, Entrance::Hbone(_) | Entrance::Waypoint(_)) => Some(source.address()),
             (None, _) => None,
         };
         let is_judged_elsewhere = target.via.as_ref().is_some_and(|via| via.is_waypoint);

@@ -14,6 +14,8 @@ pub enum Listen {
     Connect,
     /// Routes requests by this table (see [`Config::http`]).
     Http(&'static str),
+    /// Takes tunnels, as this identity (see `http.services`).
+    Hbone(String),
 }
 
 impl Listen {
@@ -80,6 +82,7 @@ impl Config {
             Listen::Socks5 => "socks5".to_owned(),
             Listen::Connect => "http-connect".to_owned(),
             Listen::Http(routes) => format!("http, routes: {routes}"),
+            Listen::Hbone(identity) => format!("hbone, identity: {identity:?}"),
         };
         writeln!(
             self.listeners,

@@ -19,6 +19,7 @@ mod outliers;
 mod rate_limit;
 mod retry;
 mod routes;
+mod served;
 mod times;
 mod transport;
 
@@ -35,7 +36,9 @@ use crate::http::{Cluster, Http};
 use crate::{NodeSettings, Text};
 use clusters::ClusterShape;
 use ext_authz::{ProviderShape, Providers};
+pub(super) use hbone::{check_identity, identity};
 use routes::TableShape;
+use served::ServedShape;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -44,6 +47,7 @@ pub(super) struct HttpShape<'a> {
     routes: Vec<TableShape<'a>>,
     clusters: Vec<ClusterShape<'a>>,
     ext_authz_providers: Vec<ProviderShape<'a>>,
+    services: Vec<ServedShape<'a>>,
 }
 
 const SECTION: Path<'_> = Path::Section("http");
@@ -69,6 +73,7 @@ impl HttpShape<'_> {
             claim(path.field("name"), &table.name, index, &mut places, reading);
             http.tables.insert(table.name.clone(), Arc::new(table));
         }
+        http.waypoint = served::compile(&self.services, &http, reading);
         http
     }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::access_log::AccessLogShape;
 use super::fallback::FallbackShape;
 use super::hbone::HboneShape;
-use super::http::HttpShape;
+use super::http::{HttpShape, check_identity, identity};
 use super::identities::IdentitiesShape;
 use super::istiod::IstiodShape;
 use super::offload::OffloadShape;
@@ -22,8 +22,8 @@ use super::services::Services;
 use super::workloads::LocalityShape;
 use crate::http::Http;
 use crate::{
-    Destination, Keepalive, Limits, Listener, ListenerProtocol, NodeSettings, Role, TcpFallback, Text, Timeouts,
-    UnknownDestination,
+    Destination, Identity, Keepalive, Limits, Listener, ListenerProtocol, NodeSettings, Role, TcpFallback, Text,
+    Timeouts, UnknownDestination,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -62,6 +62,7 @@ struct ListenerShape<'a> {
     destination: Option<Scalar<'a>>,
     routes: Option<Scalar<'a>>,
     tcp_fallback: Option<FallbackShape<'a>>,
+    identity: Option<Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -100,13 +101,15 @@ enum Protocol {
     Socks5,
     HttpConnect,
     Http,
+    Hbone,
 }
 
-const PROTOCOLS: [(&str, Protocol); 4] = [
+const PROTOCOLS: [(&str, Protocol); 5] = [
     ("fixed", Protocol::Fixed),
     ("socks5", Protocol::Socks5),
     ("http-connect", Protocol::HttpConnect),
     ("http", Protocol::Http),
+    ("hbone", Protocol::Hbone),
 ];
 const UNKNOWN_DESTINATION: [(&str, UnknownDestination); 2] =
     [("allow", UnknownDestination::Allow), ("deny", UnknownDestination::Deny)];
@@ -235,6 +238,15 @@ impl NodeShape<'_> {
         }
     }
 
+    /// Reports identities that the node can't show.
+    pub(super) fn check_identities(&self, node: &NodeSettings, reading: &mut Reading) {
+        for (index, shape) in self.listeners.iter().enumerate() {
+            let Some(identity) = &shape.identity else { continue };
+            let listeners = SECTION.field("listeners");
+            check_identity(listeners.item(index).field("identity"), identity, node, reading);
+        }
+    }
+
     /// Reports destinations that name a port which their service does not have.
     pub(super) fn check_destinations(&self, services: &Services, reading: &mut Reading) {
         for (index, shape) in self.listeners.iter().enumerate() {
@@ -299,6 +311,7 @@ impl ListenerShape<'_> {
         let protocol = reading.choice(path.field("protocol"), Some(&self.protocol), &PROTOCOLS)?;
         self.check_routes(path, protocol, reading);
         let fallback = self.tcp_fallback(path, protocol, address, reading);
+        let identity = self.identity(path, protocol, reading);
         let field = path.field("destination");
         match (protocol, &self.destination) {
             (Protocol::Fixed, Some(destination)) => {
@@ -326,12 +339,32 @@ impl ListenerShape<'_> {
                 );
                 None
             }
+            (Protocol::Hbone, None) => Some(ListenerProtocol::Hbone { identity: identity? }),
             (Protocol::Socks5, None) => Some(ListenerProtocol::Socks5),
             (Protocol::HttpConnect, None) => Some(ListenerProtocol::HttpConnect),
             (Protocol::Http, None) => Some(ListenerProtocol::Http {
                 routes: reading.text_or_empty(self.routes.as_ref()),
                 tcp_fallback: fallback,
             }),
+        }
+    }
+
+    /// Whom a listener for tunnels shows itself as; others show nothing.
+    fn identity(&self, path: Path<'_>, protocol: Protocol, reading: &mut Reading) -> Option<Identity> {
+        let path = path.field("identity");
+        match (matches!(protocol, Protocol::Hbone), &self.identity) {
+            (true, Some(value)) => identity(path, value, reading),
+            (true, None) => {
+                let remedy = "add `identity: spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/ACCOUNT`";
+                reading.report(path, "", "a listener for tunnels shows a certificate", remedy);
+                None
+            }
+            (false, Some(identity)) => {
+                let remedy = "remove it, or use `protocol: hbone`";
+                reading.report(path, identity, "only listeners for tunnels show a certificate", remedy);
+                None
+            }
+            (false, None) => None,
         }
     }
 

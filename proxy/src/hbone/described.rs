@@ -12,9 +12,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::HeaderMap;
-use underpass_config::{Config, Identity, Text, WorkloadUid};
+use underpass_config::{Config, Identity, Text};
 
 use super::connect::{BAGGAGE, FORWARDED};
+use super::host::Host;
 
 /// The longest value: names of Kubernetes are shorter.
 const LONGEST: usize = 253;
@@ -62,16 +63,10 @@ struct Known {
 }
 
 impl Descriptions {
-    /// What the request of `peer` to `pod` says; nothing if it says nothing, or if too much has been said.
-    pub fn of(
-        &self,
-        fields: &HeaderMap,
-        peer: &Identity,
-        pod: &WorkloadUid,
-        config: &Config,
-    ) -> Option<Arc<Described>> {
+    /// What the request of `peer` to `host` says; nothing if it says nothing, or if too much has been said.
+    pub fn of(&self, fields: &HeaderMap, peer: &Identity, host: &Host, config: &Config) -> Option<Arc<Described>> {
         let mut described = baggage(fields, peer);
-        described.service = service(fields, pod, config);
+        described.service = service(fields, host, config);
         (described != Described::default()).then(|| self.keep(peer, described))?
     }
 
@@ -120,16 +115,15 @@ fn member(text: &str) -> Option<(&str, &str)> {
     (!value.is_empty() && value.len() <= LONGEST && value.bytes().all(is_name)).then_some((key, value))
 }
 
-fn service(fields: &HeaderMap, pod: &WorkloadUid, config: &Config) -> Option<DescribedService> {
+fn service(fields: &HeaderMap, at: &Host, config: &Config) -> Option<DescribedService> {
     let forwarded = fields.get(FORWARDED)?.to_str().ok()?;
     // What is added by proxies on the way comes behind.
     let first = forwarded.split(',').next()?;
     let mut pairs = first.split(';').filter_map(|pair| pair.split_once('='));
     let (_, host) = pairs.find(|(key, _)| key.trim().eq_ignore_ascii_case("host"))?;
     let state = config.mesh.service_named(host.trim().trim_matches('"'))?;
-    let is_endpoint = state.endpoints().any(|endpoint| endpoint.workload.uid == *pod);
     let service = state.service();
-    is_endpoint.then(|| DescribedService {
+    at.is_asked_for(state, config).then(|| DescribedService {
         hostname: service.hostname.clone(),
         namespace: service.namespace.clone(),
         name: service.name.clone(),
@@ -140,8 +134,11 @@ fn service(fields: &HeaderMap, pod: &WorkloadUid, config: &Config) -> Option<Des
 mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;
+    use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
+    use crate::capture::{Pod, SocketPool};
+    use crate::handover;
 
     const MESH: &str = "workloads:\n- {uid: web, name: web-1, namespace: shop, addresses: [10.0.0.1]}\n\
         - {uid: db, name: db-1, namespace: shop, addresses: [10.0.0.2]}\n\
@@ -157,7 +154,16 @@ mod tests {
         fields.insert(BAGGAGE, HeaderValue::from_str(baggage).unwrap());
         fields.insert(FORWARDED, HeaderValue::from_str(forwarded).unwrap());
         let config = Config::from_yaml(MESH).unwrap();
-        known.of(&fields, &peer(), &WorkloadUid::new("web"), &config)
+        let told = handover::Pod {
+            cookie: 1,
+            uid: "web".into(),
+            addresses: vec!["10.0.0.1".parse().unwrap()],
+            interfaces: Vec::new(),
+            outbound: Vec::new(),
+            inbound: Vec::new(),
+        };
+        let pod = Pod::new(told, None, Arc::new(SocketPool::new(1, unbounded_channel().0)));
+        known.of(&fields, &peer(), &Host::Pod(Arc::new(pod)), &config)
     }
 
     #[test]

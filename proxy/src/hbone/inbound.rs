@@ -1,4 +1,4 @@
-//! One CONNECT stream to a pod: the steps of any inbound connection, answered with a status.
+//! One CONNECT stream: the steps of any inbound connection, answered with a status.
 //!
 //! The client is the peer that the handshake verified, at the address that its connection comes from. Where it may go says [`target`].
 
@@ -17,14 +17,13 @@ use underpass_config::{Config, Destination, NodeSettings};
 use super::backlog::Backlog;
 use super::chunk::Chunk;
 use super::credentials::Credentials;
+use super::host::Host;
 use super::relay::{TunnelIs, relay};
 use super::target::{self, Target};
 use super::tunnel::{Ends, Tunnel};
 use super::windows::{Held, Window};
-use super::{connect, proxy_protocol};
-use crate::capture::Pod;
+use super::{connect, proxy_protocol, waypoint};
 use crate::ending::Ending;
-use crate::entrance::Entrance;
 use crate::node::Node;
 use crate::session::Session;
 use crate::socket::{self, TcpQuality};
@@ -37,8 +36,8 @@ use crate::upstream::{Connected, NamedBy, Refused, Upstream};
 pub struct Peer {
     /// The node.
     pub node: Arc<Node>,
-    /// The pod that was connected to.
-    pub pod: Arc<Pod>,
+    /// What was connected to.
+    pub host: Host,
     /// Who connected, and what both have shown.
     pub credentials: Credentials,
     /// The connection's window.
@@ -57,7 +56,7 @@ impl Peer {
         let verified = self.credentials.peer();
         Session {
             node: self.node.clone(),
-            entrance: Entrance::Hbone(self.pod.clone()),
+            entrance: self.host.entrance(),
             source: Source::verified(&config.mesh, &config.node, verified, self.ends.peer),
             started: SystemTime::now(),
             core: self.core,
@@ -70,7 +69,7 @@ impl Peer {
     }
 
     /// Resolves when its streams are to end.
-    async fn severing(&self) -> Ending {
+    pub async fn severing(&self) -> Ending {
         let mut severed = self.severed.subscribe();
         // The sender lives as long as the peer, so this waits for the value.
         let ending = severed.wait_for(Option::is_some).await.ok().and_then(|ending| *ending);
@@ -85,7 +84,7 @@ pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, mut respond: S
     let mut session = peer.session(config);
     let descriptions = &peer.node.flows.open_connections().tunnels().descriptions;
     let identity = peer.credentials.peer().identity();
-    let described = descriptions.of(request.headers(), identity, &peer.pod.uid, config);
+    let described = descriptions.of(request.headers(), identity, &peer.host, config);
     session.source = session.source.with_description(described);
     if let Err(lapsed) = peer.credentials.check() {
         session.refuse(&refused(Ending::HandshakeFailed, lapsed.to_string()));
@@ -97,14 +96,34 @@ pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, mut respond: S
         session.refuse(&refused);
         return answer_refusal(respond, &refused);
     };
-    let target = match target::of(config, &peer.pod, &request) {
+    match &peer.host {
+        Host::Waypoint(_) => {
+            drop(snapshot);
+            Box::pin(waypoint::serve(&peer, session, request, respond)).await;
+        }
+        Host::Pod(pod) => {
+            let target = target::of(config, pod, &request);
+            drop(snapshot);
+            to_pod(&peer, (session, &settings), target, request, respond).await;
+        }
+    }
+}
+
+/// Connects to an application of the pod that the stream came to, and carries its bytes.
+async fn to_pod(
+    peer: &Peer,
+    (session, settings): (Session, &NodeSettings),
+    target: Result<Target, Refused>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Chunk>,
+) {
+    let target = match target {
         Ok(target) => target,
         Err(refused) => {
             session.refuse(&refused);
             return answer_refusal(respond, &refused);
         }
     };
-    drop(snapshot);
     let connecting = session.request(NamedBy::Us);
     let (mut request, mut early) = (request, Early::new(peer.window.clone()));
     let destination = Destination::Address(target.address);
@@ -117,7 +136,7 @@ pub async fn serve(peer: Arc<Peer>, request: Request<RecvStream>, mut respond: S
         }
     };
     let stream = (request.into_body(), respond, early);
-    Box::pin(carry(&session, &settings, connected, target, stream, &peer)).await;
+    Box::pin(carry(&session, settings, connected, target, stream, peer)).await;
 }
 
 /// What a client sends before it knows that it is connected.
@@ -229,7 +248,7 @@ pub fn refused(ending: Ending, detail: String) -> Refused {
     }
 }
 
-fn answer_refusal(mut respond: SendResponse<Chunk>, refused: &Refused) {
+pub(super) fn answer_refusal(mut respond: SendResponse<Chunk>, refused: &Refused) {
     let status: StatusCode = connect::status_of(refused);
     let mut response = Response::new(());
     *response.status_mut() = status;

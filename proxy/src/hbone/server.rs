@@ -1,7 +1,7 @@
-//! Connections to port 15008 of an enrolled pod.
+//! Connections of HBONE: to port 15008 of an enrolled pod, or to a waypoint's listener.
 //!
-//! The kernel steers them to the pod's inbound listener like any other; that they are for HBONE says the port that they were made to. TLS is
-//! the pod's own: a peer that connects to this pod is shown this pod's certificate, and none of another.
+//! The kernel steers those of a pod to the pod's inbound listener like any other; that they are for HBONE says the port that they were made to. TLS is
+//! its own: a peer that connects to this pod is shown this pod's certificate, and none of another; so it is with a waypoint.
 //!
 //! **Limits.** A connection has a place among the node's, and one among those of its peer to this pod; its window is cut from the node's budget
 //! ([`super::windows`]).
@@ -26,15 +26,14 @@ use underpass_config::HboneSettings;
 
 use super::chunk::Chunk;
 use super::credentials::Credentials;
+use super::host::Host;
 use super::inbound::{self, Peer};
 use super::paced::Paced;
 use super::streams::Streams;
 use super::tunnel::Ends;
 use super::windows::{Budget, Valve, Window};
 use super::{FRAME, FRAMES_KEPT, HEADERS, SEALED, SEND_BUFFER, pings, windows};
-use crate::capture::Pod;
 use crate::ending::Ending;
-use crate::entrance::Entrance;
 use crate::node::Node;
 use crate::session::Session;
 use crate::socket;
@@ -60,8 +59,8 @@ const UNUSED_WORDS: Duration = Duration::from_secs(5);
 pub struct Arrival {
     /// The node.
     pub node: Arc<Node>,
-    /// The pod that was connected to.
-    pub pod: Arc<Pod>,
+    /// What was connected to.
+    pub host: Host,
     /// The socket, not yet known to any runtime.
     pub socket: OwnedFd,
     /// The peer's address.
@@ -81,11 +80,11 @@ struct Ready {
     valve: Valve,
 }
 
-/// Serves one connection until it is gone. `tls` is the pod's certificate, and whom it believes; none while the mesh does not know the pod.
+/// Serves one connection until it is gone. `tls` is the host's certificate, and whom it believes; none while it is not known who it is.
 pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
     let Arrival {
         node,
-        pod,
+        host,
         socket,
         peer,
         local,
@@ -93,7 +92,7 @@ pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
     } = arrival;
     let session = Session {
         node: node.clone(),
-        entrance: Entrance::Hbone(pod.clone()),
+        entrance: host.entrance(),
         source: Source::unidentified(peer),
         started: SystemTime::now(),
         core,
@@ -120,14 +119,14 @@ pub async fn serve(arrival: Arrival, tls: Option<(Arc<Lease>, Arc<Trust>)>) {
         credentials: ready.credentials,
         severed: watch::Sender::default(),
         node,
-        pod,
+        host,
         core,
     };
     let identity = peer.credentials.peer().identity();
     let tunnels = peer.node.flows.open_connections().tunnels();
     match tunnels
         .peers
-        .admit(peer.pod.cookie, identity, hbone.connections_per_peer)
+        .admit(peer.host.key(), identity, hbone.connections_per_peer)
     {
         Some(_place) => serve_streams(Arc::new(peer), ready.connection, ready.valve, &hbone).await,
         None => turn_away(&peer, ready.connection, &hbone).await,
@@ -143,8 +142,9 @@ fn refuse(session: &Session, socket: &OwnedFd, refused: Refused) {
 async fn turn_away(peer: &Peer, mut connection: Http2, hbone: &HboneSettings) {
     let identity = peer.credentials.peer().identity();
     let detail = format!(
-        "node.hbone.connections_per_peer: {identity} has {} to this pod",
-        hbone.connections_per_peer
+        "node.hbone.connections_per_peer: {identity} has {} to {}",
+        hbone.connections_per_peer,
+        peer.host.word(),
     );
     let session = peer.session(&peer.node.snapshot().config);
     session.refuse(&inbound::refused(Ending::ConnectionLimit, detail));
@@ -162,7 +162,7 @@ async fn shake_hands(
 ) -> Result<Ready, (Ending, String)> {
     let failed = |detail: String| (Ending::HandshakeFailed, detail);
     let (certificate, trust) =
-        tls.ok_or_else(|| failed("no_certificate: the mesh does not know who this pod is".into()))?;
+        tls.ok_or_else(|| failed("no_certificate: it is not known who is connected to".into()))?;
     // Our own lack of one is not the peer's slowness: each has its time.
     let own = certificate.ready(patience).await;
     let own = own.map_err(|unavailable| failed(format!("no_certificate: {unavailable}")))?;
@@ -277,6 +277,6 @@ async fn told_to_end(peer: &Peer) -> Duration {
     tokio::select! {
         () = peer.node.drain_started() => peer.node.snapshot().config.node.timeouts.drain + LAST_WORDS,
         // Its flows have been told to end by then.
-        () = peer.pod.removed() => LAST_WORDS,
+        () = peer.host.removed() => LAST_WORDS,
     }
 }

@@ -8,11 +8,12 @@ use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio_util::either::Either;
 
 use super::download::Download;
 use super::intake::MAX_HEAD;
 use super::streams::Streams;
-use super::wire::Wire;
+use super::tunnelled::Carried;
 
 /// How HTTP/1.1 is read. Of as many fields as [`MAX_HEADERS`](super::intake::MAX_HEADERS), which is hyper's own limit: to tell it costs each request two copies of all its tables.
 pub fn codec_of_http1() -> http1::Builder {
@@ -40,7 +41,7 @@ pub trait Codec: Unpin {
 /// Why a codec broke.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What HTTP/1.1's reads.
-pub type Io = TokioIo<Wire>;
+pub type Io = TokioIo<Carried>;
 
 impl<S> Codec for http1::UpgradeableConnection<Io, S>
 where
@@ -57,7 +58,10 @@ where
 
     fn into_unread(self) -> Option<Bytes> {
         let parts = self.into_parts()?;
-        let wire = parts.io.into_inner();
+        // A stream of HBONE keeps its codec.
+        let Either::Left(wire) = parts.io.into_inner() else {
+            return None;
+        };
         // Copied: what is read into may be much larger, and would be kept.
         Some([&parts.read_buf[..], wire.unread()].concat().into())
     }

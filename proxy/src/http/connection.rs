@@ -21,12 +21,13 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
-use underpass_config::{Decision, NodeSettings, TcpFallback, Text};
+use underpass_config::{Decision, NodeSettings, TcpFallback, Text, Verdict};
 
 use super::arriving::Arriving;
 use super::codec::{Codec, Io, codec_of_http1};
 use super::counting::Counting;
 use super::detection::detect;
+use super::downstream::{Downstream, Way};
 use super::exchange;
 use super::farewell::linger;
 use super::filters::{SettledOnce, judge_connection};
@@ -35,14 +36,13 @@ use super::permit::Permits;
 use super::sniff::{Protocol, sniff};
 use super::streams::Streams;
 use super::tunnel::{Broke, End, Tunnel};
-use super::wire::{Moved, Wire};
+use super::wire::Moved;
 use crate::authorization::judge;
 use crate::ending::Ending;
 use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
 use crate::session::Session;
 use crate::socket;
-use crate::stream::Stream;
 use crate::telemetry::RequestCounts;
 use crate::upstream::Refused;
 
@@ -136,8 +136,8 @@ impl Connection {
 pub struct OfTcp {
     /// Who opened it.
     pub session: Session,
-    /// The client's socket.
-    pub downstream: Stream,
+    /// What the client came by.
+    pub downstream: Downstream,
     /// What has been read of it.
     pub early: Vec<u8>,
 }
@@ -145,29 +145,31 @@ pub struct OfTcp {
 /// Serves a client until it is gone. `routes` names the table that its requests are routed by. With a fallback, one that speaks no HTTP is given back.
 pub async fn serve(
     session: Session,
-    downstream: Stream,
+    downstream: Downstream,
+    local: SocketAddr,
     routes: Text,
     fallback: Option<&TcpFallback>,
 ) -> Option<OfTcp> {
     let settings = session.node.snapshot().config.node.clone();
-    let admitted = (downstream.local_address().map_err(|_| Ending::DownstreamReset.into()))
-        .and_then(|local| Ok((local, enter(&session, socket::canonical(local), &settings)?)));
-    let (local, guard) = match admitted {
-        Ok(admitted) => admitted,
+    let guard = match enter(&session, local, &settings) {
+        Ok(guard) => guard,
         Err(refused) => {
-            socket::reset_on_close(&downstream);
+            downstream.reset();
             session.refuse(&refused);
             return None;
         }
     };
+    let moved = Arc::default();
+    let way = Way::new(downstream, &moved);
     let detected = match fallback {
         None => None,
-        Some(fallback) => match detected(&session, &guard, &downstream, &settings, fallback).await {
+        Some(fallback) => match detected(&session, &guard, &way, &settings, fallback).await {
             Ok((Protocol::Neither, early)) => {
                 // It is entered anew, as what it is.
                 guard.abandon();
+                let downstream = way.into_downstream()?;
                 if let Err(why) = judge_connection(&session, local, &routes) {
-                    socket::reset_on_close(&downstream);
+                    downstream.reset();
                     session.refuse(&Refused {
                         detail: Some(why),
                         ..Ending::PolicyDenied.into()
@@ -183,13 +185,14 @@ pub async fn serve(
             Ok((protocol, early)) => Some((protocol, early.into())),
             Err(refused) => {
                 guard.abandon();
-                socket::reset_on_close(&downstream);
+                if let Some(downstream) = way.into_downstream() {
+                    downstream.reset();
+                }
                 session.refuse(&refused);
                 return None;
             }
         },
     };
-    let socket = Arc::new(downstream);
     let connection = Arc::new(Connection {
         session,
         local,
@@ -207,13 +210,15 @@ pub async fn serve(
     let serving = Serving {
         connection: &connection,
         guard: &guard,
-        socket: &socket,
-        moved: Arc::default(),
+        way: &way,
+        moved,
         settings: &settings,
     };
     if let Err(ending) = serving.run(detected).await {
         tracing::debug!(peer = %connection.session.source.address(), %ending, "an HTTP connection was ended");
-        socket::reset_on_close(&*socket);
+        if let Some(socket) = way.socket() {
+            socket::reset_on_close(&**socket);
+        }
     }
     // What is still there of a switch holds the connection, which holds it.
     let unfinished = connection.switched().take();
@@ -227,7 +232,7 @@ pub async fn serve(
 async fn detected(
     session: &Session,
     guard: &FlowGuard,
-    downstream: &Stream,
+    way: &Way,
     settings: &NodeSettings,
     fallback: &TcpFallback,
 ) -> Result<(Protocol, Vec<u8>), Refused> {
@@ -245,7 +250,7 @@ async fn detected(
     let ending = tokio::select! {
         biased;
         ending = flow.ended() => ending,
-        detected = detect(downstream, fallback, &settings.timeouts) => match detected {
+        detected = detect(way, fallback, &settings.timeouts) => match detected {
             Ok(detected) => return Ok(detected),
             Err(ending) => ending,
         },
@@ -269,7 +274,12 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
         let config = &snapshot.config;
         let source = session.source.refreshed(&config.mesh, &config.node);
         let destination = config.mesh.workload_at(&config.node.network, local.ip());
-        let verdict = judge(config, &source, local, destination.map(|workload| &**workload));
+        // A waypoint's clients are judged by its chains; where they are led to judges the waypoint.
+        let is_judged_elsewhere = session.entrance.is_waypoint();
+        let verdict = match is_judged_elsewhere {
+            true => Verdict::allowed(),
+            false => judge(config, &source, local, destination.map(|workload| &**workload)),
+        };
         let policy = match verdict.decision {
             Decision::Allow { policy } => policy,
             Decision::Deny { why, .. } => {
@@ -289,7 +299,7 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
             service: None,
             policy,
             tunnel: None,
-            is_judged_elsewhere: false,
+            is_judged_elsewhere,
         };
         let guard = session
             .node
@@ -309,7 +319,7 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
 struct Serving<'a> {
     connection: &'a Arc<Connection>,
     guard: &'a FlowGuard,
-    socket: &'a Arc<Stream>,
+    way: &'a Way,
     moved: Arc<Moved>,
     settings: &'a NodeSettings,
 }
@@ -324,7 +334,7 @@ impl Serving<'_> {
         let sniffing = async {
             match detected {
                 Some(detected) => Some(detected),
-                None => sniff(self.socket, timeouts.idle, timeouts.handshake).await,
+                None => sniff(self.way, timeouts.idle, timeouts.handshake).await,
             }
         };
         let sniffed = tokio::select! {
@@ -352,17 +362,20 @@ impl Serving<'_> {
         let switched = self.connection.switched().take();
         match switched {
             Some(switched) => Box::pin(self.tunnel(switched)).await,
-            None if is_in_use => tokio::select! {
-                biased;
-                ending = self.ended() => Err(ending),
-                () = Box::pin(linger(self.socket, self.hurried())) => Ok(()),
+            None => match self.way.socket() {
+                // A stream of HBONE sees to that itself.
+                Some(socket) if is_in_use => tokio::select! {
+                    biased;
+                    ending = self.ended() => Err(ending),
+                    () = Box::pin(linger(socket, self.hurried())) => Ok(()),
+                },
+                _ => Ok(()),
             },
-            None => Ok(()),
         }
     }
 
     fn io(&self, early: Bytes) -> Io {
-        TokioIo::new(Wire::new(self.socket.clone(), early, self.moved.clone()))
+        TokioIo::new(self.way.carry(early, &self.moved))
     }
 
     /// HTTP/1.1, without a codec while nobody asks anything. Whether its end may find the client sending, or reading an answer.
@@ -384,7 +397,7 @@ impl Serving<'_> {
         tokio::select! {
             biased;
             ending = self.ended() => Err(ending),
-            readable = poll_fn(|cx| self.socket.poll_readable(cx)) => Ok(readable.is_ok()),
+            readable = poll_fn(|cx| self.way.poll_readable(cx)) => Ok(readable.is_ok()),
             () = self.drained_in_silence() => Ok(false),
             () = tokio::time::sleep_until(end) => Ok(false),
         }
@@ -420,9 +433,9 @@ impl Serving<'_> {
     }
 
     async fn http2(&self, early: Bytes) -> Result<Option<Parked>, Ending> {
-        let wire = Wire::new(self.socket.clone(), early, self.moved.clone());
         let watch = Watch::new(self, false, 0);
-        self.drive(Streams::new(self.connection.clone(), wire), watch).await
+        let carried = self.way.carry(early, &self.moved);
+        self.drive(Streams::new(self.connection.clone(), carried), watch).await
     }
 
     /// Lets a codec work until it is done, has nothing to do (its connection is parked), or is to be reset.
@@ -453,7 +466,7 @@ impl Serving<'_> {
                     Pin::new(&mut codec).finish();
                 }
                 silence = watch.silent() => match silence {
-                    Silence::Unused(_) if is_finishing || self.connection.bodies.count() > 0 => {}
+                    Silence::Unused(_) if is_finishing || self.connection.bodies.count() > 0 || self.way.socket().is_none() => {}
                     Silence::Unused(since) => return Ok(codec.into_unread().map(|unread| Parked { unread, since })),
                     Silence::Idle if !is_finishing => {
                         is_finishing = true;

@@ -11,9 +11,9 @@ use std::future::poll_fn;
 
 use underpass_config::{TcpFallback, Timeouts};
 
+use super::downstream::Way;
 use super::sniff::{PREFACE, Protocol};
 use crate::ending::Ending;
-use crate::stream::Stream;
 
 /// The longest method: longer ones than any that is registered (IANA's list ends at 17), and shorter than what else is written without a blank.
 const LONGEST_METHOD: usize = 32;
@@ -26,17 +26,13 @@ const VERSION: &[u8] = b"HTTP/";
 ///
 /// # Errors
 /// When the client is gone, or has to go.
-pub async fn detect(
-    socket: &Stream,
-    fallback: &TcpFallback,
-    timeouts: &Timeouts,
-) -> Result<(Protocol, Vec<u8>), Ending> {
+pub async fn detect(way: &Way, fallback: &TcpFallback, timeouts: &Timeouts) -> Result<(Protocol, Vec<u8>), Ending> {
     let mut read = Vec::new();
-    let deciding = decide(socket, &mut read);
+    let deciding = decide(way, &mut read);
     let decided = match fallback.detection_timeout {
         // Only its bytes decide: they have their time from the first on.
         limit if limit.is_zero() => {
-            let began = poll_fn(|cx| socket.poll_readable(cx));
+            let began = poll_fn(|cx| way.poll_readable(cx));
             let began = tokio::time::timeout(timeouts.idle, began).await;
             began
                 .map_err(|_| Ending::IdleTimeout)?
@@ -50,10 +46,10 @@ pub async fn detect(
     Ok((decided?, read))
 }
 
-async fn decide(socket: &Stream, read: &mut Vec<u8>) -> Result<Protocol, Ending> {
+async fn decide(way: &Way, read: &mut Vec<u8>) -> Result<Protocol, Ending> {
     let (mut inspector, mut part) = (Inspector::default(), [0; 1024]);
     loop {
-        let received = socket.receive(&mut part).await;
+        let received = way.receive(&mut part).await;
         let length = received.map_err(|_| Ending::DownstreamReset)?;
         read.extend_from_slice(&part[..length]);
         match inspector.take(&part[..length]) {

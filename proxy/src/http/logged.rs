@@ -255,7 +255,8 @@ impl Facts for Logged<'_> {
             Fact::AsGrpcStatus => number(self.grpc_status(), out),
             Fact::Identity => some(session.source.identity().map(ToString::to_string), out),
             Fact::MutualTls => {
-                let is_mutual = matches!(session.entrance, Entrance::Hbone(_)) && session.source.identity().is_some();
+                let is_mutual = matches!(session.entrance, Entrance::Hbone(_) | Entrance::Waypoint(_))
+                    && session.source.identity().is_some();
                 some(Some(if is_mutual { "true" } else { "false" }), out)
             }
             Fact::Nothing => false,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use atomic_waker::AtomicWaker;
-use underpass_config::{Decision, Workload};
+use underpass_config::{Decision, Verdict, Workload};
 
 use crate::authorization::judge;
 use crate::ending::Ending;
@@ -138,7 +138,11 @@ impl Permits {
     ) -> Option<Result<Permit, Denied>> {
         let config = &snapshot.config;
         let source = session.source.refreshed(&config.mesh, &config.node);
-        let verdict = judge(config, &source, address, destination.map(|workload| &**workload));
+        let is_judged_elsewhere = session.entrance.is_waypoint();
+        let verdict = match is_judged_elsewhere {
+            true => Verdict::allowed(),
+            false => judge(config, &source, address, destination.map(|workload| &**workload)),
+        };
         let policy = match verdict.decision {
             Decision::Allow { policy } => policy,
             Decision::Deny { why, .. } => return Some(Err(Denied { why: why.to_string() })),
@@ -153,7 +157,7 @@ impl Permits {
             service: None,
             policy,
             tunnel: None,
-            is_judged_elsewhere: false,
+            is_judged_elsewhere,
         };
         let watch = session.node.flows.watch(session.core, ends, facts, session.started);
         if !session.node.is_current(snapshot) {

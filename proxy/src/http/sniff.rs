@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::stream::Stream;
+use super::downstream::Way;
 
 /// What a client of HTTP/2 begins with.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -28,14 +28,14 @@ pub enum Protocol {
 
 /// Reads until it is clear what a client speaks. It may be silent for `idle`; what it has begun, it has to go on with in `patience`.
 /// Nothing when it went, or took too long.
-pub async fn sniff(socket: &Stream, idle: Duration, patience: Duration) -> Option<(Protocol, Bytes)> {
+pub async fn sniff(way: &Way, idle: Duration, patience: Duration) -> Option<(Protocol, Bytes)> {
     let mut read = BytesMut::new();
     let mut part = [0; 1024];
-    let began = poll_fn(|cx| socket.poll_readable(cx));
+    let began = poll_fn(|cx| way.poll_readable(cx));
     tokio::time::timeout(idle, began).await.ok()?.ok()?;
     let decided = async {
         loop {
-            match socket.receive(&mut part).await? {
+            match way.receive(&mut part).await? {
                 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
                 length => read.extend_from_slice(&part[..length]),
             }

@@ -24,7 +24,7 @@ use super::download::Download;
 use super::intake::MAX_HEAD;
 use super::parking::OpenBodies;
 use super::tunnel::{End, Tunnel};
-use super::wire::Wire;
+use super::tunnelled::Carried;
 use super::{exchange, hygiene};
 use crate::gathered::Gathered;
 use crate::hbone::FRAMES_KEPT;
@@ -55,13 +55,13 @@ pub struct Streams {
 }
 
 enum State {
-    Begins(Box<Handshake<Gathered<Wire>, Bytes>>),
-    Serves(Box<server::Connection<Gathered<Wire>, Bytes>>),
+    Begins(Box<Handshake<Gathered<Carried>, Bytes>>),
+    Serves(Box<server::Connection<Gathered<Carried>, Bytes>>),
 }
 
 impl Streams {
-    /// Serves what comes by `wire`.
-    pub fn new(owner: Arc<Connection>, wire: Wire) -> Self {
+    /// Serves what comes by `carried`.
+    pub fn new(owner: Arc<Connection>, carried: Carried) -> Self {
         let mut builder = server::Builder::new();
         builder
             .max_concurrent_streams(STREAMS)
@@ -74,7 +74,7 @@ impl Streams {
             .enable_connect_protocol();
         Self {
             owner,
-            state: State::Begins(Box::new(builder.handshake(Gathered::new(wire)))),
+            state: State::Begins(Box::new(builder.handshake(Gathered::new(carried)))),
             is_finishing: false,
             senders: OpenBodies::default(),
             window: CONNECTION_WINDOW,

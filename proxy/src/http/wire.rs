@@ -68,11 +68,11 @@ pub struct Kept {
 
 impl Pulse {
     /// That of a tunnel, which has no socket of its own.
-    pub fn of_tunnel(moved: Arc<Moved>, queue: Arc<Queue>, standing: Option<Standing>) -> Self {
+    pub fn of_tunnel(moved: Arc<Moved>, queue: Option<Arc<Queue>>, standing: Option<Standing>) -> Self {
         Self {
             socket: Weak::new(),
             moved,
-            queue: Some(queue),
+            queue,
             standing,
         }
     }

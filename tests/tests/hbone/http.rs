@@ -24,7 +24,7 @@ const PORT_OF_HTTP2: u16 = 8081;
 /// Where nobody listens.
 const CLOSED: u16 = 8082;
 
-fn id(account: &str) -> String {
+pub(crate) fn id(account: &str) -> String {
     let (namespace, name) = account.split_once('/').expect("namespace/name");
     format!("spiffe://cluster.local/ns/{namespace}/sa/{name}")
 }
@@ -53,12 +53,12 @@ fn clusters(host: &Host, peer: &str) -> String {
 }
 
 /// An endpoint of HTTP/1.1. What becomes of a request says the end of its path.
-struct Endpoint {
+pub(crate) struct Endpoint {
     accepted: Arc<AtomicUsize>,
 }
 
 impl Endpoint {
-    fn start(host: &Host) -> Self {
+    pub(crate) fn start(host: &Host) -> Self {
         let (listener, accepted) = (host.listen(PORT), Arc::new(AtomicUsize::new(0)));
         let counted = accepted.clone();
         thread::spawn(move || {
@@ -99,9 +99,14 @@ fn answer(mut stream: TcpStream) {
                 return SockRef::from(&stream).set_linger(at_once).expect("a socket");
             }
             Some("endless") => say(&mut stream, "HTTP/1.0 200 OK\r\n\r\nhalf"),
-            Some("upgrade") => {
+            Some(last @ ("upgrade" | "upgrade-and-reset")) => {
                 let agreed = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
                 say(&mut stream, agreed);
+                if last == "upgrade-and-reset" {
+                    say(&mut stream, "half");
+                    let at_once = Some(Duration::ZERO);
+                    return SockRef::from(&stream).set_linger(at_once).expect("a socket");
+                }
                 while let Ok(length @ 1..) = stream.read(&mut chunk) {
                     stream.write_all(&chunk[..length]).expect("sent");
                 }
@@ -133,7 +138,7 @@ fn start_http2(host: &Host) -> Runtime {
 }
 
 /// A request on a connection of its own: all that comes back, and whether it ends by FIN.
-fn get(from: &Host, to: SocketAddr, path: &str) -> (String, bool) {
+pub(crate) fn get(from: &Host, to: SocketAddr, path: &str) -> (String, bool) {
     let mut stream = from.connect_unbound(to).expect("the proxy accepts");
     stream.set_read_timeout(Some(wait::soon())).expect("a socket");
     let request = format!("GET {path} HTTP/1.1\r\nhost: web.test\r\nconnection: close\r\n\r\n");
@@ -144,7 +149,7 @@ fn get(from: &Host, to: SocketAddr, path: &str) -> (String, bool) {
 }
 
 /// Whether an answer looks whole to a client that reads it by its framing.
-fn is_whole(answer: &(String, bool)) -> bool {
+pub(crate) fn is_whole(answer: &(String, bool)) -> bool {
     let (head, body) = answer.0.split_once("\r\n\r\n").expect("a head");
     let head = head.to_ascii_lowercase();
     match head.split("content-length: ").nth(1) {
@@ -158,7 +163,7 @@ fn is_whole(answer: &(String, bool)) -> bool {
 }
 
 /// The log line of the last request of `path`.
-fn logged(proxy: &Proxy, path: &str) -> String {
+pub(crate) fn logged(proxy: &Proxy, path: &str) -> String {
     let part = format!("\"path\":\"{path}\"");
     wait::some(wait::SOON, "the request is logged", || {
         let mut lines = proxy.access_lines().into_iter();

@@ -7,3 +7,4 @@ mod http;
 mod interop;
 mod nodes;
 mod place;
+mod waypoint;

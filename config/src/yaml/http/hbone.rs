@@ -36,23 +36,28 @@ impl TunnelShape<'_> {
         })
     }
 
-    /// Reports an identity that `node` has no certificate for. Istiod's CA is asked for any.
+    /// Reports an identity that `node` has no certificate for.
     pub(super) fn check(&self, path: Path<'_>, node: &NodeSettings, reading: &mut Reading) {
-        let certificates = &node.identities.certificates;
-        let is_asked_for = node.istiod.is_some() && certificates.is_empty();
-        // What is none is reported already.
-        let Ok(client) = self.identity.parse::<Identity>() else {
-            return;
-        };
-        if !is_asked_for && !certificates.iter().any(|known| known.identity == client) {
-            let remedy = "add its certificate to `node.identities.certificates`, or write one that is there";
-            let problem = "there is no certificate for it to be shown by";
-            reading.report(path.field("identity"), &self.identity, problem, remedy);
-        }
+        check_identity(path.field("identity"), &self.identity, node, reading);
     }
 }
 
-fn identity(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<Identity> {
+/// Reports an identity that `node` has no certificate for. Istiod's CA is asked for any.
+pub(in crate::yaml) fn check_identity(path: Path<'_>, value: &Scalar<'_>, node: &NodeSettings, reading: &mut Reading) {
+    let certificates = &node.identities.certificates;
+    let is_asked_for = node.istiod.is_some() && certificates.is_empty();
+    // What is none is reported already.
+    let Ok(identity) = value.parse::<Identity>() else {
+        return;
+    };
+    if !is_asked_for && !certificates.iter().any(|known| known.identity == identity) {
+        let remedy = "add its certificate to `node.identities.certificates`, or write one that is there";
+        let problem = "there is no certificate for it to be shown by";
+        reading.report(path, value, problem, remedy);
+    }
+}
+
+pub(in crate::yaml) fn identity(path: Path<'_>, value: &Scalar<'_>, reading: &mut Reading) -> Option<Identity> {
     let identity = value.parse();
     identity
         .inspect_err(|error| {

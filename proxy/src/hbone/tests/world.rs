@@ -19,6 +19,7 @@ use super::authority::{self, Authority, HOUR, Paper, identity, trust_of};
 use crate::capture::{Pod, SocketPool};
 use crate::flow_table::FlowTable;
 use crate::handover;
+use crate::hbone::host::Host;
 use crate::hbone::pool::{Dial, Key, OpenError, Origin, Pool};
 use crate::hbone::server::{self, Arrival};
 use crate::hbone::tunnel::Tunnel;
@@ -297,7 +298,7 @@ async fn accept(
             .map(|lease| (lease, identities.trust().clone()));
         let arrival = Arrival {
             node: node.clone(),
-            pod: pod.clone(),
+            host: Host::Pod(pod.clone()),
             local: stream.local_addr().unwrap(),
             socket: OwnedFd::from(stream.into_std().unwrap()),
             peer,

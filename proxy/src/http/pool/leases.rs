@@ -1,4 +1,4 @@
-//! The certificates that tunnels to clusters' endpoints are opened with.
+//! The certificates that tunnels to clusters' endpoints are opened with, and those that listeners for tunnels show.
 //!
 //! One is held from when a configuration that names its identity is applied until one is that doesn't: it is there before the first request wants it, and kept
 //! fresh. Requests read without a lock.
@@ -9,34 +9,33 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
 use underpass_certs::Lease;
-use underpass_config::Identity;
-use underpass_config::http::Http;
+use underpass_config::{Config, Identity, ListenerProtocol};
 
 use crate::identities::Identities;
 
 type Held = HashMap<Identity, Arc<Lease>, RandomState>;
 
-/// Those of all clusters.
+/// Those of all clusters and listeners.
 #[derive(Debug, Default)]
 pub struct Leases {
     held: ArcSwap<Held>,
 }
 
 impl Leases {
-    /// Holds what the clusters of `http` need, beside what is held.
-    pub fn prepare(&self, http: &Http, identities: Option<&Identities>) {
+    /// Holds what `config` needs, beside what is held.
+    pub fn prepare(&self, config: &Config, identities: Option<&Identities>) {
         let Some(identities) = identities else { return };
         let mut held = Held::clone(&self.held.load());
-        for identity in needed(http) {
+        for identity in needed(config) {
             let lease = || Arc::new(identities.hold(identity));
             held.entry(identity.clone()).or_insert_with(lease);
         }
         self.held.store(Arc::new(held));
     }
 
-    /// Lets go what no cluster of `http` needs.
-    pub fn keep(&self, http: &Http) {
-        let needed: HashSet<&Identity, RandomState> = needed(http).collect();
+    /// Lets go what `config` does not need.
+    pub fn keep(&self, config: &Config) {
+        let needed: HashSet<&Identity, RandomState> = needed(config).collect();
         let mut held = Held::clone(&self.held.load());
         held.retain(|identity, _| needed.contains(identity));
         self.held.store(Arc::new(held));
@@ -48,7 +47,13 @@ impl Leases {
     }
 }
 
-fn needed(http: &Http) -> impl Iterator<Item = &Identity> {
-    let transports = http.clusters.values().map(|cluster| &cluster.settings.transport);
-    transports.filter_map(|transport| Some(&transport.hbone.as_ref()?.client))
+fn needed(config: &Config) -> impl Iterator<Item = &Identity> {
+    let transports = config.http.clusters.values().map(|cluster| &cluster.settings.transport);
+    let listeners = config.node.listeners.iter();
+    let of_listeners = listeners.filter_map(|listener| match &listener.protocol {
+        ListenerProtocol::Hbone { identity } => Some(identity),
+        _ => None,
+    });
+    let of_clusters = transports.filter_map(|transport| Some(&transport.hbone.as_ref()?.client));
+    of_clusters.chain(of_listeners)
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
-use super::tunnelled::Tunnelled;
+use crate::http::tunnelled::Carried;
 use crate::http::wire::{Pulse, Wire};
 use crate::socket::{self, Delivery};
 use crate::stream::Stream as Socket;
@@ -23,9 +23,6 @@ pub enum Stream {
     /// By TLS.
     Tls(Box<TlsStream<Carried>>),
 }
-
-/// What carries it: a socket, or a stream of HBONE.
-pub type Carried = Either<Wire, Box<Tunnelled>>;
 
 impl Stream {
     /// Whether the endpoint has chosen HTTP/2 in the handshake.

@@ -13,11 +13,10 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
-use tokio_util::either::Either;
 
 use super::FAREWELL;
 use crate::http::pool::stream::Stream;
-use crate::http::wire::Wire;
+use crate::http::tunnelled::Carried;
 use crate::room::poll_room;
 use crate::stream::Stream as Socket;
 
@@ -101,9 +100,9 @@ impl End {
     /// # Errors
     /// When it is none.
     pub fn of_client(upgraded: Upgraded) -> io::Result<Self> {
-        let parts = upgraded.downcast::<TokioIo<Wire>>().map_err(|_| unknown())?;
+        let parts = upgraded.downcast::<TokioIo<Carried>>().map_err(|_| unknown())?;
         Ok(Self::new(Kind::Connection {
-            stream: Stream::Plain(Either::Left(parts.io.into_inner())),
+            stream: Stream::Plain(parts.io.into_inner()),
             early: parts.read_buf,
         }))
     }

@@ -1,8 +1,9 @@
-//! A stream of HBONE as what a codec speaks by to an endpoint.
+//! A stream of HBONE as what a codec speaks by, to an endpoint or with a client.
 //!
 //! It is to the codec what a socket would be. Its window follows what the codec has read; a reset of the stream, and whatever becomes of the connection below, is an error
-//! and never an end. When the codec lets go of it, it ends as a socket that is closed: the endpoint sees FIN, and a reset if it goes on. For that the stream is
-//! kept until the other side has ended too, since one that nobody holds any more is reset.
+//! and never an end. When the codec of an endpoint lets go of it, it ends as a socket that is closed: the endpoint sees FIN, and a reset if it goes on. One of a client's is reset
+//! unless its codec has ended it: what was broken off must not look complete; and what a client goes on to say is thrown away for a while, so that it sees the last
+//! answer (RFC 9112, section 9.6). For both the stream is kept until the other side has ended too, since one that nobody holds any more is reset.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,16 +15,23 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::either::Either;
 
-use super::slots::Slot;
+use super::pool::slots::Slot;
+use super::wire::{Moved, Pulse, Wire};
 use crate::hbone::tunnel::Tunnel;
-use crate::http::wire::{Moved, Pulse};
 use crate::socket::Delivery;
+
+/// What carries a connection of HTTP: a socket, or a stream of HBONE.
+pub type Carried = Either<Wire, Box<Tunnelled>>;
 
 /// How long the other side may take to end, when the codec has let go of it.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// A tunnel to an endpoint.
+/// A client that has been told of the end, and says nothing for so long, has had time to see it (as of a socket, `farewell`).
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A tunnel to an endpoint, or a client's.
 #[derive(Debug)]
 pub struct Tunnelled {
     /// None only while it is dropped.
@@ -33,8 +41,8 @@ pub struct Tunnelled {
     has_ended: bool,
     resets: bool,
     moved: Arc<Moved>,
-    /// What it takes of its cluster's limit on connections.
-    slot: Slot,
+    /// What it takes of its cluster's limit on connections; none: it is a client's.
+    slot: Option<Slot>,
 }
 
 impl Tunnelled {
@@ -46,14 +54,63 @@ impl Tunnelled {
             has_ended: false,
             resets: false,
             moved: Arc::default(),
-            slot,
+            slot: Some(slot),
         }
+    }
+
+    /// A client's.
+    pub fn of_client(tunnel: Tunnel, moved: Arc<Moved>) -> Self {
+        Self {
+            tunnel: Some(tunnel),
+            unread: Bytes::new(),
+            has_ended: false,
+            resets: false,
+            moved,
+            slot: None,
+        }
+    }
+
+    /// One that is not there any more.
+    pub fn gone() -> Self {
+        Self {
+            tunnel: None,
+            unread: Bytes::new(),
+            has_ended: true,
+            resets: false,
+            moved: Arc::default(),
+            slot: None,
+        }
+    }
+
+    /// The tunnel itself, which carries something else than HTTP from here on.
+    pub fn into_tunnel(mut self) -> Option<Tunnel> {
+        self.tunnel.take()
+    }
+
+    /// Has `early`, which was read of it before, read again.
+    pub fn put_back(&mut self, early: Bytes) {
+        self.unread = match self.unread.is_empty() {
+            true => early,
+            false => [&early[..], &self.unread].concat().into(),
+        };
+    }
+
+    /// Ready when there is something to read, or its end.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            match ready!(self.tunnel()?.poll_receive(cx)) {
+                Some(Ok(bytes)) => self.unread = bytes,
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, error))),
+                None => {}
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// What tells of it.
     pub fn pulse(&self) -> Pulse {
         let standing = self.tunnel.as_ref().and_then(Tunnel::standing);
-        Pulse::of_tunnel(self.moved.clone(), self.slot.queue(), standing)
+        Pulse::of_tunnel(self.moved.clone(), self.slot.as_ref().map(Slot::queue), standing)
     }
 
     /// How much of what was written the connection below has taken; a reset forgets the rest.
@@ -89,13 +146,7 @@ impl Tunnelled {
 impl AsyncRead for Tunnelled {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.unread.is_empty() {
-            match ready!(this.tunnel()?.poll_receive(cx)) {
-                Some(Ok(bytes)) => this.unread = bytes,
-                Some(Err(error)) => return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, error))),
-                None => return Poll::Ready(Ok(())),
-            }
-        }
+        ready!(this.poll_readable(cx))?;
         let length = this.unread.len().min(buf.remaining());
         buf.put_slice(&this.unread[..length]);
         this.unread.advance(length);
@@ -137,12 +188,33 @@ impl AsyncWrite for Tunnelled {
 impl Drop for Tunnelled {
     fn drop(&mut self) {
         let Some(mut tunnel) = self.tunnel.take() else { return };
-        let is_over = self.resets || !self.unread.is_empty() || (!self.has_ended && tunnel.end().is_err());
+        let is_of_client = self.slot.is_none();
+        let is_over = match is_of_client {
+            true => self.resets || !self.has_ended,
+            false => self.resets || !self.unread.is_empty() || (!self.has_ended && tunnel.end().is_err()),
+        };
         match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if !is_over && is_of_client => {
+                let unread = self.unread.len();
+                drop(runtime.spawn(linger(tunnel, unread)));
+            }
             Ok(runtime) if !is_over => drop(runtime.spawn(leave(tunnel))),
             _ => tunnel.reset(Reason::CANCEL),
         }
     }
+}
+
+/// Lets a client see the end before it is told that nobody hears what it still says; `unread` bytes of that are here already.
+async fn linger(mut tunnel: Tunnel, unread: usize) {
+    tunnel.taken(unread);
+    let reading = async {
+        while let Ok(Some(Ok(bytes))) = tokio::time::timeout(SILENCE, poll_fn(|cx| tunnel.poll_receive(cx))).await {
+            tunnel.taken(bytes.len());
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, reading).await;
+    // What it has ended itself, it does not hear of any more.
+    tunnel.reset(Reason::NO_ERROR);
 }
 
 /// Lets the other side end as well. What it still says nobody hears, of which it is told.
@@ -154,5 +226,5 @@ async fn leave(mut tunnel: Tunnel) {
 }
 
 fn gone() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "the tunnel to the endpoint is gone")
+    io::Error::new(io::ErrorKind::BrokenPipe, "the tunnel is gone")
 }
