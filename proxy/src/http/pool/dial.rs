@@ -22,7 +22,6 @@ use crate::hbone::pool::{DialError, OpenError};
 use crate::hbone::proxy_protocol;
 use crate::http::tunnelled::{Carried, Tunnelled};
 use crate::http::upload::Attempt;
-use crate::http::upload::Attempt;
 use crate::http::wire::{Moved, Wire};
 use crate::node::Node;
 use crate::socket::{self, Connecting};
