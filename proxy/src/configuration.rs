@@ -150,6 +150,7 @@ impl Configuration {
         let http = node.snapshot().config.http.clone();
         node.http.originations.prepare(&http)?;
         node.http.leases.prepare(&http, node.identities.as_ref());
+        node.telemetry.exporters.keep(&http);
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
@@ -243,7 +244,7 @@ impl Configuration {
         // Addresses mean other workloads in another network.
         touched.everything |= old.network != new.network;
         let filter = self.log.parse(&new.log)?;
-        let access_log = self.node.telemetry.access_log.prepare(&new.access_log)?;
+        let access_log = self.node.telemetry.access_log.prepare(&new)?;
         let kept: Vec<_> = state.running.iter().map(RunningListener::address).collect();
         self.node.http.originations.prepare(&config.http)?;
         let opened = open_listeners(&new, &kept)?;
@@ -253,6 +254,7 @@ impl Configuration {
             .http
             .leases
             .prepare(&config.http, self.node.identities.as_ref());
+        self.node.telemetry.exporters.prepare(&config.http);
         if new.log != old.log {
             self.log.set(filter);
         }
@@ -263,6 +265,7 @@ impl Configuration {
         let http = self.node.snapshot().config.http.clone();
         self.node.http.originations.keep(&http);
         self.node.http.leases.keep(&http);
+        self.node.telemetry.exporters.keep(&http);
         self.node.http.keep_at_most(new.limits.idle_http_connections);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);
