@@ -35,6 +35,7 @@ test: build
 	@scripts/envoy-setup.sh
 	@scripts/h2spec-setup.sh
 	@scripts/grpc-setup.sh
+	@scripts/collector-setup.sh
 	$(CARGO) test --workspace --locked
 
 test-istio: build

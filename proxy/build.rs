@@ -4,7 +4,7 @@ use std::error;
 
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile(["external_auth.proto"], ["proto"])?;
+    let descriptors = protox::compile(["external_auth.proto", "otlp.proto", "als.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
         .build_client(false)

@@ -6,6 +6,7 @@
 mod expression;
 mod filter;
 mod format;
+mod remote;
 mod wanted;
 
 use std::path::PathBuf;
@@ -15,21 +16,39 @@ use serde::{Serialize, Serializer};
 pub use expression::{BadExpression, Expression};
 pub use filter::{LogFilter, RESPONSE_FLAGS};
 pub use format::{ISTIO_JSON, ISTIO_TEXT, JsonFormat, RequestFormat};
+pub use remote::{GrpcLog, OtlpLog};
 pub use wanted::WantedFields;
 
-use crate::http::{Fact, Facts};
+use crate::http::Fact;
 
 /// One log of requests.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RequestLog {
-    /// A file that is appended to; `-` and `/dev/stdout` are standard output, `/dev/stderr` standard error.
-    pub path: PathBuf,
-    /// What a line says.
-    #[serde(serialize_with = "as_written")]
-    pub format: RequestFormat,
+    /// Who is told.
+    #[serde(flatten)]
+    pub to: LogTo,
     /// Which requests have one.
     #[serde(skip_serializing_if = "LogFilter::is_empty")]
     pub filter: LogFilter,
+}
+
+/// Who is told of requests.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogTo {
+    /// A collector of OpenTelemetry's logs (`access_loggers.open_telemetry`).
+    OpenTelemetry(OtlpLog),
+    /// A server of Envoy's access log service (`access_loggers.http_grpc`).
+    Grpc(GrpcLog),
+    /// A file, of lines.
+    #[serde(untagged)]
+    File {
+        /// It is appended to; `-` and `/dev/stdout` are standard output, `/dev/stderr` standard error.
+        path: PathBuf,
+        /// What a line says.
+        #[serde(serialize_with = "as_written")]
+        format: RequestFormat,
+    },
 }
 
 fn as_written<S: Serializer>(format: &RequestFormat, serializer: S) -> Result<S::Ok, S::Error> {
@@ -37,19 +56,14 @@ fn as_written<S: Serializer>(format: &RequestFormat, serializer: S) -> Result<S:
 }
 
 impl RequestLog {
-    /// The line of a request, with its end; none, if it has none.
-    pub fn line(&self, facts: &dyn Facts) -> Option<String> {
-        let mut line = self.filter.passes(facts).then(|| self.format.line(facts))?;
-        // Envoy leaves that to the format of a text, and Istio adds it.
-        if !line.ends_with('\n') {
-            line.push('\n');
-        }
-        Some(line)
-    }
-
     /// What it asks for.
     fn facts<'a>(&'a self, found: &mut dyn FnMut(&'a Fact)) {
-        self.format.facts(found);
+        match &self.to {
+            LogTo::File { format, .. } => format.facts(found),
+            LogTo::OpenTelemetry(log) => log.facts(found),
+            // What its entries say is always the same.
+            LogTo::Grpc(_) => {}
+        }
         self.filter.facts(found);
     }
 }

@@ -39,6 +39,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod times;
+mod tracing;
 mod transport;
 
 use std::collections::HashMap;
@@ -67,7 +68,7 @@ pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestV
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
-pub use operators::{BadFormat, Fact, Facts, Format, GrpcForm, Limited, Part, Stage, TimeFormat};
+pub use operators::{BadFormat, End, Fact, Facts, Format, GrpcForm, Limited, Part, PeerField, Stage, TimeFormat};
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
@@ -84,6 +85,9 @@ pub use route::{
 };
 pub use table::{LocalityWeights, Wish};
 pub use times::{GrpcTimeout, StreamDuration, Times};
+pub use tracing::{
+    Decorator, MetadataTag, Propagation, Sampling, SpanDirection, SpanTag, TagValue, Tracing, TracingProvider,
+};
 pub use transport::{
     KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamHbone, UpstreamTls,
 };

@@ -26,6 +26,7 @@ mod claims;
 mod config;
 mod endpoint;
 mod error;
+mod export;
 mod gateway;
 mod hbone;
 pub mod http;
@@ -48,8 +49,8 @@ mod workload;
 mod yaml;
 
 pub use access_log::{
-    BadExpression, Expression, ISTIO_JSON, ISTIO_TEXT, JsonFormat, LogFilter, RESPONSE_FLAGS, RequestFormat,
-    RequestLog, WantedFields,
+    BadExpression, Expression, GrpcLog, ISTIO_JSON, ISTIO_TEXT, JsonFormat, LogFilter, LogTo, OtlpLog, RESPONSE_FLAGS,
+    RequestFormat, RequestLog, WantedFields,
 };
 pub use authorization::{
     Action, Authorization, ConnectionFacts, Decision, DenyReason, DryRunMatch, Group, Match, PolicyScope, Rule,
@@ -59,6 +60,7 @@ pub use capture::{CaptureSettings, CapturedPod, PodPlace};
 pub use config::Config;
 pub use endpoint::{Endpoint, EndpointLoad, LoadGuard};
 pub use error::{ConfigError, Problem, Problems, TextPosition};
+pub use export::{Batching, Export, ExportProtocol};
 pub use gateway::{Gateway, GatewayDestination};
 pub use hbone::{HbonePing, HboneSettings, LapsedStreams};
 pub use identities::{CertificateFile, IdentitySettings};

@@ -10,6 +10,7 @@
 
 mod access_log;
 mod capture;
+mod export;
 mod fallback;
 mod hbone;
 mod http;
@@ -103,6 +104,7 @@ impl Document {
         shape.node.check_destinations(&services, &mut reading);
         let http = shape.http.compile(&mut reading);
         shape.node.check_tables(&http, &mut reading);
+        shape.node.check_logs(&http, &mut reading);
         shape.http.check_identities(&node, &mut reading);
         shape.node.check_identities(&node, &mut reading);
         node.capture =

@@ -32,6 +32,7 @@ fn every_example_loads() {
         "relay.yaml",
         "routes.yaml",
         "services.yaml",
+        "tracing.yaml",
         "upstreams.yaml",
         "balancing.yaml",
     ] {

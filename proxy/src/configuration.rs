@@ -150,6 +150,7 @@ impl Configuration {
         let config = node.snapshot().config.clone();
         node.http.originations.prepare(&config.http)?;
         node.http.leases.prepare(&config, node.identities.as_ref());
+        node.telemetry.exporters.keep(&config.http);
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
@@ -243,13 +244,14 @@ impl Configuration {
         // Addresses mean other workloads in another network.
         touched.everything |= old.network != new.network;
         let filter = self.log.parse(&new.log)?;
-        let access_log = self.node.telemetry.access_log.prepare(&new.access_log)?;
+        let access_log = self.node.telemetry.access_log.prepare(&new)?;
         let kept: Vec<_> = state.running.iter().map(RunningListener::address).collect();
         self.node.http.originations.prepare(&config.http)?;
         let opened = open_listeners(&new, &kept)?;
 
         // Nothing below fails.
         self.node.http.leases.prepare(&config, self.node.identities.as_ref());
+        self.node.telemetry.exporters.prepare(&config.http);
         if new.log != old.log {
             self.log.set(filter);
         }
@@ -260,6 +262,7 @@ impl Configuration {
         let config = self.node.snapshot().config.clone();
         self.node.http.originations.keep(&config.http);
         self.node.http.leases.keep(&config);
+        self.node.telemetry.exporters.keep(&config.http);
         self.node.http.keep_at_most(new.limits.idle_http_connections);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);

@@ -21,6 +21,7 @@ mod destination;
 pub mod doctor;
 mod ending;
 mod entrance;
+mod export;
 mod flow;
 mod flow_table;
 pub mod flows;

@@ -18,6 +18,7 @@ use crate::capture;
 use crate::configuration::{Configuration, Reload, UpdateError};
 use crate::cores::Cores;
 use crate::ending::Ending;
+use crate::export;
 use crate::flow_table::FlowTable;
 use crate::footprint;
 use crate::http::filters::jwt;
@@ -32,6 +33,8 @@ use crate::telemetry::{AccessLogError, AccessLogWriter, Telemetry};
 /// How often a drain looks whether the last connection has gone.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
+/// How long collectors may take for what they have not been told yet when the process ends.
+const LAST_MESSAGES: Duration = Duration::from_secs(2);
 /// How long connections that were told to end may take to do so.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -162,7 +165,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
     let (text, config) = loaded;
     let log = LogFilter::install(&config.node.log)?;
     let count = config.node.workers.map_or_else(available_cores, usize::from);
-    let access_log = Arc::new(AccessLogWriter::open(&config.node.access_log)?);
+    let access_log = Arc::new(AccessLogWriter::open(&config.node, Arc::default())?);
     let (cores, threads) = Cores::start(count)?;
     let flows = Arc::new(FlowTable::new(count));
     let offload = Arc::new(Offload::default());
@@ -194,6 +197,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
         tokio::spawn(discovery::follow(node.clone()));
         tokio::spawn(outliers::follow(node.clone()));
         tokio::spawn(jwt::follow(node.clone()));
+        tokio::spawn(export::follow(node.clone()));
         let configuration =
             Configuration::start(path.into(), &text, given.role, node.clone(), cores.clone(), log.clone())?;
         drop(text);
@@ -228,6 +232,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
         drop(watcher);
         configuration.close_listeners();
         drain(&node).await;
+        node.telemetry.exporters.finish(LAST_MESSAGES).await;
         Ok(())
     });
     drop(threads);

@@ -26,9 +26,10 @@ use underpass_xds_client::StatusReader;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
 pub use istio::{Amounts, IstioRequests, Outcome, RequestEnds, RequestSeries};
-pub use request_logs::RequestLogs;
+pub use request_logs::{Entry, RequestLogs};
 pub use requests::{RequestCounts, RequestMetrics};
 
+use crate::export::Exporters;
 use crate::flow_table::FlowTable;
 use crate::identities::Identities;
 use crate::offload::Offload;
@@ -57,6 +58,8 @@ pub struct Telemetry {
     registry: Registry,
     /// Where access-log lines go.
     pub access_log: Arc<AccessLogWriter>,
+    /// Queues to collectors.
+    pub exporters: Arc<Exporters>,
     refusals: Mutex<VecDeque<serde_json::Value>>,
     dry_run: Family<Vec<(&'static str, String)>, Counter>,
     checks: Family<Vec<(&'static str, String)>, Counter>,
@@ -112,6 +115,12 @@ impl Telemetry {
             "Requests for the keys of an issuer of tokens, by what came of them",
             jwks_fetches.clone(),
         );
+        let exporters = access_log.exporters().clone();
+        registry.register(
+            "underpass_exported",
+            "Spans and entries of logs for collectors, by signal, cluster and what became of them",
+            exporters.counted(),
+        );
         for result in ["applied", "rejected"] {
             let _ = config_updates.get_or_create(&vec![("result", result)]);
         }
@@ -132,6 +141,7 @@ impl Telemetry {
         Self {
             registry,
             access_log,
+            exporters,
             refusals,
             dry_run,
             checks,

@@ -14,7 +14,7 @@
 //! * [`capture`]: a node whose pods are captured, with its agent and its proxies.
 //! * [`Authority`]: certificates as files.
 //! * [`istiod`]: a real istiod, whose cluster is a folder of YAML files.
-//! * [`envoy`]: a running Envoy. [`h2spec`]: a program that tries a server of HTTP/2. [`grpc`]: two that try each other by gRPC.
+//! * [`collector`]: a running collector of OpenTelemetry. [`envoy`]: a running Envoy. [`h2spec`]: a program that tries a server of HTTP/2. [`grpc`]: two that try each other by gRPC.
 //! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
 //! * [`load`]: connections with a round trip, one or many, and what came of them.
 //! * [`Process`]: a program that ends with its test. [`available`]: what a test needs of the machine.
@@ -26,6 +26,7 @@ mod admin;
 mod authority;
 pub mod capture;
 mod client;
+pub mod collector;
 mod config;
 pub mod conversation;
 pub mod envoy;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::capture;
+use crate::collector;
 use crate::envoy;
 use crate::grpc;
 use crate::h2spec;
@@ -26,6 +27,8 @@ pub enum Need {
     H2spec,
     /// grpc-go's interop client and server (scripts/grpc-setup.sh).
     GrpcInterop,
+    /// A collector of OpenTelemetry (scripts/collector-setup.sh).
+    Collector,
     /// A stock Envoy (scripts/envoy-setup.sh).
     Envoy,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
@@ -66,6 +69,10 @@ impl Need {
             Need::GrpcInterop => {
                 let why = "needs grpc-go's interop programs: run scripts/grpc-setup.sh, which builds them";
                 grpc::interop().is_none().then(|| why.to_owned())
+            }
+            Need::Collector => {
+                let why = "needs a collector of OpenTelemetry: run scripts/collector-setup.sh, which builds it";
+                collector::program().is_none().then(|| why.to_owned())
             }
             Need::Envoy => {
                 let why = "needs Envoy: run scripts/envoy-setup.sh, which fetches it";

@@ -92,16 +92,21 @@ impl fmt::Debug for JsonFormat {
 }
 
 impl RequestFormat {
-    /// The line of a request.
+    /// The line of a request, with its end.
     pub fn line(&self, facts: &dyn Facts) -> String {
-        match self {
+        let mut line = match self {
             Self::Text { format, omits_empty } => format.line(facts, unknown(*omits_empty)),
             Self::Json { format, omits_empty } => {
                 let mut line = String::new();
                 format.write(facts, *omits_empty, &mut line);
                 line
             }
+        };
+        // Envoy leaves that to the format of a text, and Istio adds it.
+        if !line.ends_with('\n') {
+            line.push('\n');
         }
+        line
     }
 
     pub(super) fn facts<'a>(&'a self, found: &mut dyn FnMut(&'a Fact)) {
@@ -120,7 +125,7 @@ fn unknown(omits_empty: bool) -> &'static str {
 }
 
 impl JsonFormat {
-    fn facts<'a>(&'a self, found: &mut dyn FnMut(&'a Fact)) {
+    pub(super) fn facts<'a>(&'a self, found: &mut dyn FnMut(&'a Fact)) {
         match self {
             Self::Text(format) => format.facts().for_each(found),
             Self::Fixed(_) => {}
@@ -245,10 +250,12 @@ mod tests {
         assert_eq!(
             line(false),
             r#"{"status":204,"said":"204 -","host":null,"agent":"a\"b�","nested":{"x":null},"list":[null,"a",3]}"#
+                .to_owned()
+                + "\n"
         );
         assert_eq!(
             line(true),
-            r#"{"status":204,"said":"204 ","agent":"a\"b�","list":["a",3]}"#
+            r#"{"status":204,"said":"204 ","agent":"a\"b�","list":["a",3]}"#.to_owned() + "\n"
         );
     }
 

@@ -1,8 +1,8 @@
 //! Which fields of requests some log asks for: nothing else is kept of them.
 
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_TYPE, HeaderName, REFERER, USER_AGENT};
 
-use super::RequestLog;
+use super::{GrpcLog, LogTo, RequestLog};
 use crate::http::{Fact, Field};
 
 /// Fields, each once.
@@ -22,21 +22,47 @@ pub struct WantedFields {
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
+/// What an entry of a log by gRPC says of every request.
+const OF_ENTRIES: [HeaderName; 5] = [
+    USER_AGENT,
+    REFERER,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-envoy-original-path"),
+];
+
 impl WantedFields {
     /// Those of some logs.
     pub fn of<'a>(logs: impl IntoIterator<Item = &'a RequestLog>) -> Self {
         let mut wanted = Self::default();
         for log in logs {
             log.facts(&mut |fact| wanted.add(fact));
+            if let LogTo::Grpc(grpc) = &log.to {
+                wanted.add_all(grpc);
+            }
         }
-        for names in [&mut wanted.request, &mut wanted.response, &mut wanted.trailers] {
-            names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
-            names.dedup();
-        }
+        wanted.each_once();
         wanted
     }
 
-    fn add(&mut self, fact: &Fact) {
+    /// Names each field once.
+    pub(crate) fn each_once(&mut self) {
+        for names in [&mut self.request, &mut self.response, &mut self.trailers] {
+            names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+            names.dedup();
+        }
+    }
+
+    /// What an entry of a log by gRPC says of every request, and what it is to say beside.
+    fn add_all(&mut self, log: &GrpcLog) {
+        (self.path, self.authority) = (true, true);
+        self.request.extend(OF_ENTRIES);
+        self.request.extend_from_slice(&log.request_headers);
+        self.response.extend_from_slice(&log.response_headers);
+        self.trailers.extend_from_slice(&log.response_trailers);
+    }
+
+    pub(crate) fn add(&mut self, fact: &Fact) {
         match fact {
             Fact::Request(first, second) | Fact::RequestWithoutQuery(first, second) => {
                 for field in std::iter::once(first).chain(second) {

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 
 use http::header::HeaderMap;
 
-pub use fact::{Fact, GrpcForm, Part};
+pub use fact::{End, Fact, GrpcForm, Part, PeerField};
 pub use time::TimeFormat;
 
 /// A text with operators in it.

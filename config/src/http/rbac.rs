@@ -36,6 +36,11 @@ impl Rbac {
     pub fn shadow_key(prefix: &str) -> Text {
         format!("{prefix}shadow_effective_policy_id").into()
     }
+
+    /// And what they would have done: `allowed` or `denied`.
+    pub fn shadow_result_key(prefix: &str) -> Text {
+        format!("{prefix}shadow_engine_result").into()
+    }
 }
 
 /// Rules with one action.

@@ -8,8 +8,8 @@ use http::{HeaderValue, StatusCode};
 use super::domains::DomainIndex;
 use super::path_index::PathIndex;
 use super::{
-    Cluster, Cors, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, MetricSettings, Mirror,
-    PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
+    Cluster, Cors, Decorator, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, MetricSettings,
+    Mirror, PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration, Tracing,
 };
 use crate::Text;
 
@@ -27,6 +27,8 @@ pub struct RouteTable {
     pub connection_rules: Vec<Rbac>,
     /// What they are counted by.
     pub metrics: Arc<MetricSettings>,
+    /// How they are traced; none: they are not.
+    pub tracing: Option<Arc<Tracing>>,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
@@ -53,6 +55,8 @@ pub struct Route {
     pub name: Text,
     /// Which requests it is for.
     pub matches: RouteMatch,
+    /// What they are called in their spans; none: as those of no route.
+    pub decorator: Option<Decorator>,
     /// What becomes of them.
     pub action: RouteAction,
     /// Edits of the request.
@@ -255,6 +259,7 @@ impl RouteTable {
             filters: Vec::new(),
             connection_rules: Vec::new(),
             metrics: Arc::default(),
+            tracing: None,
             virtual_hosts,
             index,
             paths,

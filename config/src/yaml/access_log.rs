@@ -1,6 +1,8 @@
 //! `access_log:`: a log, or a list of them. At most one is in the proxy's own format, which has lines of connections, too; the others have lines of HTTP
 //! requests, in Envoy's words.
 
+mod remote;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
@@ -12,11 +14,12 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::reading::{Path, Reading, YES_OR_NO};
 use super::scalar::Scalar;
-use crate::http::{Format, Stage};
+use crate::http::{Format, Http, Stage};
 use crate::{
-    AccessLog, Expression, ISTIO_JSON, ISTIO_TEXT, JsonFormat, LogFilter, LogFormat, RESPONSE_FLAGS, RequestFormat,
-    RequestLog, Text,
+    AccessLog, Expression, ISTIO_JSON, ISTIO_TEXT, JsonFormat, LogFilter, LogFormat, LogTo, RESPONSE_FLAGS,
+    RequestFormat, RequestLog, Text,
 };
+use remote::{GrpcLogShape, OtlpLogShape};
 
 /// One log, or several.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ pub(super) struct LogShape<'a> {
     json_format: Option<JsonShape<'a>>,
     omit_empty_values: Option<Scalar<'a>>,
     filter: Option<FilterShape<'a>>,
+    envoy_otel_als: Option<OtlpLogShape<'a>>,
+    envoy_http_als: Option<GrpcLogShape<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -161,6 +166,18 @@ enum Compiled {
 }
 
 impl AccessLogShape<'_> {
+    /// Reports clusters that logs are to be told to and that can't be.
+    pub(super) fn check(&self, path: Path<'_>, http: &Http, reading: &mut Reading) {
+        match self {
+            Self::One(log) => log.check(path, http, reading),
+            Self::Several(several) => {
+                for (index, log) in several.iter().enumerate() {
+                    log.check(path.item(index), http, reading);
+                }
+            }
+        }
+    }
+
     pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> AccessLog {
         let mut logs = AccessLog {
             format: LogFormat::Off,
@@ -196,10 +213,44 @@ fn add(logs: &mut AccessLog, log: Option<Compiled>) {
 }
 
 impl LogShape<'_> {
+    fn check(&self, path: Path<'_>, http: &Http, reading: &mut Reading) {
+        if let Some(shape) = &self.envoy_otel_als {
+            shape.check(path.field("envoy_otel_als"), http, reading);
+        }
+        if let Some(shape) = &self.envoy_http_als {
+            shape.check(path.field("envoy_http_als"), http, reading);
+        }
+    }
+
+    /// The log that someone else keeps, if it is one; what is for lines has no place in it.
+    fn remote(&self, path: Path<'_>, reading: &mut Reading) -> Option<LogTo> {
+        let otlp = self.envoy_otel_als.as_ref();
+        let otlp = otlp.map(|shape| LogTo::OpenTelemetry(shape.compile(path.field("envoy_otel_als"), reading)));
+        let grpc = self.envoy_http_als.as_ref();
+        let grpc = grpc.map(|shape| LogTo::Grpc(shape.compile(path.field("envoy_http_als"), reading)));
+        let of_lines = [
+            self.path.is_some(),
+            self.format.is_some(),
+            self.text_format.is_some(),
+            self.json_format.is_some(),
+            self.omit_empty_values.is_some(),
+            otlp.is_some() && grpc.is_some(),
+        ];
+        if (otlp.is_some() || grpc.is_some()) && of_lines.contains(&true) {
+            let remedy = "write a log of its own for each: `path` and formats are for files";
+            reading.report(path, "", "goes to more than one place", remedy);
+        }
+        otlp.or(grpc)
+    }
+
     fn compile(&self, path: Path<'_>, reading: &mut Reading) -> Option<Compiled> {
         let to = reading.nonempty_or(path.field("path"), self.path.as_ref(), &"-".into());
         let to = PathBuf::from(to.as_ref());
         let filter = (self.filter.as_ref()).map(|filter| filter.compile(path.field("filter"), reading));
+        if let Some(to) = self.remote(path, reading) {
+            let filter = filter.unwrap_or_default();
+            return Some(Compiled::OfRequests(RequestLog { to, filter }));
+        }
         let omits_empty = reading
             .choice(
                 path.field("omit_empty_values"),
@@ -224,8 +275,7 @@ impl LogShape<'_> {
             }
         };
         Some(Compiled::OfRequests(RequestLog {
-            path: to,
-            format,
+            to: LogTo::File { path: to, format },
             filter: filter.unwrap_or_default(),
         }))
     }

@@ -21,6 +21,7 @@ mod retry;
 mod routes;
 mod served;
 mod times;
+mod tracing;
 mod transport;
 
 use std::collections::HashMap;
@@ -36,9 +37,11 @@ use crate::http::{Cluster, Http};
 use crate::{NodeSettings, Text};
 use clusters::ClusterShape;
 use ext_authz::{ProviderShape, Providers};
+pub(super) use forward::check_cluster;
 pub(super) use hbone::{check_identity, identity};
 use routes::TableShape;
 use served::ServedShape;
+use tracing::{TracingProviderShape, TracingProviders};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -48,6 +51,13 @@ pub(super) struct HttpShape<'a> {
     clusters: Vec<ClusterShape<'a>>,
     ext_authz_providers: Vec<ProviderShape<'a>>,
     services: Vec<ServedShape<'a>>,
+    tracing_providers: Vec<TracingProviderShape<'a>>,
+}
+
+/// Who tables may name.
+struct AllProviders {
+    ext_authz: Providers,
+    tracing: TracingProviders,
 }
 
 const SECTION: Path<'_> = Path::Section("http");
@@ -64,7 +74,10 @@ impl HttpShape<'_> {
             http.clusters
                 .insert(settings.name.clone(), Arc::new(Cluster::new(settings)));
         }
-        let providers = self.providers(&http, reading);
+        let providers = AllProviders {
+            ext_authz: self.providers(&http, reading),
+            tracing: self.tracing_providers(&http, reading),
+        };
         places.clear();
         for (index, shape) in self.routes.iter().enumerate() {
             let tables = SECTION.field("routes");
@@ -87,6 +100,18 @@ impl HttpShape<'_> {
             if let Some(provider) = shape.compile(path, http, reading) {
                 providers.insert(name, Arc::new(provider));
             }
+        }
+        providers
+    }
+
+    fn tracing_providers(&self, http: &Http, reading: &mut Reading) -> TracingProviders {
+        let (mut providers, mut places) = (TracingProviders::default(), HashMap::default());
+        for (index, shape) in self.tracing_providers.iter().enumerate() {
+            let list = SECTION.field("tracing_providers");
+            let path = list.item(index);
+            let provider = shape.compile(path, http, reading);
+            claim(path.field("name"), &provider.name, index, &mut places, reading);
+            providers.insert(provider.name.clone(), Arc::new(provider));
         }
         providers
     }

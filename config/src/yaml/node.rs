@@ -247,6 +247,11 @@ impl NodeShape<'_> {
         }
     }
 
+    /// Reports clusters that logs are to be told to and that can't be.
+    pub(super) fn check_logs(&self, http: &Http, reading: &mut Reading) {
+        self.access_log.check(SECTION.field("access_log"), http, reading);
+    }
+
     /// Reports destinations that name a port which their service does not have.
     pub(super) fn check_destinations(&self, services: &Services, reading: &mut Reading) {
         for (index, shape) in self.listeners.iter().enumerate() {

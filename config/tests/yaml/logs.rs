@@ -1,6 +1,6 @@
 //! `node.access_log`: one log or several, in the proxy's own format or in Envoy's words.
 
-use underpass_config::{AccessLog, Config, LogFormat, RequestFormat};
+use underpass_config::{AccessLog, Config, LogFormat, LogTo, RequestFormat, RequestLog};
 
 use super::rejected::refused;
 
@@ -10,6 +10,13 @@ fn logs(yaml: &str) -> AccessLog {
         .node
         .access_log
         .clone()
+}
+
+fn lines_of(log: &RequestLog) -> &RequestFormat {
+    match &log.to {
+        LogTo::File { format, .. } => format,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -39,11 +46,11 @@ fn several_logs_stand_beside_each_other() {
     let [text, json, istio] = &several.requests[..] else {
         panic!()
     };
-    assert!(matches!(text.format, RequestFormat::Text { omits_empty: false, .. }) && text.filter.is_empty());
+    assert!(matches!(lines_of(text), RequestFormat::Text { omits_empty: false, .. }) && text.filter.is_empty());
     let RequestFormat::Json {
         omits_empty: true,
         format,
-    } = &json.format
+    } = lines_of(json)
     else {
         panic!("{json:?}")
     };
@@ -54,7 +61,10 @@ fn several_logs_stand_beside_each_other() {
         json.filter.expression.as_ref().unwrap().text(),
         "response.code >= 400 || connection.mtls == false"
     );
-    assert!(matches!(istio.format, RequestFormat::Json { omits_empty: false, .. }));
+    assert!(matches!(
+        lines_of(istio),
+        RequestFormat::Json { omits_empty: false, .. }
+    ));
     // It is in the admin view.
     assert!(
         serde_json::to_string(&several)

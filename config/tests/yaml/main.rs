@@ -15,6 +15,7 @@ mod logs;
 mod mutated;
 mod rejected;
 mod reported;
+mod tracing;
 mod updated;
 
 /// A document that uses every field.

@@ -28,6 +28,7 @@ use super::pool::Lease;
 use super::record::{Record, grpc_status_in};
 use super::reply::{Audience, closing, grpc_status, reply, reply_with};
 use super::switch::Switch;
+use super::traces::Traced;
 use super::tunnel::{End, Terms, Tunnel};
 use super::upload::Upload;
 use crate::node::Snapshot;
@@ -92,6 +93,9 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
         }
     };
     response.headers_mut().insert(SERVER, SERVER_NAME);
+    if let Some(traced) = &mut record.traced {
+        traced.edit_response(response.headers_mut());
+    }
     // Whoever is answered before its body was looked at may go on sending it: nothing that follows it would be read.
     let is_unread = has_body && record.upload.as_ref().is_none_or(|upload| !upload.was_asked_for());
     // Nor is what follows one that may have ended elsewhere.
@@ -166,6 +170,17 @@ impl Exchange<'_> {
         let random = fastrand::u64(..);
         let mut found = self.find(&intake, random, record);
         let mut findings = Findings::default();
+        if let Some(tracing) = self.table.and_then(|table| table.tracing.as_ref()) {
+            let route = found.as_ref().map(|(_, route)| &**route);
+            record.traced = Some(Traced::begin(
+                tracing,
+                &mut intake,
+                route,
+                &self.connection.session.node,
+            ));
+            // Its id may say now that it is traced.
+            record.note_request(&intake);
+        }
         if let Some(table) = self.table.filter(|table| !table.metrics.added.is_empty()) {
             record.labels = labels(&table.metrics, &intake, record);
         }
@@ -181,6 +196,9 @@ impl Exchange<'_> {
                 principal: None,
             };
             let passed = filters::pass(table, passing).await;
+            if let Some(traced) = &mut record.traced {
+                traced.note_shadow(&findings.shadow);
+            }
             if findings.is_edited {
                 found = self.find(&intake, random, record);
                 record.note_edited(&intake);
@@ -271,6 +289,9 @@ impl Exchange<'_> {
             record.details = "rewritten_path_is_invalid".into();
             let refusal = reply(self.audience, StatusCode::INTERNAL_SERVER_ERROR, Bytes::new());
             return edited(refusal, (host, route, None), &intake, record);
+        }
+        if let Some(traced) = &record.traced {
+            traced.inject(&mut intake.headers);
         }
         record.note_edited(&intake);
         let response = pin!(self.forward(&intake, body, (forward, chosen, limits), record)).await;

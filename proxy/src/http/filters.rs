@@ -133,7 +133,7 @@ struct Refusal {
 pub struct Findings {
     /// What its token claims, which was verified.
     pub claims: Option<Arc<serde_json::Value>>,
-    /// Which policies shadow rules have matched, by [`Rbac::shadow_key`].
+    /// Which policies shadow rules have matched, by [`Rbac::shadow_key`], and what these rules would have done, by [`Rbac::shadow_result_key`].
     pub shadow: Vec<(Text, Text)>,
     /// Its header fields are not what they were: it may be another route's.
     pub is_edited: bool,
@@ -219,7 +219,7 @@ impl Passing<'_> {
                 };
                 let telemetry = &self.connection.session.node.telemetry;
                 let (outcome, shadow) = of_connection.judge(rules, peer, &asking, telemetry);
-                self.findings.shadow.extend(shadow);
+                self.findings.shadow.extend(shadow.into_iter().flatten());
                 outcome
             }
             // What was not settled is not known, and what is not known does not pass.

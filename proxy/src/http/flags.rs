@@ -50,6 +50,17 @@ impl Flags {
     /// An authorization server does not let it pass, or could not be asked (UAEX).
     pub const UNAUTHORIZED_EXTERNAL: Self = Self(1 << 18);
 
+    /// Those that say what has become of the last try.
+    pub fn of_last_try(self) -> Self {
+        const OF_TRIES: u32 = Flags::UPSTREAM_TIMEOUT.0
+            | Flags::UPSTREAM_RESET.0
+            | Flags::CONNECT_FAILED.0
+            | Flags::UPSTREAM_CLOSED.0
+            | Flags::OVERFLOW.0
+            | Flags::STREAM_LASTED.0;
+        Self(self.0 & OF_TRIES)
+    }
+
     /// In the order in which Envoy comes to set them, and tells them: what was done on purpose, that there was no further try, and what went wrong with the
     /// last.
     const WORDS: [(Self, &'static str); 19] = [

@@ -231,15 +231,18 @@ impl Job<'_> {
             record.endpoint = Some(address);
             record.attempts += 1;
             if let (1, Some((_, route))) = (record.attempts, &record.route) {
-                mirror::start(self, route);
+                mirror::start(self, route, record.traced.as_deref());
             }
             current.began(&endpoint, self.upload.attempts());
-            let outcome = pin!(self.try_once(self.wanted(&endpoint))).await;
+            let tried_with = self.begin_try(address, record);
+            let goes_on = tried_with.as_ref().unwrap_or(self.intake);
+            let outcome = pin!(self.try_once(self.wanted(&endpoint), goes_on)).await;
             if let Some(outcome) = self.told(&outcome) {
                 self.note(current, outcome);
             }
             record.service_time = Some(record.age());
             if let Some(pause) = self.goes_on(&outcome, record.attempts, &mut holds, record) {
+                note_given_up(&outcome, record);
                 // What the try had is others' while this one waits.
                 if let Ok(answer) = outcome {
                     discard_later(answer.response, answer.lease);
@@ -355,12 +358,22 @@ impl Job<'_> {
         }
     }
 
-    async fn try_once(&self, wanted: Wanted<'_>) -> Result<Answer, Failure> {
+    /// Begins a try's span, where tries have one; the request then tells the endpoint of it.
+    fn begin_try(&self, endpoint: SocketAddr, record: &mut Record) -> Option<Intake> {
+        let cluster = &self.cluster.settings.name;
+        let headers = record
+            .traced
+            .as_mut()?
+            .begin_try(endpoint, cluster, &self.intake.headers)?;
+        Some(self.intake.with_headers(headers))
+    }
+
+    async fn try_once(&self, wanted: Wanted<'_>, intake: &Intake) -> Result<Answer, Failure> {
         let mut attempt = pin!(async {
-            match &self.intake.switch {
-                None => pin!(attempt(wanted, self.intake, self.upload)).await,
+            match &intake.switch {
+                None => pin!(attempt(wanted, intake, self.upload)).await,
                 Some(switch) => {
-                    let trying = switching::attempt(wanted, self.intake, self.upload, switch, self.forward.connect);
+                    let trying = switching::attempt(wanted, intake, self.upload, switch, self.forward.connect);
                     Box::pin(trying).await
                 }
             }
@@ -453,6 +466,15 @@ impl Current {
 pub fn status_of_grpc(headers: &HeaderMap) -> Option<u16> {
     let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
     Some(http_status(code))
+}
+
+/// Notes that there will be another try, for the span of this one.
+fn note_given_up(outcome: &Result<Answer, Failure>, record: &mut Record) {
+    let Some(traced) = &mut record.traced else { return };
+    match outcome {
+        Ok(answer) => traced.give_up_try(answer.response.status().as_u16(), Flags::default()),
+        Err(failure) => traced.give_up_try(0, failed(failure, false, true).flags),
+    }
 }
 
 fn is_retriable(retry: &RetryPolicy, outcome: &Result<Answer, Failure>) -> bool {

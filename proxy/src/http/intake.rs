@@ -200,6 +200,19 @@ impl Intake {
         }
     }
 
+    /// The same, with other header fields.
+    pub fn with_headers(&self, headers: HeaderMap) -> Self {
+        Self {
+            method: self.method.clone(),
+            target: self.target.clone(),
+            query_at: self.query_at,
+            authority: self.authority.clone(),
+            headers,
+            version: self.version,
+            switch: self.switch.clone(),
+        }
+    }
+
     /// What routes look at.
     pub fn view(&self) -> RequestView<'_> {
         let (path, query) = match self.query_at {

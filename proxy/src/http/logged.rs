@@ -3,13 +3,15 @@
 //! Of heads and trailers only those fields are kept that some log asks for, from when they come until the request is over; where there is no such log, nothing
 //! is. A request keeps to the logs that there were when it came.
 
+mod remote;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use underpass_config::RESPONSE_FLAGS;
-use underpass_config::http::{Fact, Facts, Field, GrpcForm, RouteAction};
+use underpass_config::http::{End, Fact, Facts, Field, GrpcForm, PeerField, RouteAction};
+use underpass_config::{RESPONSE_FLAGS, WantedFields, Workload, WorkloadType};
 
 use super::facts::{address, of_record, protocol};
 use super::flags::Flags;
@@ -24,6 +26,12 @@ use crate::telemetry::RequestLogs;
 #[derive(Debug)]
 pub struct Heard {
     logs: Arc<RequestLogs>,
+    kept: Kept,
+}
+
+/// What is kept of a request, until it is over.
+#[derive(Debug, Default)]
+pub struct Kept {
     asked: Option<Asked>,
     request: Fields,
     response: Fields,
@@ -58,16 +66,37 @@ impl Heard {
     pub fn new(logs: Arc<RequestLogs>) -> Self {
         Self {
             logs,
-            asked: None,
-            request: Fields::new(),
-            response: Fields::new(),
-            trailers: Fields::new(),
+            kept: Kept::default(),
         }
     }
 
     /// What is asked for, as it is now.
     pub fn request(&mut self, intake: &Intake) {
-        let wanted = self.logs.wanted();
+        self.kept.request(self.logs.wanted(), intake);
+    }
+
+    /// The head of the response.
+    pub fn response(&mut self, headers: &HeaderMap) {
+        self.kept.response(self.logs.wanted(), headers);
+    }
+
+    /// Its trailers.
+    pub fn trailers(&mut self, trailers: &HeaderMap) {
+        self.kept.trailers(self.logs.wanted(), trailers);
+    }
+
+    /// The request is over.
+    pub fn write(&self, record: &Record) {
+        self.logs.write(&Logged {
+            record,
+            kept: &self.kept,
+        });
+    }
+}
+
+impl Kept {
+    /// What is asked for, as it is now.
+    pub fn request(&mut self, wanted: &WantedFields, intake: &Intake) {
         self.asked = Some(Asked {
             method: intake.method.clone(),
             target: (wanted.path && !intake.target.is_empty()).then(|| intake.target.clone()),
@@ -77,18 +106,13 @@ impl Heard {
     }
 
     /// The head of the response.
-    pub fn response(&mut self, headers: &HeaderMap) {
-        self.response = keep(&self.logs.wanted().response, headers);
+    pub fn response(&mut self, wanted: &WantedFields, headers: &HeaderMap) {
+        self.response = keep(&wanted.response, headers);
     }
 
     /// Its trailers.
-    pub fn trailers(&mut self, trailers: &HeaderMap) {
-        self.trailers = keep(&self.logs.wanted().trailers, trailers);
-    }
-
-    /// The request is over.
-    pub fn write(&self, record: &Record) {
-        self.logs.write(&Logged { record, heard: self });
+    pub fn trailers(&mut self, wanted: &WantedFields, trailers: &HeaderMap) {
+        self.trailers = keep(&wanted.trailers, trailers);
     }
 
     fn field(&self, field: &Field) -> Option<&[u8]> {
@@ -109,14 +133,40 @@ impl Heard {
 }
 
 /// A request that is over.
-struct Logged<'a> {
-    record: &'a Record,
-    heard: &'a Heard,
+pub struct Logged<'a> {
+    /// Its account.
+    pub record: &'a Record,
+    /// What was kept of it.
+    pub kept: &'a Kept,
 }
 
 impl Logged<'_> {
+    /// The first value of a field of the request, as a text.
+    pub fn lossy(&self, field: &Field) -> Option<String> {
+        let value = self.kept.field(field);
+        value.map(|value| String::from_utf8_lossy(value).into_owned())
+    }
+
+    /// The value of a field of the response's trailers, or else of its head.
+    pub fn answered(&self, name: &HeaderName) -> Option<&[u8]> {
+        find(&self.kept.trailers, name).or_else(|| find(&self.kept.response, name))
+    }
+
+    /// The workload at an end, as the mesh has it now.
+    fn workload(&self, end: End) -> Option<Arc<Workload>> {
+        let session = &self.record.connection().session;
+        match end {
+            End::Client => session.source.workload().cloned(),
+            End::Endpoint => {
+                let config = &session.node.snapshot().config;
+                let at = self.record.endpoint?.ip();
+                config.mesh.workload_at(&config.node.network, at).cloned()
+            }
+        }
+    }
+
     fn is_grpc(&self) -> bool {
-        find(&self.heard.request, &CONTENT_TYPE).is_some_and(is_kind_of_grpc)
+        find(&self.kept.request, &CONTENT_TYPE).is_some_and(is_kind_of_grpc)
     }
 
     /// gRPC's status, as Envoy finds it: in the trailers, in the head, or by what HTTP's stands for.
@@ -128,8 +178,8 @@ impl Logged<'_> {
                 .parse()
                 .ok()
         };
-        said(&self.heard.trailers)
-            .or_else(|| said(&self.heard.response))
+        said(&self.kept.trailers)
+            .or_else(|| said(&self.kept.response))
             .or_else(|| Some(grpc_status(StatusCode::from_u16(self.record.status).ok()?).into()))
     }
 
@@ -143,7 +193,7 @@ impl Logged<'_> {
     }
 
     /// The one that was chosen, or would have been in any case.
-    fn cluster(&self) -> Option<&str> {
+    pub fn cluster(&self) -> Option<&str> {
         let only = || match &self.record.route.as_ref()?.1.action {
             RouteAction::Forward(forward) => match forward.clusters() {
                 [only] => Some(&*only.cluster),
@@ -164,6 +214,24 @@ impl Logged<'_> {
             known.map_or(flag, |(_, long)| *long)
         });
         words.collect::<Vec<_>>().join(",")
+    }
+}
+
+fn peer_field(workload: &Workload, field: PeerField) -> String {
+    match field {
+        PeerField::Service => workload.canonical_name.to_string(),
+        PeerField::Revision => workload.canonical_revision.to_string(),
+        PeerField::Cluster => workload.cluster_id.to_string(),
+        PeerField::Name => workload.name.to_string(),
+        PeerField::Namespace => workload.namespace.to_string(),
+        PeerField::Workload => workload.workload_name.to_string(),
+        PeerField::Type => match workload.workload_type {
+            WorkloadType::Deployment => "deployment",
+            WorkloadType::CronJob => "cronjob",
+            WorkloadType::Job => "job",
+            WorkloadType::Pod => "pod",
+        }
+        .to_owned(),
     }
 }
 
@@ -197,7 +265,7 @@ fn without_query(value: &[u8]) -> &[u8] {
 
 impl Facts for Logged<'_> {
     fn tell(&self, fact: &Fact, _: &HeaderMap, out: &mut Vec<u8>) -> bool {
-        let (record, heard) = (self.record, self.heard);
+        let (record, heard) = (self.record, self.kept);
         let session = &record.connection().session;
         match fact {
             Fact::Request(first, second) => some(heard.either(first, second.as_ref()), out),
@@ -258,6 +326,17 @@ impl Facts for Logged<'_> {
                 let is_mutual = matches!(session.entrance, Entrance::Hbone(_) | Entrance::Waypoint(_))
                     && session.source.identity().is_some();
                 some(Some(if is_mutual { "true" } else { "false" }), out)
+            }
+            Fact::TraceId => {
+                let ids = record.traced.as_ref().and_then(|traced| traced.ids());
+                some(
+                    ids.map(|(trace, _)| format!("{:032x}", u128::from_be_bytes(trace))),
+                    out,
+                )
+            }
+            Fact::Peer(end, field) => {
+                let told = self.workload(*end).map(|workload| peer_field(&workload, *field));
+                some(told.filter(|told| !told.is_empty()), out)
             }
             Fact::Nothing => false,
             Fact::StartTime(_)

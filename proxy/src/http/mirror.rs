@@ -20,6 +20,7 @@ use super::intake::Intake;
 use super::permit::Permits;
 use super::reply::Audience;
 use super::tap::Pace;
+use super::traces::Traced;
 use super::upload::Upload;
 
 /// A copy, and what it takes to send it.
@@ -39,13 +40,13 @@ struct Copied {
 }
 
 /// Begins to send copies of a request, of whose body nothing was read yet, to the mirrors of its route. What becomes a tunnel is not copied.
-pub fn start(job: &Job<'_>, route: &Arc<Route>) {
+pub fn start(job: &Job<'_>, route: &Arc<Route>, traced: Option<&Traced>) {
     if job.intake.switch.is_some() {
         return;
     }
     for (place, mirror) in job.forward.mirrors.iter().enumerate() {
         if mirror.strikes(fastrand::u32(..Fault::ALL))
-            && let Some(copied) = Copied::new(job, route, place, mirror)
+            && let Some(copied) = Copied::new(job, route, (place, mirror), traced)
         {
             tokio::spawn(async move { copied.send().await });
         }
@@ -53,11 +54,19 @@ pub fn start(job: &Job<'_>, route: &Arc<Route>) {
 }
 
 impl Copied {
-    fn new(job: &Job<'_>, route: &Arc<Route>, place: usize, mirror: &Mirror) -> Option<Self> {
+    fn new(
+        job: &Job<'_>,
+        route: &Arc<Route>,
+        (place, mirror): (usize, &Mirror),
+        traced: Option<&Traced>,
+    ) -> Option<Self> {
         let snapshot = job.connection.session.node.snapshot();
         // One that an update has taken away meanwhile gets no more copies.
         let cluster = snapshot.config.http.cluster(&mirror.cluster)?.clone();
         let mut intake = job.intake.clone();
+        if let Some(traced) = traced {
+            traced.inject_copy(&mut intake.headers);
+        }
         let host = mirror.host(intake.authority.to_str().ok()?);
         intake.authority = HeaderValue::try_from(host).ok()?;
         let (body, pace) = job.upload.tapped(mirror.buffer);

@@ -20,6 +20,7 @@ use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
 use super::logged::Heard;
 use super::messages::Messages;
 use super::reply::grpc_status;
+use super::traces::Traced;
 use super::upload::Upload;
 use crate::ending::Ending;
 use crate::telemetry::{Amounts, Outcome, RequestCounts, Value};
@@ -33,6 +34,8 @@ pub struct Record {
     asked: Option<Asked>,
     /// What logs in Envoy's words will say; none: there are none.
     heard: Option<Box<Heard>>,
+    /// Where its table's are traced.
+    pub traced: Option<Box<Traced>>,
     /// What it came by.
     pub version: Option<Version>,
     /// Whether there is something to come behind its head.
@@ -107,6 +110,7 @@ impl Record {
         let logs = connection.session.node.telemetry.access_log.request_logs();
         Self {
             heard: logs.map(|logs| Box::new(Heard::new(logs))),
+            traced: None,
             version: None,
             has_body: false,
             connection,
@@ -134,8 +138,11 @@ impl Record {
         }
     }
 
-    /// Notes what is asked for, as it goes on, for logs in Envoy's words.
+    /// Notes what is asked for, as it goes on, for logs in Envoy's words and for its span.
     pub fn note_edited(&mut self, intake: &Intake) {
+        if let Some(traced) = &mut self.traced {
+            traced.note_request(intake);
+        }
         if let Some(heard) = &mut self.heard {
             heard.request(intake);
         }
@@ -143,6 +150,9 @@ impl Record {
 
     /// Notes the head of the response, for them.
     pub fn note_response(&mut self, headers: &HeaderMap) {
+        if let Some(traced) = &mut self.traced {
+            traced.note_response(headers);
+        }
         if let Some(heard) = &mut self.heard {
             heard.response(headers);
         }
@@ -153,9 +163,17 @@ impl Record {
         if self.messages.is_some() {
             self.grpc_status = grpc_status_in(trailers).or(self.grpc_status);
         }
+        if let Some(traced) = &mut self.traced {
+            traced.note_trailers(trailers);
+        }
         if let Some(heard) = &mut self.heard {
             heard.trailers(trailers);
         }
+    }
+
+    /// The status that its endpoint has answered with; 0: none has.
+    pub fn answered_status(&self) -> u16 {
+        if self.answered_after.is_some() { self.status } else { 0 }
     }
 
     /// Bytes that the client has sent.
@@ -371,6 +389,9 @@ impl Drop for Record {
         }
         if let Some(heard) = self.heard.take() {
             heard.write(self);
+        }
+        if let Some(traced) = self.traced.take() {
+            traced.finish(self);
         }
         self.connection.request_ended();
     }

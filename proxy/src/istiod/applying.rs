@@ -167,7 +167,7 @@ fn in_words(panic: &(dyn Any + Send)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use underpass_config::{AccessLog, LogFormat, Workload, WorkloadUid};
+    use underpass_config::{Workload, WorkloadUid};
     use underpass_xds_client::StatusReader;
 
     use super::*;
@@ -201,11 +201,7 @@ mod tests {
         fn new() -> Self {
             let flows = Arc::new(FlowTable::new(1));
             let offload = Arc::new(Offload::default());
-            let off = AccessLog {
-                format: LogFormat::Off,
-                ..AccessLog::default()
-            };
-            let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
+            let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::off()));
             let (config, status) = (Config::from_yaml("node: {}").unwrap(), StatusReader::default());
             let node = Node::new(config, None, Some(status.clone()), flows, offload, telemetry);
             let mut applying = Applying::new(node);

@@ -14,12 +14,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use underpass_config::{AccessLog, Identity, LogFormat, PolicyKey, ServiceKey, Workload};
+use underpass_config::{
+    AccessLog, GrpcLog, Identity, LogFormat, LogTo, NodeSettings, OtlpLog, PolicyKey, ServiceKey, Text, Workload,
+};
 
 use super::line_writer::LineWriter;
-use super::request_logs::RequestLogs;
+use super::request_logs::{RequestLogs, Whither};
 use crate::ending::Ending;
 use crate::entrance::Entrance;
+use crate::export::{self, Envelope, Exporters, Otlp, als};
 use crate::socket::TcpQuality;
 
 /// How long the last lines may take to be written when the process ends.
@@ -180,6 +183,7 @@ fn needs_quotes(text: &str) -> bool {
 #[derive(Debug)]
 struct Sink {
     settings: AccessLog,
+    of: Of,
     /// Where lines in the proxy's own format go; none: there are none.
     own: Option<Arc<LineWriter>>,
     requests: Option<Arc<RequestLogs>>,
@@ -187,34 +191,92 @@ struct Sink {
     writers: Vec<(PathBuf, Arc<LineWriter>)>,
 }
 
+/// Of whom logs that others keep say that they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Of {
+    name: Text,
+    cluster: Text,
+    zone: Text,
+}
+
+impl Of {
+    fn node(node: &NodeSettings) -> Self {
+        Self {
+            name: node.name.clone(),
+            cluster: node.cluster_id.clone(),
+            zone: node.locality.zone.clone(),
+        }
+    }
+
+    /// The labels of a log of OpenTelemetry's, in Envoy's words, and what else it is said to be of.
+    fn otlp(&self, log: &OtlpLog) -> Envelope {
+        let own = [
+            ("log_name", &log.log_name),
+            ("zone_name", &self.zone),
+            ("cluster_name", &self.cluster),
+            ("node_name", &self.name),
+        ];
+        let own = own.into_iter().filter(|_| log.has_builtin_labels);
+        let own = own.map(|(name, value)| export::text(name, &**value));
+        let said = log.resource.iter().map(|(name, value)| export::text(name, &**value));
+        Envelope::Logs(Otlp::of_logs(own.chain(said).collect()))
+    }
+
+    fn entries(&self, log: &GrpcLog) -> Envelope {
+        Envelope::Entries(als::Identifier {
+            node: Some(als::Node {
+                id: self.name.to_string(),
+                cluster: self.cluster.to_string(),
+            }),
+            log_name: log.log_name.to_string(),
+        })
+    }
+}
+
 /// The access logs, as `node.access_log` names them at the moment.
 #[derive(Debug)]
 pub struct AccessLogWriter {
     sink: ArcSwap<Sink>,
+    exporters: Arc<Exporters>,
     dropped_before: AtomicU64,
 }
 
 impl AccessLogWriter {
-    /// Opens the logs that `settings` name.
+    /// Opens the logs that the settings of `node` name; what others keep of them goes through `exporters`.
     ///
     /// # Errors
     /// When a file cannot be opened for appending.
-    pub fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
+    pub fn open(node: &NodeSettings, exporters: Arc<Exporters>) -> Result<Self, AccessLogError> {
         Ok(Self {
-            sink: ArcSwap::from_pointee(Sink::open(settings)?),
+            sink: ArcSwap::from_pointee(Sink::open(node, &exporters)?),
+            exporters,
             dropped_before: AtomicU64::new(0),
         })
     }
 
-    /// Checks that `settings` can be put in force and returns what [`AccessLogWriter::replace`] takes; none when they are.
+    /// One that writes nothing.
+    #[cfg(test)]
+    pub fn off() -> Self {
+        let mut node = NodeSettings::default();
+        node.access_log.format = LogFormat::Off;
+        Self::open(&node, Arc::default()).expect("nothing is opened")
+    }
+
+    /// Where what others keep of logs goes through.
+    pub fn exporters(&self) -> &Arc<Exporters> {
+        &self.exporters
+    }
+
+    /// Checks that the settings of `node` can be put in force and returns what [`AccessLogWriter::replace`] takes; none when they are.
     ///
     /// # Errors
     /// When a file cannot be opened for appending.
-    pub fn prepare(&self, settings: &AccessLog) -> Result<Option<Prepared>, AccessLogError> {
-        if self.sink.load().settings == *settings {
+    pub fn prepare(&self, node: &NodeSettings) -> Result<Option<Prepared>, AccessLogError> {
+        let sink = self.sink.load();
+        if sink.settings == node.access_log && sink.of == Of::node(node) {
             Ok(None)
         } else {
-            Sink::open(settings).map(|s| Some(Prepared(s)))
+            Sink::open(node, &self.exporters).map(|s| Some(Prepared(s)))
         }
     }
 
@@ -268,7 +330,8 @@ impl AccessLogWriter {
     /// Writes out what is queued, if that does not take too long, and stops.
     pub fn close(&self) {
         let deadline = Instant::now() + LAST_LINES;
-        let sink = self.sink.swap(Arc::new(Sink::closed(&self.sink.load().settings)));
+        let sink = self.sink.load();
+        let sink = self.sink.swap(Arc::new(Sink::closed(&sink.settings, sink.of.clone())));
         for (_, writer) in &sink.writers {
             writer.finish(deadline);
         }
@@ -280,23 +343,30 @@ impl AccessLogWriter {
 pub struct Prepared(Sink);
 
 impl Sink {
-    fn open(settings: &AccessLog) -> Result<Self, AccessLogError> {
-        let mut sink = Self::closed(settings);
+    fn open(node: &NodeSettings, exporters: &Exporters) -> Result<Self, AccessLogError> {
+        let settings = &node.access_log;
+        let mut sink = Self::closed(settings, Of::node(node));
         sink.settings = settings.clone();
         if settings.format != LogFormat::Off {
             sink.own = Some(sink.writer(&settings.path)?);
         }
         let mut requests = Vec::with_capacity(settings.requests.len());
         for log in &settings.requests {
-            requests.push((log.clone(), sink.writer(&log.path)?));
+            let whither = match &log.to {
+                LogTo::File { path, .. } => Whither::Lines(sink.writer(path)?),
+                LogTo::OpenTelemetry(otlp) => Whither::Collector(exporters.open(&otlp.export, sink.of.otlp(otlp))),
+                LogTo::Grpc(grpc) => Whither::Collector(exporters.open(&grpc.export, sink.of.entries(grpc))),
+            };
+            requests.push((log.clone(), whither));
         }
         sink.requests = RequestLogs::new(requests);
         Ok(sink)
     }
 
     /// Nothing is written.
-    fn closed(settings: &AccessLog) -> Self {
+    fn closed(settings: &AccessLog, of: Of) -> Self {
         Self {
+            of,
             settings: AccessLog {
                 format: LogFormat::Off,
                 path: settings.path.clone(),

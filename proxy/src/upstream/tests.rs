@@ -1,8 +1,6 @@
 use std::net::TcpListener;
 
-use underpass_config::{
-    AccessLog, ApplicationTunnel, Listener, ListenerProtocol, LogFormat, MeshChange, Workload, WorkloadUid,
-};
+use underpass_config::{ApplicationTunnel, Listener, ListenerProtocol, MeshChange, Workload, WorkloadUid};
 
 use super::*;
 use crate::flow_table::FlowTable;
@@ -20,12 +18,8 @@ impl World {
         let server = TcpListener::bind("127.0.0.2:0").unwrap();
         let config = Config::from_yaml(&yaml("ALLOW", "{}")).unwrap();
         let flows = Arc::new(FlowTable::new(1));
-        let off = AccessLog {
-            format: LogFormat::Off,
-            ..AccessLog::default()
-        };
         let offload = Arc::new(Offload::default());
-        let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
+        let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::off()));
         Self {
             server,
             node: Node::new(config, None, None, flows, offload, telemetry),

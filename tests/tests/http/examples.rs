@@ -6,6 +6,8 @@ use underpass_tests::{Host, Proxy, World, wait};
 
 use super::client::{ask, get};
 use super::endpoint::{Endpoint, Heard, Tries};
+use super::tracing::collector::Collector;
+use super::tracing::messages::texts;
 
 /// An example that runs, at this test's addresses: 127.0.0.1:9001 and 127.0.0.1:9002 are two endpoints.
 struct Example {
@@ -18,6 +20,11 @@ struct Example {
 
 impl Example {
     fn start(name: &str) -> Self {
+        Self::start_with(name, |_, yaml| yaml)
+    }
+
+    /// One that knows others, whose addresses `edit` writes into it.
+    fn start_with(name: &str, edit: impl FnOnce(&World, String) -> String) -> Self {
         let world = World::loopback();
         let (client, us) = (world.host(), world.host());
         let heard = [Heard::default(), Heard::default()];
@@ -34,6 +41,7 @@ impl Example {
             .replace("127.0.0.1:9001", &one)
             .replace("127.0.0.1:9002", &two)
             .replace("  name: laptop\n", &admin);
+        let yaml = edit(&world, yaml);
         let file = world.directory().join(name);
         std::fs::write(&file, yaml).expect("write the configuration");
         Self {
@@ -135,6 +143,42 @@ fn policies_do_what_their_example_says() {
             .sum("underpass_authorization_dry_run_total", &labels)
             == 4
     });
+}
+
+#[test]
+fn traces_and_logs_do_what_their_example_says() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut collector = None;
+    let example = Example::start_with("tracing.yaml", |world, yaml| {
+        let started = collector.insert(Collector::start(runtime.handle(), &world.host()));
+        yaml.replace("127.0.0.1:4317", &started.grpc.to_string())
+    });
+    let collector = collector.expect("it was started");
+    let ask = |fields: &str| ask(&example.client, example.us.at(8080), &get("/x", fields));
+    let seen = ask("x-tenant: gold\r\nuser-agent: me\r\nb3: 0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1\r\n");
+    assert_eq!(
+        seen.header("x-envoy-decorator-operation"),
+        Some("web.shop.svc.cluster.local:80/*")
+    );
+    assert_eq!(ask("x-do: 500\r\nuser-agent: other\r\n").status, 500);
+    wait::eventually(wait::SOON, "all are told of", || {
+        collector.spans_of("me").len() == 2
+            && collector.spans_of("other").len() == 2
+            && collector.told().logs.len() == 1
+    });
+    let spans = collector.spans_of("me");
+    let tags: Vec<_> = spans.iter().map(|span| texts(&span.attributes)).collect();
+    assert!(
+        tags.iter()
+            .all(|tags| tags["env"] == "test" && tags["tenant"] == "gold"),
+        "{tags:?}"
+    );
+    for told in [
+        "traceparent: 00-0af7651916cd43dd8448eb211c80319c-",
+        "b3: 0af7651916cd43dd8448eb211c80319c-",
+    ] {
+        assert!(seen.body.contains(told), "{seen:?}");
+    }
 }
 
 #[test]

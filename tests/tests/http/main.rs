@@ -26,5 +26,6 @@ mod scene;
 mod streams;
 mod times;
 mod tokens;
+mod tracing;
 mod tunnels;
 mod upstreams;

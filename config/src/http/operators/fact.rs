@@ -70,6 +70,10 @@ pub enum Fact {
     Identity,
     /// `true` if the client has shown a certificate, else `false`. (No operator asks for it.)
     MutualTls,
+    /// The trace that it belongs to, in hexadecimal.
+    TraceId,
+    /// What is known of the workload at an end (Istio's `FILTER_STATE(downstream_peer_obj:FIELD:workload)`).
+    Peer(End, PeerField),
     /// What Envoy may know and this proxy never does: a listener here has no TLS of its own, and no filter leaves metadata behind.
     Nothing,
 }
@@ -83,6 +87,57 @@ pub enum Part {
     WithoutPort,
     /// The port.
     Port,
+}
+
+/// One of the two that a request goes between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client.
+    Client,
+    /// The endpoint.
+    Endpoint,
+}
+
+/// What Istio tells of a workload (the fields of `istio.workload_discovery`'s objects).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerField {
+    /// The canonical name.
+    Service,
+    /// The canonical revision.
+    Revision,
+    /// The cluster of Kubernetes.
+    Cluster,
+    /// The name of the pod.
+    Name,
+    /// The namespace.
+    Namespace,
+    /// The name of what it is one of: a deployment's, for example.
+    Workload,
+    /// What that is: `deployment`, `cronjob`, `job`, or else `pod`.
+    Type,
+}
+
+/// By their names. (`app` and `version` are not told of workloads by istiod, and always empty there.)
+const PEER_FIELDS: [(&str, PeerField); 7] = [
+    ("service", PeerField::Service),
+    ("revision", PeerField::Revision),
+    ("cluster", PeerField::Cluster),
+    ("name", PeerField::Name),
+    ("namespace", PeerField::Namespace),
+    ("workload", PeerField::Workload),
+    ("type", PeerField::Type),
+];
+
+/// What `FILTER_STATE(ARGUMENTS)` asks for, if it is of a peer.
+fn peer(arguments: &str) -> Option<Fact> {
+    let (object, field) = arguments.split_once(":FIELD:")?;
+    let end = match object {
+        "downstream_peer_obj" => End::Client,
+        "upstream_peer_obj" => End::Endpoint,
+        _ => return None,
+    };
+    let (_, field) = PEER_FIELDS.iter().find(|(name, _)| *name == field)?;
+    Some(Fact::Peer(end, *field))
 }
 
 /// How gRPC's status is written.
@@ -196,7 +251,7 @@ const PLAIN: &[(&str, Fact)] = &[
     ("DOWNSTREAM_TLS_VERSION", Fact::Nothing),
     ("DOWNSTREAM_TLS_CIPHER", Fact::Nothing),
     ("DOWNSTREAM_LOCAL_URI_SAN", Fact::Nothing),
-    ("TRACE_ID", Fact::Nothing),
+    ("TRACE_ID", Fact::TraceId),
     ("VIRTUAL_CLUSTER_NAME", Fact::Nothing),
 ];
 
@@ -319,6 +374,7 @@ fn with_arguments(name: &str, arguments: &str, has_limit: bool) -> Result<Option
             Some(Fact::StartTime(Some(format)))
         }
         "GRPC_STATUS" if !has_limit => form().map(Fact::GrpcStatus),
+        "FILTER_STATE" if peer(arguments).is_some() => peer(arguments),
         "DYNAMIC_METADATA" | "FILTER_STATE" | "METADATA" if !arguments.is_empty() => Some(Fact::Nothing),
         _ => None,
     })

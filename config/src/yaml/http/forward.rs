@@ -214,7 +214,7 @@ impl ForwardShape<'_> {
 }
 
 /// Reports a name that no cluster has.
-pub(super) fn check_cluster(path: Path<'_>, name: &str, http: &Http, reading: &mut Reading) {
+pub(in crate::yaml) fn check_cluster(path: Path<'_>, name: &str, http: &Http, reading: &mut Reading) {
     if http.cluster(name).is_none() {
         let known = http.clusters.keys().map(|name| &**name);
         report_unknown(path, name, "is not one of `http.clusters`", known, reading);

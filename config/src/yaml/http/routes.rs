@@ -7,17 +7,18 @@ use foldhash::quality::RandomState;
 use serde::Deserialize;
 
 use super::super::reading::{Path, Reading};
-use super::super::scalar::Scalar;
+use super::super::scalar::{Scalar, ScalarOr};
+use super::AllProviders;
 use super::actions::{DirectShape, RedirectShape};
 use super::authentication::{self, AuthenticationShape};
 use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
-use super::ext_authz::Providers;
 use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
 use super::metrics::{self, MetricShape};
 use super::rate_limit::RateLimitShape;
+use super::tracing::{self, DecoratorShape, TracingShape};
 use crate::Text;
 use crate::http::{Cors, Domain, Filter, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
 
@@ -34,6 +35,7 @@ pub(super) struct TableShape<'a> {
     authorization: Vec<AuthorizationShape<'a>>,
     #[serde(default)]
     metrics: Vec<MetricShape<'a>>,
+    tracing: Option<TracingShape<'a>>,
     virtual_hosts: Vec<VirtualHostShape<'a>>,
 }
 
@@ -58,6 +60,7 @@ struct RouteShape<'a> {
     #[serde(borrow)]
     name: Option<Scalar<'a>>,
     r#match: MatchShape<'a>,
+    decorator: Option<ScalarOr<'a, DecoratorShape<'a>>>,
     forward: Option<ForwardShape<'a>>,
     redirect: Option<RedirectShape<'a>>,
     direct: Option<DirectShape<'a>>,
@@ -85,7 +88,7 @@ impl TableShape<'_> {
         &self,
         path: Path<'_>,
         http: &Http,
-        providers: &Providers,
+        providers: &AllProviders,
         reading: &mut Reading,
     ) -> RouteTable {
         let name = any_name(path.field("name"), &self.name, reading);
@@ -102,6 +105,9 @@ impl TableShape<'_> {
         let normalization = reading.choice(path.field("path_normalization"), normalization, &NORMALIZATIONS);
         table.normalization = normalization.unwrap_or_default();
         table.metrics = Arc::new(metrics::compile(path.field("metrics"), &self.metrics, reading));
+        let tracing = self.tracing.as_ref();
+        let tracing = tracing.and_then(|shape| shape.compile(path.field("tracing"), &providers.tracing, reading));
+        table.tracing = tracing.map(Arc::new);
         let limit = self.local_rate_limit.as_ref();
         let limit = limit.map(|shape| shape.compile(path.field("local_rate_limit"), reading));
         table
@@ -111,11 +117,12 @@ impl TableShape<'_> {
         let tokens = authentication::compile(list, &self.request_authentication, http, reading);
         table.filters.extend(tokens);
         let (path, policies) = (path.field("authorization"), &self.authorization);
-        let of_requests = authorization::compile(path, policies, (Judged::Requests, providers), reading);
+        let of_requests = authorization::compile(path, policies, (Judged::Requests, &providers.ext_authz), reading);
         table.filters.extend(of_requests);
         // What is wrong with them has been reported.
         let unheard = &mut Reading::default();
-        let of_connections = authorization::compile(path, policies, (Judged::Connections, providers), unheard);
+        let of_connections =
+            authorization::compile(path, policies, (Judged::Connections, &providers.ext_authz), unheard);
         let rules = of_connections.into_iter().filter_map(|filter| match filter {
             Filter::Rbac(rules) => Some(rules),
             _ => None,
@@ -180,6 +187,7 @@ impl RouteShape<'_> {
         Route {
             name: reading.text_or_empty(self.name.as_ref()),
             matches: self.r#match.compile(path.field("match"), reading),
+            decorator: tracing::decorator(path.field("decorator"), self.decorator.as_ref(), reading),
             action: self.action(path, http, of_host, reading),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::unbounded_channel;
 use underpass_certs::Trust;
-use underpass_config::{AccessLog, Config, HboneSettings, Identity, LogFormat};
+use underpass_config::{Config, HboneSettings, Identity};
 
 use super::authority::{self, Authority, HOUR, Paper, identity, trust_of};
 use crate::capture::{Pod, SocketPool};
@@ -128,12 +128,8 @@ impl World {
         let (identities, upkeep) = Identities::new(&config.node).unzip();
         upkeep.unwrap().start().await.unwrap();
         let flows = Arc::new(FlowTable::new(1));
-        let off = AccessLog {
-            format: LogFormat::Off,
-            ..AccessLog::default()
-        };
         let offload = Arc::new(Offload::default());
-        let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
+        let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::off()));
         let node = Node::new(config, identities, None, flows, offload, telemetry);
         let pod = Arc::new(pod);
         node.add_pod(&pod);

@@ -14,6 +14,9 @@ pub struct SettledRbac {
     shadow: Option<Settled>,
     /// What shadow rules have matched is told under it.
     shadow_key: Text,
+    /// And what they would have done, under this one: let it pass, or not.
+    result_key: Text,
+    results: [Text; 2],
     /// Whether that is a trial; if not, it says whom to ask.
     is_dry_run: bool,
 }
@@ -26,26 +29,32 @@ impl SettledRbac {
             rules: settle(&rbac.rules),
             shadow: settle(&rbac.shadow),
             shadow_key: Rbac::shadow_key(&rbac.shadow_prefix),
+            result_key: Rbac::shadow_result_key(&rbac.shadow_prefix),
+            results: ["denied".into(), "allowed".into()],
             is_dry_run: *rbac.shadow_prefix != *Rbac::ASKING_PREFIX,
         }
     }
 
-    /// Judges a request; what shadow rules would have done is counted. Also answers which policy of theirs has matched, under the name by
-    /// which Envoy tells it.
+    /// Judges a request; what shadow rules would have done is counted. Also answers that, and which policy of theirs has matched, under the
+    /// names by which Envoy tells it.
     pub fn judge(
         &self,
         rbac: &Rbac,
         peer: &Peer<'_>,
         asking: &Asking<'_>,
         telemetry: &Telemetry,
-    ) -> (Result<(), Refusal>, Option<(Text, Text)>) {
-        let mut told = None;
+    ) -> (Result<(), Refusal>, [Option<(Text, Text)>; 2]) {
+        let mut told = [None, None];
         if let (Some(shadow), Some(settled)) = (&rbac.shadow, &self.shadow) {
             let ruling = shadow.rule(settled, peer, asking);
             if self.is_dry_run {
                 count_dry_run(&ruling, telemetry);
             }
-            told = ruling.policy.map(|policy| (self.shadow_key.clone(), policy.clone()));
+            let result = &self.results[usize::from(ruling.is_allowed)];
+            told = [
+                ruling.policy.map(|policy| (self.shadow_key.clone(), policy.clone())),
+                Some((self.result_key.clone(), result.clone())),
+            ];
         }
         let (Some(rules), Some(settled)) = (&rbac.rules, &self.rules) else {
             return (Ok(()), told);

@@ -1,4 +1,4 @@
-use underpass_config::{AccessLog, Config, LogFormat};
+use underpass_config::Config;
 
 use super::*;
 use crate::flow_table::FlowTable;
@@ -8,12 +8,8 @@ use crate::telemetry::{AccessLogWriter, Telemetry};
 fn node(yaml: &str) -> Arc<Node> {
     let config = Config::from_yaml(yaml).unwrap();
     let flows = Arc::new(FlowTable::new(1));
-    let off = AccessLog {
-        format: LogFormat::Off,
-        ..AccessLog::default()
-    };
     let offload = Arc::new(Offload::default());
-    let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::open(&off).unwrap()));
+    let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::off()));
     Node::new(config, None, None, flows, offload, telemetry)
 }
 

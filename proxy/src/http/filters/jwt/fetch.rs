@@ -9,16 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, HOST};
 use http::{Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::task::{AbortHandle, JoinSet};
-use underpass_config::http::{BadKeys, Jwks, JwksSource, RemoteJwks, UpstreamProtocol, Wish};
+use tokio::task::AbortHandle;
+use underpass_config::http::{BadKeys, Jwks, JwksSource, RemoteJwks};
 
 use super::key_sets::ProvidersKeys;
-use crate::http::intake::MAX_HEADERS;
-use crate::http::pool::{Key, NotConnected, Speaks, Wanted};
+use crate::http::outgoing::{Outgoing, Unreached};
 use crate::node::Node;
 
 /// A longer set of keys is none: what issuers have is a hundredth of it.
@@ -29,12 +26,8 @@ const BEFORE: Duration = Duration::from_secs(5);
 /// Why there are no keys.
 #[derive(Debug, thiserror::Error)]
 enum NoKeys {
-    #[error("there is no such cluster")]
-    NoCluster,
-    #[error("the cluster has no endpoint that is well")]
-    NoEndpoint,
-    #[error("the endpoint can't be connected to: {0}")]
-    NotConnected(Arc<str>),
+    #[error(transparent)]
+    Unreached(#[from] Unreached),
     #[error("the endpoint did not answer in time")]
     TimedOut,
     #[error("the answer broke off: {0}")]
@@ -51,23 +44,13 @@ impl NoKeys {
     /// For metrics.
     fn word(&self) -> &'static str {
         match self {
-            Self::NoCluster | Self::NoEndpoint => "no-endpoint",
-            Self::NotConnected(_) => "not-connected",
-            Self::TimedOut => "timed-out",
-            Self::Broken(_) => "broken",
+            Self::Unreached(Unreached::NoCluster | Unreached::NoEndpoint) => "no-endpoint",
+            Self::Unreached(Unreached::NotConnected(_)) => "not-connected",
+            Self::Unreached(Unreached::TimedOut) | Self::TimedOut => "timed-out",
+            Self::Unreached(Unreached::Broken(_)) | Self::Broken(_) => "broken",
             Self::Status(_) => "status",
             Self::NotKeys(_) => "not-keys",
             Self::Unwritable(_) => "unwritable",
-        }
-    }
-}
-
-impl From<NotConnected> for NoKeys {
-    fn from(error: NotConnected) -> Self {
-        match error {
-            NotConnected::TimedOut => Self::TimedOut,
-            NotConnected::Overflow => Self::NotConnected("the cluster's limit is reached".into()),
-            NotConnected::Failed(why) | NotConnected::Untrusted(why) => Self::NotConnected(why),
         }
     }
 }
@@ -138,60 +121,13 @@ async fn ask_again_and_again(node: Weak<Node>, keys: Arc<ProvidersKeys>) {
 }
 
 async fn ask(node: &Arc<Node>, remote: &RemoteJwks) -> Result<Jwks, NoKeys> {
-    let snapshot = node.snapshot();
-    let cluster = snapshot.config.http.cluster(&remote.cluster).ok_or(NoKeys::NoCluster)?;
-    let endpoint = cluster.choose(&Wish::default(), || fastrand::u32(..));
-    let endpoint = endpoint.ok_or(NoKeys::NoEndpoint)?;
-    let transport = &cluster.settings.transport;
-    let server_name = transport.tls.as_ref().map(|tls| match &tls.server_name {
-        Some(name) => name.clone(),
-        None => remote.authority.host().into(),
-    });
-    let wanted = Wanted {
-        node,
-        // Its connection is its own, and none of a core's.
-        core: 0,
-        cluster,
-        endpoint: &endpoint,
-        key: Key {
-            cluster: cluster.settings.name.clone(),
-            address: endpoint.settings.address,
-            transport: transport.clone(),
-            edition: 0,
-            server_name,
-            client: None,
-        },
-        speaks: match cluster.settings.protocol {
-            UpstreamProtocol::Http1 | UpstreamProtocol::AsDownstream => Speaks::Http1,
-            UpstreamProtocol::Http2 => Speaks::Http2,
-            UpstreamProtocol::Negotiated => Speaks::Negotiated,
-        },
-    };
-    let _load = endpoint.hold();
-    let (dial, stream) = wanted.stream().await?;
-    let is_http2 = dial.is_http2(&stream);
-    let request = request(remote, is_http2).map_err(NoKeys::Unwritable)?;
-    // It ends with this.
-    let mut connection = JoinSet::new();
-    let io = TokioIo::new(stream);
-    let response = match is_http2 {
-        true => {
-            let (mut sender, driver) = http2::handshake(TokioExecutor::new(), io).await?;
-            connection.spawn(driver);
-            sender.send_request(request).await?
-        }
-        false => {
-            let mut builder = http1::Builder::new();
-            builder.max_headers(MAX_HEADERS);
-            let (mut sender, driver) = builder.handshake(io).await?;
-            connection.spawn(driver);
-            sender.send_request(request).await?
-        }
-    };
+    let mut connection = Outgoing::connect(node, &remote.cluster, remote.authority.host()).await?;
+    let request = request(remote, connection.is_http2()).map_err(NoKeys::Unwritable)?;
+    let response = connection.send(request).await?;
     read(response).await
 }
 
-fn request(remote: &RemoteJwks, is_http2: bool) -> Result<Request<Empty<Bytes>>, http::Error> {
+fn request(remote: &RemoteJwks, is_http2: bool) -> Result<Request<Full<Bytes>>, http::Error> {
     let request = Request::get(remote.path.as_str()).header(ACCEPT, "application/json");
     match is_http2 {
         false => request.header(HOST, remote.authority.as_str()),
@@ -199,7 +135,7 @@ fn request(remote: &RemoteJwks, is_http2: bool) -> Result<Request<Empty<Bytes>>,
             .version(Version::HTTP_2)
             .uri(format!("http://{}{}", remote.authority, remote.path)),
     }
-    .body(Empty::new())
+    .body(Full::default())
 }
 
 async fn read(response: Response<Incoming>) -> Result<Jwks, NoKeys> {
