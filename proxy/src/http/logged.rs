@@ -15,7 +15,7 @@ use super::facts::{address, of_record, protocol};
 use super::flags::Flags;
 use super::intake::Intake;
 use super::record::Record;
-use super::reply::{grpc_status, is_kind_of_grpc};
+use super::reply::{GRPC_STATUS, grpc_status, is_kind_of_grpc, read_grpc_status};
 use super::upload::Upload;
 use crate::entrance::Entrance;
 use crate::telemetry::RequestLogs;
@@ -39,8 +39,6 @@ struct Asked {
     target: Option<String>,
     authority: Option<HeaderValue>,
 }
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// The first value of each of the fields, as Envoy's.
 fn keep(names: &[HeaderName], headers: &HeaderMap) -> Fields {
@@ -121,13 +119,7 @@ impl Logged<'_> {
 
     /// gRPC's status, as Envoy finds it: in the trailers, in the head, or by what HTTP's stands for.
     fn grpc_status(&self) -> Option<i64> {
-        let said = |fields: &Fields| {
-            std::str::from_utf8(find(fields, &GRPC_STATUS)?)
-                .ok()?
-                .trim()
-                .parse()
-                .ok()
-        };
+        let said = |fields: &Fields| read_grpc_status(find(fields, &GRPC_STATUS)?);
         said(&self.heard.trailers)
             .or_else(|| said(&self.heard.response))
             .or_else(|| Some(grpc_status(StatusCode::from_u16(self.record.status).ok()?).into()))

@@ -19,7 +19,7 @@ use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
 use super::logged::Heard;
 use super::messages::Messages;
-use super::reply::grpc_status;
+use super::reply::{grpc_status, said_grpc_status};
 use super::upload::Upload;
 use crate::ending::Ending;
 use crate::telemetry::{Amounts, Outcome, RequestCounts, Value};
@@ -96,8 +96,8 @@ const NAMED: [HeaderName; 3] = [X_FORWARDED_FOR, USER_AGENT, X_REQUEST_ID];
 
 /// The status of gRPC that a header or trailer section has. One that there is none of is `UNKNOWN`.
 pub fn grpc_status_in(fields: &HeaderMap) -> Option<u16> {
-    let status = fields.get("grpc-status")?.to_str().ok()?.parse::<u16>();
-    Some(status.ok().filter(|status| *status <= 16).unwrap_or(2))
+    let status = said_grpc_status(fields)?.and_then(|status| u16::try_from(status).ok());
+    Some(status.filter(|status| *status <= 16).unwrap_or(2))
 }
 
 impl Record {
