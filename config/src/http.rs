@@ -28,6 +28,7 @@ mod mirror;
 mod normalization;
 mod operators;
 mod outliers;
+mod overrides;
 mod path_index;
 mod rate_limit;
 mod rbac;
@@ -67,11 +68,14 @@ pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestV
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
-pub use operators::{BadFormat, Fact, Facts, Format, GrpcForm, Limited, Part, Stage, TimeFormat};
+pub use operators::{
+    BadFormat, Fact, Facts, Format, GrpcForm, Limited, PEER_FIELDS, Part, PeerEnd, PeerField, Stage, TimeFormat,
+};
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
     Outcome, OutlierSettings, SuccessRate,
 };
+pub use overrides::{Override, Overrides};
 pub use rate_limit::{LocalRateLimit, TokenBucket, TokenRate};
 pub use rbac::{
     Asking, BadTemplate, ClaimMatch, Condition, PathTemplate, Peer, Policy, Rbac, RuleAction, Rules, Ruling, Settled,
@@ -114,6 +118,7 @@ impl Http {
                 for (filter, old) in table.filters.iter_mut().zip(&old.filters) {
                     filter.continues(old);
                 }
+                table.routes_continue(old);
                 if table.metrics == old.metrics {
                     // What requests are counted by is told apart by it.
                     table.metrics = old.metrics.clone();

@@ -41,6 +41,7 @@ mod messages;
 mod mirror;
 pub mod outliers;
 mod parking;
+mod peers;
 mod permit;
 pub mod pool;
 mod record;

@@ -9,7 +9,7 @@ use super::domains::DomainIndex;
 use super::path_index::PathIndex;
 use super::{
     Cluster, Cors, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, MetricSettings, Mirror,
-    PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
+    Overrides, PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
 };
 use crate::Text;
 
@@ -27,6 +27,7 @@ pub struct RouteTable {
     pub connection_rules: Vec<Rbac>,
     /// What they are counted by.
     pub metrics: Arc<MetricSettings>,
+    has_overrides: bool,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
@@ -59,6 +60,8 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Edits of the response.
     pub response_headers: HeaderEdits,
+    /// What its requests meet in the place of the table's filters, its virtual host's word included.
+    pub overrides: Overrides,
 }
 
 /// What becomes of a request.
@@ -255,9 +258,32 @@ impl RouteTable {
             filters: Vec::new(),
             connection_rules: Vec::new(),
             metrics: Arc::default(),
+            has_overrides: virtual_hosts
+                .iter()
+                .any(|host| host.routes.iter().any(|route| !route.overrides.is_empty())),
             virtual_hosts,
             index,
             paths,
+        }
+    }
+
+    /// Whether some route has something in the place of a filter.
+    pub fn has_overrides(&self) -> bool {
+        self.has_overrides
+    }
+
+    /// Takes over what the same routes of `before` have counted. Nobody is served by it yet.
+    pub(super) fn routes_continue(&mut self, before: &Self) {
+        for host in &mut self.virtual_hosts {
+            let old = before.virtual_hosts.iter().find(|old| old.name == host.name);
+            let (Some(old), Some(host)) = (old, Arc::get_mut(host)) else {
+                continue;
+            };
+            for (route, old) in host.routes.iter_mut().zip(&old.routes) {
+                if let Some(route) = Arc::get_mut(route) {
+                    route.overrides.continues(&old.overrides);
+                }
+            }
         }
     }
 

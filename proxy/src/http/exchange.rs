@@ -175,8 +175,11 @@ impl Exchange<'_> {
                 record,
                 findings: &mut findings,
                 principal: None,
+                route: found.as_ref().filter(|_| table.has_overrides()).map(|(_, route)| route.clone()),
+                random,
             };
             let passed = filters::pass(table, passing).await;
+            record.note_found(&findings);
             if findings.is_edited {
                 found = self.find(&intake, random, record);
                 record.note_edited(&intake);

@@ -12,6 +12,7 @@ use underpass_config::RESPONSE_FLAGS;
 use underpass_config::http::{Fact, Facts, Field, GrpcForm, RouteAction};
 
 use super::facts::{address, of_record, protocol};
+use super::filters::{Findings, Found};
 use super::flags::Flags;
 use super::intake::Intake;
 use super::record::Record;
@@ -28,6 +29,7 @@ pub struct Heard {
     request: Fields,
     response: Fields,
     trailers: Fields,
+    found: Option<Box<Found>>,
 }
 
 type Fields = Vec<(HeaderName, HeaderValue)>;
@@ -60,7 +62,13 @@ impl Heard {
             request: Fields::new(),
             response: Fields::new(),
             trailers: Fields::new(),
+            found: None,
         }
+    }
+
+    /// What filters have found out, if a log asks for it.
+    pub fn found(&mut self, findings: &Findings) {
+        self.found = self.logs.wanted().metadata.then(|| Box::new(findings.found()));
     }
 
     /// What is asked for, as it is now.
@@ -250,12 +258,14 @@ impl Facts for Logged<'_> {
                 let is_mutual = matches!(session.entrance, Entrance::Hbone(_)) && session.source.identity().is_some();
                 some(Some(if is_mutual { "true" } else { "false" }), out)
             }
+            Fact::Metadata(path) => heard.found.as_ref().is_some_and(|found| found.tell(path, out)),
             Fact::Nothing => false,
             Fact::StartTime(_)
             | Fact::Client(_)
             | Fact::Local(_)
             | Fact::Endpoint(_)
             | Fact::Route
+            | Fact::Peer(..)
             | Fact::Hostname => of_record(record, fact, out),
         }
     }

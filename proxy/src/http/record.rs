@@ -15,6 +15,7 @@ use underpass_config::http::Route;
 use super::Broken;
 use super::connection::Connection;
 use super::counting::Asked as WhomAsked;
+use super::filters::Findings;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
 use super::logged::Heard;
@@ -138,6 +139,13 @@ impl Record {
     pub fn note_edited(&mut self, intake: &Intake) {
         if let Some(heard) = &mut self.heard {
             heard.request(intake);
+        }
+    }
+
+    /// Notes what filters have found out, for them.
+    pub fn note_found(&mut self, findings: &Findings) {
+        if let Some(heard) = &mut self.heard {
+            heard.found(findings);
         }
     }
 

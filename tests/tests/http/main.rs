@@ -21,6 +21,7 @@ mod logs;
 mod metrics;
 mod mirrors;
 mod paths;
+mod peers;
 mod programs;
 mod scene;
 mod streams;

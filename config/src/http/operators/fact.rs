@@ -3,7 +3,9 @@
 use http::header::HeaderName;
 
 use super::super::Field;
+use super::peer::{self, PeerEnd, PeerField};
 use super::{BadFormat, Limited, Stage, TimeFormat};
+use crate::Text;
 
 /// What an operator tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +72,11 @@ pub enum Fact {
     Identity,
     /// `true` if the client has shown a certificate, else `false`. (No operator asks for it.)
     MutualTls,
-    /// What Envoy may know and this proxy never does: a listener here has no TLS of its own, and no filter leaves metadata behind.
+    /// What is known of the workload at one end.
+    Peer(PeerEnd, PeerField),
+    /// What filters have found out of it: the name of one, and names within what it has left (`DYNAMIC_METADATA(FILTER:KEY:KEY)`).
+    Metadata(Box<[Text]>),
+    /// What Envoy may know and this proxy never does: a listener here has no TLS of its own, and most filters leave nothing behind.
     Nothing,
 }
 
@@ -130,7 +136,9 @@ impl Fact {
             | Self::Cluster
             | Self::Route
             | Self::Hostname
+            | Self::Peer(PeerEnd::Downstream, _)
             | Self::Identity => Stage::Request,
+            Self::Peer(PeerEnd::Upstream, _) => Stage::Response,
             Self::Response(..) | Self::Endpoint(_) | Self::Connected(_) | Self::Status | Self::Flags => Stage::Response,
             _ => Stage::Log,
         }
@@ -201,7 +209,7 @@ const PLAIN: &[(&str, Fact)] = &[
 ];
 
 /// Those with arguments.
-const WITH_ARGUMENTS: [(&str, Stage); 10] = [
+const WITH_ARGUMENTS: [(&str, Stage); 12] = [
     ("REQ(NAME?OTHER):LENGTH", Stage::Request),
     ("RESP(NAME?OTHER):LENGTH", Stage::Response),
     ("START_TIME(FORMAT)", Stage::Request),
@@ -209,7 +217,9 @@ const WITH_ARGUMENTS: [(&str, Stage); 10] = [
     ("TRAILER(NAME?OTHER):LENGTH", Stage::Log),
     ("GRPC_STATUS(CAMEL_STRING|SNAKE_STRING|NUMBER)", Stage::Log),
     ("STREAM_ID", Stage::Log),
-    ("DYNAMIC_METADATA(…):LENGTH", Stage::Log),
+    ("FILTER_STATE(downstream_peer_obj:FIELD:NAME):LENGTH", Stage::Request),
+    ("FILTER_STATE(upstream_peer_obj:FIELD:NAME):LENGTH", Stage::Response),
+    ("DYNAMIC_METADATA(FILTER:KEY):LENGTH", Stage::Log),
     ("FILTER_STATE(…):LENGTH", Stage::Log),
     ("METADATA(…):LENGTH", Stage::Log),
 ];
@@ -319,7 +329,14 @@ fn with_arguments(name: &str, arguments: &str, has_limit: bool) -> Result<Option
             Some(Fact::StartTime(Some(format)))
         }
         "GRPC_STATUS" if !has_limit => form().map(Fact::GrpcStatus),
-        "DYNAMIC_METADATA" | "FILTER_STATE" | "METADATA" if !arguments.is_empty() => Some(Fact::Nothing),
+        "FILTER_STATE" if !arguments.is_empty() => Some(match peer::asked(arguments) {
+            Some((end, field)) => Fact::Peer(end, field),
+            None => Fact::Nothing,
+        }),
+        "DYNAMIC_METADATA" if !arguments.is_empty() => {
+            Some(Fact::Metadata(arguments.split(':').map(Text::from).collect()))
+        }
+        "METADATA" if !arguments.is_empty() => Some(Fact::Nothing),
         _ => None,
     })
 }
@@ -359,6 +376,28 @@ mod tests {
             assert_eq!(split(text), Some((operator, rest)), "{text}");
         }
         assert_eq!(split("PROTOCOL"), None);
+    }
+
+    #[test]
+    fn what_istiod_asks_of_peers_is_understood() {
+        let fact = |operator: &str, stage| parse(operator, stage).map(|limited| limited.fact);
+        let asked = "FILTER_STATE(downstream_peer_obj:FIELD:namespace)";
+        let known = Fact::Peer(PeerEnd::Downstream, PeerField::Namespace);
+        assert_eq!(fact(asked, Stage::Request).unwrap(), known);
+        let of_endpoint = "FILTER_STATE(upstream_peer_obj:FIELD:app):8";
+        assert!(matches!(fact(of_endpoint, Stage::Request), Err(BadFormat::Early(_))));
+        let known = Fact::Peer(PeerEnd::Upstream, PeerField::App);
+        assert_eq!(fact(of_endpoint, Stage::Response).unwrap(), known);
+        for other in [
+            "wasm.downstream_peer:PLAIN",
+            "downstream_peer_obj:FIELD:labels",
+            "downstream_peer_obj:PLAIN",
+        ] {
+            assert_eq!(
+                fact(&format!("FILTER_STATE({other})"), Stage::Log).unwrap(),
+                Fact::Nothing
+            );
+        }
     }
 
     #[test]

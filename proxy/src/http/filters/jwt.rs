@@ -56,10 +56,7 @@ impl SettledJwt {
         core: usize,
         findings: &mut Findings,
     ) -> Result<(), Status> {
-        for name in jwt.written() {
-            // A route may have been found by it.
-            findings.is_edited |= intake.headers.remove(name).is_some();
-        }
+        take_off_written(jwt, intake, findings);
         if jwt.bypass_cors_preflight && is_preflight(intake) {
             return Ok(());
         }
@@ -99,6 +96,14 @@ impl SettledJwt {
                 }
             }
         }
+    }
+}
+
+/// Takes off what only the filter may write.
+pub(super) fn take_off_written(jwt: &Jwt, intake: &mut Intake, findings: &mut Findings) {
+    for name in jwt.written() {
+        // A route may have been found by it.
+        findings.is_edited |= intake.headers.remove(name).is_some();
     }
 }
 
