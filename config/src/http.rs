@@ -48,7 +48,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, SlowStart, Subsets};
-pub use breakers::{Breakers, Held, Retries};
+pub use breakers::{Breakers, Held, Retries, Usage};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
 pub use cors::{Cors, CorsList, CorsOrigins};
@@ -73,7 +73,7 @@ pub use operators::{
 };
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
-    Outcome, OutlierSettings, SuccessRate,
+    Outcome, OutlierSettings, Standing, SuccessRate,
 };
 pub use overrides::{Override, Overrides};
 pub use rate_limit::{LocalRateLimit, TokenBucket, TokenRate};
@@ -86,7 +86,7 @@ pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     ConnectMode, DirectResponse, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
-pub use table::{LocalityWeights, Wish};
+pub use table::{LocalityWeights, PriorityLoad, Wish};
 pub use times::{GrpcTimeout, StreamDuration, Times};
 pub use transport::{
     KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamHbone, UpstreamTls,

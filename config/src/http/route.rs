@@ -29,6 +29,8 @@ pub struct RouteTable {
     pub metrics: Arc<MetricSettings>,
     has_overrides: bool,
     virtual_hosts: Vec<Arc<VirtualHost>>,
+    /// Of each virtual host.
+    domains: Vec<Vec<Domain>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
     paths: Vec<PathIndex>,
@@ -249,7 +251,10 @@ impl RouteTable {
     pub fn new(name: Text, virtual_hosts: Vec<(Vec<Domain>, VirtualHost)>) -> Self {
         let domains = virtual_hosts.iter().enumerate();
         let index = DomainIndex::new(domains.flat_map(|(place, (domains, _))| domains.iter().map(move |d| (d, place))));
-        let virtual_hosts: Vec<_> = virtual_hosts.into_iter().map(|(_, host)| Arc::new(host)).collect();
+        let (domains, virtual_hosts): (Vec<_>, Vec<_>) = virtual_hosts
+            .into_iter()
+            .map(|(domains, host)| (domains, Arc::new(host)))
+            .unzip();
         let routes = virtual_hosts.iter().map(|host| host.routes.iter().map(Arc::as_ref));
         let paths = routes.map(PathIndex::new).collect();
         Self {
@@ -262,6 +267,7 @@ impl RouteTable {
                 .iter()
                 .any(|host| host.routes.iter().any(|route| !route.overrides.is_empty())),
             virtual_hosts,
+            domains,
             index,
             paths,
         }
@@ -295,6 +301,11 @@ impl RouteTable {
     /// The virtual hosts, in their order.
     pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
         &self.virtual_hosts
+    }
+
+    /// The domains of each, in the same order.
+    pub fn domains(&self) -> &[Vec<Domain>] {
+        &self.domains
     }
 
     /// The route for a request, with its virtual host; `random` is any number, drawn for this request ([`RouteMatch::matches`]).

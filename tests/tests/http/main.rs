@@ -24,6 +24,8 @@ mod paths;
 mod peers;
 mod programs;
 mod scene;
+mod secured;
+mod shown;
 mod streams;
 mod times;
 mod tokens;

@@ -162,7 +162,8 @@ impl JwkMaterial {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    /// What it is, in the words of RFC 7518 (`kty`).
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::Rsa { .. } => "RSA",
             Self::Ec(..) => "EC",

@@ -23,8 +23,7 @@ use http::{Method, StatusCode};
 use underpass_config::http::{JwksSource, Jwt, Requirement};
 
 pub use fetch::follow;
-pub use key_sets::KeySets;
-use key_sets::ProvidersKeys;
+pub use key_sets::{KeySets, ProvidersKeys};
 use locations::{Place, without_param};
 use requirement::{Effect, Stop, Trial};
 pub use status::Status;
