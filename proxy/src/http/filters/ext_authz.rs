@@ -4,6 +4,8 @@
 //! there is none for reasons that are the server's; a request that can't be asked about does not pass.
 
 mod changes;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc;
 mod http;
 
