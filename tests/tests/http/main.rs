@@ -20,6 +20,7 @@ mod h2spec;
 mod logs;
 mod metrics;
 mod mirrors;
+mod pair;
 mod paths;
 mod peers;
 mod programs;
