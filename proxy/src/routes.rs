@@ -20,7 +20,9 @@ pub fn show(address: SocketAddr, as_json: bool) -> Result<(), AskError> {
     Ok(())
 }
 
-const COLUMNS: [&str; 8] = ["HOST", "ROUTE", "MATCH", "TO", "FILTERS", "REQUESTS", "RETRIES", "ANSWERS"];
+const COLUMNS: [&str; 8] = [
+    "HOST", "ROUTE", "MATCH", "TO", "FILTERS", "REQUESTS", "RETRIES", "ANSWERS",
+];
 
 fn text(tables: &[Value]) -> String {
     if tables.is_empty() {
@@ -158,7 +160,9 @@ mod tests {
         assert_eq!(lines[4][..2], ["all", "v1"]);
         assert_eq!(
             lines[4][4..],
-            ["a", "9,", "b", "1", "-", "12", "1", "200", "10,", "503", "2,", "UF", "2"]
+            [
+                "a", "9,", "b", "1", "-", "12", "1", "200", "10,", "503", "2,", "UF", "2"
+            ]
         );
         assert_eq!(
             lines[5][1..],

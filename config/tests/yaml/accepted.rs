@@ -189,11 +189,16 @@ fn routes_are_read_with_what_their_requests_go_through() {
             Override::Rbac(_) => "rules",
             Override::Context(_) => "context",
         };
-        let mut words: Vec<String> = overrides.map(|(place, different)| format!("{place} {}", word(different))).collect();
+        let mut words: Vec<String> = overrides
+            .map(|(place, different)| format!("{place} {}", word(different)))
+            .collect();
         words.sort();
         words
     };
-    assert_eq!(different(0), ["0 limit", "1 off", "2 off", "3 off", "4 off", "5 off", "6 off"]);
+    assert_eq!(
+        different(0),
+        ["0 limit", "1 off", "2 off", "3 off", "4 off", "5 off", "6 off"]
+    );
     // It has rules of one action, and none of the others.
     assert_eq!(different(1), ["0 off", "3 context", "4 off", "5 rules", "6 off"]);
     assert_eq!(different(2), ["3 context"]);
@@ -458,10 +463,7 @@ fn settings_are_shown_as_they_are_written() {
         .node;
     // Which is a section of its own in the file, and there by default in this role.
     let capture = Some(CaptureSettings::default());
-    let complete = NodeSettings {
-        capture,
-        ..complete
-    };
+    let complete = NodeSettings { capture, ..complete };
     assert_eq!(*again, complete);
 }
 

@@ -150,7 +150,9 @@ fn nobody_is_asked_who_is_not_there() {
 #[test]
 fn what_only_routes_have_has_a_place_and_what_is_wrong_with_it_is_said() {
     let routes = |filters: &str| {
-        format!("    virtual_hosts: [{{name: v, domains: ['*'], routes: [{{direct: {{status: 200}}, filters: {filters}}}]}}]")
+        format!(
+            "    virtual_hosts: [{{name: v, domains: ['*'], routes: [{{direct: {{status: 200}}, filters: {filters}}}]}}]"
+        )
     };
     let table = |table: &str, filters: &str| {
         document("", table).replace(
@@ -166,9 +168,18 @@ fn what_only_routes_have_has_a_place_and_what_is_wrong_with_it_is_said() {
     for (filters, problem) in [
         ("{off: [tokens]}", "is not a known value"),
         ("{off: [authorization], authorization: []}", "is given here, too"),
-        ("{authorization: [{name: c, action: CUSTOM, provider: {name: b}, rules: [{}]}]}", "is for whole tables"),
-        ("{ext_authz: {context_extensions: {a: b}}}", "nobody is asked by this table"),
-        ("{authorization: [{name: c, action: WHAT, rules: [{}]}]}", "is not a known value"),
+        (
+            "{authorization: [{name: c, action: CUSTOM, provider: {name: b}, rules: [{}]}]}",
+            "is for whole tables",
+        ),
+        (
+            "{ext_authz: {context_extensions: {a: b}}}",
+            "nobody is asked by this table",
+        ),
+        (
+            "{authorization: [{name: c, action: WHAT, rules: [{}]}]}",
+            "is not a known value",
+        ),
         ("{local_rate_limit: {max_tokens: 0, fill_interval: 1s}}", "max_tokens"),
     ] {
         let found = problems(&table("", filters));

@@ -175,7 +175,10 @@ impl Exchange<'_> {
                 record,
                 findings: &mut findings,
                 principal: None,
-                route: found.as_ref().filter(|_| table.has_overrides()).map(|(_, route)| route.clone()),
+                route: found
+                    .as_ref()
+                    .filter(|_| table.has_overrides())
+                    .map(|(_, route)| route.clone()),
                 random,
             };
             let passed = filters::pass(table, passing).await;

@@ -206,7 +206,9 @@ fn clusters_are_shown_with_their_endpoints_limits_and_who_is_ejected() {
         "{printed}"
     );
     assert!(
-        printed.contains("ejected 1, CONSECUTIVE_5XX") && printed.contains("(enforced 1)") && printed.contains("back in"),
+        printed.contains("ejected 1, CONSECUTIVE_5XX")
+            && printed.contains("(enforced 1)")
+            && printed.contains("back in"),
         "{printed}"
     );
 }
