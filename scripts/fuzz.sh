@@ -59,3 +59,4 @@ fuzz proxy http_sniff
 fuzz proxy http_config
 fuzz proxy http1
 fuzz proxy jwt
+fuzz proxy ext_authz

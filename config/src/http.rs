@@ -28,6 +28,7 @@ mod mirror;
 mod normalization;
 mod operators;
 mod outliers;
+mod overrides;
 mod path_index;
 mod rate_limit;
 mod rbac;
@@ -48,7 +49,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, SlowStart, Subsets};
-pub use breakers::{Breakers, Held, Retries};
+pub use breakers::{Breakers, Held, Retries, Usage};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
 pub use connections::{ConnectionSettings, Ping};
 pub use cors::{Cors, CorsList, CorsOrigins};
@@ -68,11 +69,14 @@ pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestV
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
-pub use operators::{BadFormat, End, Fact, Facts, Format, GrpcForm, Limited, Part, PeerField, Stage, TimeFormat};
+pub use operators::{
+    BadFormat, Fact, Facts, Format, GrpcForm, Limited, PEER_FIELDS, Part, PeerEnd, PeerField, Stage, TimeFormat,
+};
 pub use outliers::{
     Action as OutlierAction, Consecutive, Detector, Event as OutlierEvent, FailurePercentage, Kind as OutlierKind,
-    Outcome, OutlierSettings, SuccessRate,
+    Outcome, OutlierSettings, Standing, SuccessRate,
 };
+pub use overrides::{Override, Overrides};
 pub use rate_limit::{LocalRateLimit, TokenBucket, TokenRate};
 pub use rbac::{
     Asking, BadTemplate, ClaimMatch, Condition, PathTemplate, Peer, Policy, Rbac, RuleAction, Rules, Ruling, Settled,
@@ -83,7 +87,7 @@ pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     ConnectMode, DirectResponse, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,
 };
-pub use table::{LocalityWeights, Wish};
+pub use table::{LocalityWeights, PriorityLoad, Wish};
 pub use times::{GrpcTimeout, StreamDuration, Times};
 pub use tracing::{
     Decorator, MetadataTag, Propagation, Sampling, SpanDirection, SpanTag, TagValue, Tracing, TracingProvider,
@@ -121,6 +125,7 @@ impl Http {
                 for (filter, old) in table.filters.iter_mut().zip(&old.filters) {
                     filter.continues(old);
                 }
+                table.routes_continue(old);
                 if table.metrics == old.metrics {
                     // What requests are counted by is told apart by it.
                     table.metrics = old.metrics.clone();

@@ -46,6 +46,11 @@ impl Mesh {
         self.workloads.get(uid)
     }
 
+    /// The workload that a pod is, as istiod names pods (`CLUSTER//Pod/NAMESPACE/NAME`).
+    pub fn pod(&self, cluster_id: &str, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.workload(&WorkloadUid::new(format!("{cluster_id}//Pod/{namespace}/{name}")))
+    }
+
     /// The workload that has `ip` on `network`. An IPv4-mapped IPv6 address is its IPv4 address.
     pub fn workload_at(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.addresses.get(&NetworkAddressRef::new(network, ip))?.winner()

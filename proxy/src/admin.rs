@@ -3,6 +3,9 @@
 //! It listens on loopback only and has no authentication, as Envoy's and ztunnel's; nothing secret is ever in its answers. Metrics and
 //! readiness, which change nothing, may be asked for from elsewhere, at addresses of their own ([`View`]).
 
+mod clusters;
+mod keys;
+mod routes;
 mod status;
 
 use std::convert::Infallible;
@@ -41,6 +44,9 @@ GET  /config_dump           the configuration in force, and the last rejected up
 GET  /status                how istiod, the mesh and the certificates stand
 GET  /connections           open connections
 GET  /tunnels               HBONE connections to other nodes, with their streams
+GET  /routes                routes of HTTP, and how many requests each has had
+GET  /clusters              where they lead: endpoints, their health, connections, limits
+GET  /keys                  keys that verify tokens: which, from where, since when
 GET  /offload               the kernel tier: whether there is one, and what it has done
 GET  /refusals              the last connections that were refused, and why
 GET  /logging               the log filter
@@ -125,6 +131,9 @@ impl Admin {
             (&Method::GET, "/status") => json_answer(&status::status(&self.node)),
             (&Method::GET, "/connections") => json_answer(&self.connections()),
             (&Method::GET, "/tunnels") => json_answer(&self.tunnels()),
+            (&Method::GET, "/routes") => json_answer(&routes::routes(&self.node)),
+            (&Method::GET, "/clusters") => json_answer(&clusters::clusters(&self.node)),
+            (&Method::GET, "/keys") => json_answer(&keys::keys(&self.node)),
             (&Method::GET, "/offload") => json_answer(&self.offload()),
             (&Method::GET, "/refusals") => json_answer(&Value::Array(self.node.telemetry.refusals())),
             (&Method::GET, "/logging") => text(StatusCode::OK, format!("{}\n", self.log)),
@@ -135,8 +144,8 @@ impl Admin {
             }
             (
                 _,
-                "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/tunnels" | "/offload"
-                | "/refusals" | "/logging" | "/drain",
+                "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/tunnels" | "/routes"
+                | "/clusters" | "/keys" | "/offload" | "/refusals" | "/logging" | "/drain",
             ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }

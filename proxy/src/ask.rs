@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// How long the proxy may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,6 +55,16 @@ pub(crate) fn ask<T: DeserializeOwned>(address: SocketAddr, path: &str) -> Resul
         }
         _ => Err(AskError::Misunderstood(address)),
     }
+}
+
+/// The parts of a list; none, if it is none.
+pub(crate) fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A text, or what stands for none.
+pub(crate) fn word(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
 }
 
 /// Rows as a table whose columns are as wide as their widest cell.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::ask::{AskError, ask, table};
+use crate::ask::{AskError, ask, table, word};
 
 /// Prints the open connections of the proxy whose admin server is at `address`, or one JSON document.
 ///
@@ -73,10 +73,6 @@ fn note(flow: &Value) -> String {
         true => String::new(),
         false => format!("parked: {}", waiting.join(", ")),
     }
-}
-
-fn word(value: &Value) -> String {
-    value.as_str().unwrap_or("-").to_owned()
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use underpass_config::{
 use crate::capture::{Pod, SocketPool};
 use crate::handover;
 use crate::hbone::{connect, proxy_protocol, server::settings, target};
+pub use crate::http::filters::ext_authz::fuzzing::ext_authz;
 pub use crate::http::filters::jwt::fuzzing::jwt;
 pub use crate::http::fuzzing::{http_answer, http_config, http_request, http_sniff, http1};
 use crate::listener;
@@ -326,5 +327,6 @@ mod tests {
         replay("http_config", http_config);
         replay("http1", http1);
         replay("jwt", jwt);
+        replay("ext_authz", ext_authz);
     }
 }

@@ -43,6 +43,7 @@ mod mirror;
 pub mod outgoing;
 pub mod outliers;
 mod parking;
+mod peers;
 mod permit;
 pub mod pool;
 mod record;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
 use underpass::run::Given;
-use underpass::{flows, run, status};
+use underpass::{clusters, flows, keys, routes, run, status};
 use underpass_config::Role;
 use underpass_ebpf::tier::Variant;
 
@@ -75,23 +75,15 @@ enum Command {
         call: CallArguments,
     },
     /// List the open connections of a proxy: where their bytes go, and why they are not in the kernel.
-    Flows {
-        /// The proxy's admin server.
-        #[arg(long, default_value = "127.0.0.1:15000")]
-        admin: SocketAddr,
-        /// Print one JSON document.
-        #[arg(long)]
-        json: bool,
-    },
+    Flows(AskArguments),
+    /// List the routes of HTTP of a proxy: what becomes of which requests, and how many each has had.
+    Routes(AskArguments),
+    /// List the clusters of HTTP of a proxy: endpoints, their health, connections to them, and how much of each limit is used.
+    Clusters(AskArguments),
+    /// List the keys by which a proxy verifies tokens: which there are, where they come from, why they do not come.
+    Keys(AskArguments),
     /// Say how a proxy stands with istiod, what of it was rejected, and which certificates it has for how long.
-    Status {
-        /// The proxy's admin server.
-        #[arg(long, default_value = "127.0.0.1:15000")]
-        admin: SocketAddr,
-        /// Print one JSON document.
-        #[arg(long)]
-        json: bool,
-    },
+    Status(AskArguments),
     /// Capture a pod no more; its connections go where they would without a mesh.
     Remove {
         #[command(flatten)]
@@ -170,6 +162,16 @@ impl AgentArguments {
         options.own_cgroup = self.own_cgroup;
         options.untested_variant = self.untested_variant;
     }
+}
+
+#[derive(Args)]
+struct AskArguments {
+    /// The proxy's admin server.
+    #[arg(long, default_value = "127.0.0.1:15000")]
+    admin: SocketAddr,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
@@ -287,8 +289,11 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
         }
         Command::Enrol { place, uid, call } => commands::enrol(&call.run_dir, &uid, place.place()?, call.json)?,
         Command::Pods { call } => commands::pods(&call.run_dir, call.json)?,
-        Command::Flows { admin, json } => flows::show(admin, json)?,
-        Command::Status { admin, json } => status::show(admin, json)?,
+        Command::Flows(asked) => flows::show(asked.admin, asked.json)?,
+        Command::Routes(asked) => routes::show(asked.admin, asked.json)?,
+        Command::Clusters(asked) => clusters::show(asked.admin, asked.json)?,
+        Command::Keys(asked) => keys::show(asked.admin, asked.json)?,
+        Command::Status(asked) => status::show(asked.admin, asked.json)?,
         Command::Remove { which, call } => {
             let which = commands::which(which.uid, which.netns.as_deref())?;
             commands::remove(&call.run_dir, which, call.json)?;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::ask::{AskError, ask, table};
+use crate::ask::{AskError, ask, list, table, word};
 
 /// Prints how the proxy whose admin server is at `address` stands, or one JSON document.
 ///
@@ -123,14 +123,6 @@ fn certificates(identities: &Value, pods: &[Value], now: SystemTime) -> String {
         );
     }
     text
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn word(value: &Value) -> String {
-    value.as_str().unwrap_or("-").to_owned()
 }
 
 fn time(value: &Value) -> Option<SystemTime> {

@@ -34,6 +34,9 @@ use crate::flow_table::FlowTable;
 use crate::identities::Identities;
 use crate::offload::Offload;
 
+/// Counts what would have been done on one policy's word.
+pub type DryRunCounter = Counter;
+
 /// Refusals kept for `/refusals`.
 const REFUSALS_KEPT: usize = 128;
 
@@ -173,14 +176,19 @@ impl Telemetry {
         Ok(text)
     }
 
-    /// Counts what would have been done with a connection or a request, were a dry-run policy in force, and on which policy's word.
+    /// Counts what would have been done with a connection, were a dry-run policy in force, and on which policy's word.
     pub fn count_dry_run(&self, policy: &str, would: Action) {
+        self.dry_run(policy, would).inc();
+    }
+
+    /// By which it is counted. To look it up takes a lock that all share: who counts often keeps it.
+    pub fn dry_run(&self, policy: &str, would: Action) -> DryRunCounter {
         let would = match would {
             Action::Allow => "allow",
             Action::Deny => "deny",
         };
         let labels = vec![("policy", policy.to_owned()), ("would", would.to_owned())];
-        self.dry_run.get_or_create(&labels).inc();
+        self.dry_run.get_or_create_owned(&labels)
     }
 
     /// Counts what came of asking an authorization server.

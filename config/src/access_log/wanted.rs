@@ -18,6 +18,8 @@ pub struct WantedFields {
     pub response: Vec<HeaderName>,
     /// Of its trailers.
     pub trailers: Vec<HeaderName>,
+    /// What filters have found out is wanted too.
+    pub metadata: bool,
 }
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -85,6 +87,7 @@ impl WantedFields {
                 self.response.push(GRPC_STATUS);
                 self.trailers.push(GRPC_STATUS);
             }
+            Fact::Metadata(_) => self.metadata = true,
             _ => {}
         }
     }

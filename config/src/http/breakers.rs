@@ -54,6 +54,21 @@ impl Default for Breakers {
     }
 }
 
+/// How much of a cluster's limits is used at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Connections to its endpoints.
+    pub connections: u32,
+    /// Requests that wait for one.
+    pub pending_requests: u32,
+    /// Requests that have one.
+    pub requests: u32,
+    /// Those of them that are retries.
+    pub retries: u32,
+    /// How many of them may be, while there are so many requests.
+    pub retries_limit: u32,
+}
+
 /// What of a cluster's limits is used.
 #[derive(Debug, Default)]
 pub(super) struct Used {
@@ -77,9 +92,24 @@ impl Used {
     }
 
     pub fn retry(&self, limits: &Breakers) -> Option<Held> {
+        Held::take(&self.retries, self.retries_limit(limits))
+    }
+
+    fn retries_limit(&self, limits: &Breakers) -> u32 {
         let requests = self.requests.load(Ordering::Relaxed);
         let pending = self.pending.load(Ordering::Relaxed);
-        Held::take(&self.retries, limits.retries.limit(requests.saturating_add(pending)))
+        limits.retries.limit(requests.saturating_add(pending))
+    }
+
+    pub fn usage(&self, limits: &Breakers) -> Usage {
+        let of = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        Usage {
+            connections: of(&self.connections),
+            pending_requests: of(&self.pending),
+            requests: of(&self.requests),
+            retries: of(&self.retries),
+            retries_limit: self.retries_limit(limits),
+        }
     }
 }
 
@@ -125,6 +155,8 @@ mod tests {
         assert_eq!(retries.len(), 2);
         let requests: Vec<_> = (0..15).map_while(|_| used.request(&limits)).collect();
         assert!(used.retry(&limits).is_some(), "a fifth of {} is more", requests.len());
+        let usage = used.usage(&limits);
+        assert_eq!((usage.requests, usage.retries, usage.retries_limit), (15, 2, 3));
         let counted = Retries::Count(1);
         assert_eq!([0, 100].map(|requests| counted.limit(requests)), [1, 1]);
     }

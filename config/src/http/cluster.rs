@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 
-use super::breakers::{Held, Used};
+use super::breakers::{Held, Usage, Used};
 use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
-use super::table::{LocalityWeights, Table, Wish};
+use super::table::{LocalityWeights, PriorityLoad, Table, Wish, priorities};
 use super::{
     Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts,
     ServiceName, SlowStart, Subsets, Transport,
@@ -198,6 +198,17 @@ impl Cluster {
     /// Room for one more retry; none at the limit.
     pub fn admit_retry(&self) -> Option<Held> {
         self.choice.state.used.retry(&self.settings.breakers)
+    }
+
+    /// How much of its limits is used.
+    pub fn usage(&self) -> Usage {
+        self.choice.state.used.usage(&self.settings.breakers)
+    }
+
+    /// Its priorities, the first first, with what each gets of the requests that are for no subset.
+    pub fn priorities(&self) -> Vec<PriorityLoad> {
+        let loads = priorities(&self.settings, self.endpoints());
+        loads.into_iter().map(|(load, _)| load).collect()
     }
 
     /// The endpoint for the next request; none if there is none that is well. `random` gives any numbers.

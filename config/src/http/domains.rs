@@ -4,6 +4,7 @@
 //! that a client may have added (Envoy's `ignore_port_in_host_matching`, as istiod sets it).
 
 use std::collections::HashMap;
+use std::fmt;
 
 use foldhash::quality::RandomState;
 
@@ -18,6 +19,17 @@ pub enum Domain {
     Prefix(String),
     /// `*`
     Any,
+}
+
+impl fmt::Display for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Suffix(suffix) => write!(f, "*{suffix}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+            Self::Any => f.write_str("*"),
+        }
+    }
 }
 
 /// Why a text is no domain.

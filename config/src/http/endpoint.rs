@@ -56,6 +56,11 @@ impl Labels {
         self.0.is_empty()
     }
 
+    /// All, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = &(Text, Text)> {
+        self.0.iter()
+    }
+
     /// The names, in their order.
     pub fn names(&self) -> impl Iterator<Item = &Text> {
         self.0.iter().map(|(name, _)| name)

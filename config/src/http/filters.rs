@@ -15,6 +15,8 @@ pub enum Filter {
     Rbac(Rbac),
     /// Someone else is asked.
     ExtAuthz(ExtAuthz),
+    /// Nothing: only some routes have something at this place ([`super::Overrides`]).
+    OfRoutes,
 }
 
 impl Filter {

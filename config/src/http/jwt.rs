@@ -5,6 +5,7 @@
 //! requirement is a tree of providers; a rule asks the paths under a prefix for it.
 
 mod audiences;
+mod certificates;
 mod json;
 mod keys;
 mod locations;

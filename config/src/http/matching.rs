@@ -1,6 +1,7 @@
 //! Which requests a route is for (`config.route.v3.RouteMatch`).
 
 use std::borrow::Cow;
+use std::fmt;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use regex::Regex;
@@ -102,6 +103,19 @@ pub enum PathMatch {
     Connect,
 }
 
+impl fmt::Display for PathMatch {
+    /// As a configuration file has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => write!(f, "path {path}"),
+            Self::Prefix(prefix) => write!(f, "prefix {prefix}"),
+            Self::Segments(prefix) => write!(f, "segments {prefix}"),
+            Self::Regex(regex) => write!(f, "regex {regex}"),
+            Self::Connect => f.write_str("connect"),
+        }
+    }
+}
+
 impl PathMatch {
     /// Whether `path` fulfils it; `case_sensitive` as the route says.
     pub fn matches(&self, path: &str, case_sensitive: bool) -> bool {
@@ -154,6 +168,19 @@ pub enum Field {
     Path,
     /// Any other.
     Header(HeaderName),
+}
+
+impl fmt::Display for Field {
+    /// Its name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Method => ":method",
+            Self::Authority => ":authority",
+            Self::Scheme => ":scheme",
+            Self::Path => ":path",
+            Self::Header(name) => name.as_str(),
+        })
+    }
 }
 
 impl Field {

@@ -1,16 +1,18 @@
 //! Command operators in the values of header fields and in the formats of access logs: `%REQ(x-user)%`, `%DOWNSTREAM_REMOTE_ADDRESS%` (Envoy's substitution
 //! formats, of which these are those that say something of a request, a connection or an endpoint).
 //!
-//! [`fact`] has the operators and what each asks for; [`time`] the formats of times. Who knows the facts is the proxy's matter ([`Facts`]).
+//! [`fact`] has the operators and what each asks for; [`peer`] what is told of the workloads at both ends; [`time`] the formats of times. Who knows the facts is the proxy's matter ([`Facts`]).
 
 mod fact;
+mod peer;
 mod time;
 
 use std::borrow::Cow;
 
 use http::header::HeaderMap;
 
-pub use fact::{End, Fact, GrpcForm, Part, PeerField};
+pub use fact::{Fact, GrpcForm, Part};
+pub use peer::{PEER_FIELDS, PeerEnd, PeerField};
 pub use time::TimeFormat;
 
 /// A text with operators in it.

@@ -221,7 +221,39 @@ struct History {
     taken_back: Option<Instant>,
 }
 
+/// How an endpoint stands with its cluster's detector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Since when it is ejected, and for how much longer at least.
+    pub ejected: Option<(Duration, Duration)>,
+    /// How often it has been.
+    pub ejections: u64,
+    /// Failures in a row: answers of 5xx, those of 502 to 504, and what went wrong on the way, where that is counted apart.
+    pub in_a_row: Consecutive,
+}
+
 impl Monitor {
+    /// How it stands at `now`.
+    pub fn standing(&self, now: Instant) -> Standing {
+        let of = |counter: &AtomicU32| counter.load(Ordering::Relaxed);
+        let history = self.history();
+        let ejected = history.ejected.filter(|_| self.is_ejected());
+        Standing {
+            ejected: ejected.map(|(since, until)| {
+                (
+                    now.saturating_duration_since(since),
+                    until.saturating_duration_since(now),
+                )
+            }),
+            ejections: history.ejections,
+            in_a_row: Consecutive {
+                server_errors: of(&self.server_errors),
+                gateway_failures: of(&self.gateway_failures),
+                local_origin_failures: of(&self.local_failures),
+            },
+        }
+    }
+
     /// Whether it is ejected.
     pub fn is_ejected(&self) -> bool {
         self.is_ejected.load(Ordering::Relaxed)

@@ -80,6 +80,8 @@ pub struct Ruling<'a> {
     pub is_allowed: bool,
     /// The policy that matched, if one did.
     pub policy: Option<&'a Text>,
+    /// Its place among [`Rules::policies`].
+    pub place: Option<usize>,
 }
 
 /// What is left of rules for one connection.
@@ -99,6 +101,11 @@ impl Rules {
     pub fn new(action: RuleAction, mut policies: Vec<Policy>) -> Self {
         policies.sort_by(|one, other| one.name.cmp(&other.name));
         Self { action, policies }
+    }
+
+    /// The policies, in the order in which they are told.
+    pub fn policies(&self) -> &[Policy] {
+        &self.policies
     }
 
     /// What is left of them for requests of `peer`.
@@ -129,20 +136,28 @@ impl Rules {
             let policy = &self.policies[open.policy];
             let is_met = (open.is_permission_met || policy.permission.holds(peer, asking))
                 && (open.is_principal_met || policy.principal.holds(peer, asking));
-            is_met.then_some(&policy.name)
+            is_met.then_some(open.policy)
         });
         self.ruling(matching)
+    }
+
+    /// The same, where nothing was settled for the connection.
+    pub fn rule_anew(&self, peer: &Peer<'_>, asking: &Asking<'_>) -> Ruling<'_> {
+        let is_met = |policy: &Policy| policy.permission.holds(peer, asking) && policy.principal.holds(peer, asking);
+        self.ruling(self.policies.iter().position(is_met))
     }
 
     /// What they say of a connection that carries no requests; none: it depends on one.
     pub fn of_connection(&self, peer: &Peer<'_>) -> Option<Ruling<'_>> {
         let first = self.settle(peer).0.first().copied();
         let is_clear = first.is_none_or(|open| open.is_permission_met && open.is_principal_met);
-        is_clear.then(|| self.ruling(first.map(|open| &self.policies[open.policy].name)))
+        is_clear.then(|| self.ruling(first.map(|open| open.policy)))
     }
 
-    fn ruling<'a>(&self, policy: Option<&'a Text>) -> Ruling<'a> {
+    fn ruling(&self, place: Option<usize>) -> Ruling<'_> {
+        let policy = place.map(|place| &self.policies[place].name);
         Ruling {
+            place,
             is_allowed: match self.action {
                 RuleAction::Allow => policy.is_some(),
                 RuleAction::Deny => policy.is_none(),

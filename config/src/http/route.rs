@@ -9,7 +9,8 @@ use super::domains::DomainIndex;
 use super::path_index::PathIndex;
 use super::{
     Cluster, Cors, Decorator, Domain, Fault, Filter, GrpcTimeout, HashPolicy, HeaderEdits, Labels, MetricSettings,
-    Mirror, PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration, Tracing,
+    Mirror, Overrides, PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
+    Tracing,
 };
 use crate::Text;
 
@@ -29,7 +30,10 @@ pub struct RouteTable {
     pub metrics: Arc<MetricSettings>,
     /// How they are traced; none: they are not.
     pub tracing: Option<Arc<Tracing>>,
+    has_overrides: bool,
     virtual_hosts: Vec<Arc<VirtualHost>>,
+    /// Of each virtual host.
+    domains: Vec<Vec<Domain>>,
     index: DomainIndex,
     /// Of each virtual host's routes.
     paths: Vec<PathIndex>,
@@ -63,6 +67,8 @@ pub struct Route {
     pub request_headers: HeaderEdits,
     /// Edits of the response.
     pub response_headers: HeaderEdits,
+    /// What its requests meet in the place of the table's filters, its virtual host's word included.
+    pub overrides: Overrides,
 }
 
 /// What becomes of a request.
@@ -250,7 +256,10 @@ impl RouteTable {
     pub fn new(name: Text, virtual_hosts: Vec<(Vec<Domain>, VirtualHost)>) -> Self {
         let domains = virtual_hosts.iter().enumerate();
         let index = DomainIndex::new(domains.flat_map(|(place, (domains, _))| domains.iter().map(move |d| (d, place))));
-        let virtual_hosts: Vec<_> = virtual_hosts.into_iter().map(|(_, host)| Arc::new(host)).collect();
+        let (domains, virtual_hosts): (Vec<_>, Vec<_>) = virtual_hosts
+            .into_iter()
+            .map(|(domains, host)| (domains, Arc::new(host)))
+            .unzip();
         let routes = virtual_hosts.iter().map(|host| host.routes.iter().map(Arc::as_ref));
         let paths = routes.map(PathIndex::new).collect();
         Self {
@@ -260,9 +269,33 @@ impl RouteTable {
             connection_rules: Vec::new(),
             metrics: Arc::default(),
             tracing: None,
+            has_overrides: virtual_hosts
+                .iter()
+                .any(|host| host.routes.iter().any(|route| !route.overrides.is_empty())),
             virtual_hosts,
+            domains,
             index,
             paths,
+        }
+    }
+
+    /// Whether some route has something in the place of a filter.
+    pub fn has_overrides(&self) -> bool {
+        self.has_overrides
+    }
+
+    /// Takes over what the same routes of `before` have counted. Nobody is served by it yet.
+    pub(super) fn routes_continue(&mut self, before: &Self) {
+        for host in &mut self.virtual_hosts {
+            let old = before.virtual_hosts.iter().find(|old| old.name == host.name);
+            let (Some(old), Some(host)) = (old, Arc::get_mut(host)) else {
+                continue;
+            };
+            for (route, old) in host.routes.iter_mut().zip(&old.routes) {
+                if let Some(route) = Arc::get_mut(route) {
+                    route.overrides.continues(&old.overrides);
+                }
+            }
         }
     }
 
@@ -274,6 +307,11 @@ impl RouteTable {
     /// The virtual hosts, in their order.
     pub fn virtual_hosts(&self) -> &[Arc<VirtualHost>] {
         &self.virtual_hosts
+    }
+
+    /// The domains of each, in the same order.
+    pub fn domains(&self) -> &[Vec<Domain>] {
+        &self.domains
     }
 
     /// The route for a request, with its virtual host; `random` is any number, drawn for this request ([`RouteMatch::matches`]).

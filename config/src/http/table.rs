@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use foldhash::quality::RandomState;
 
-use super::loads::{Health, loads};
+use super::loads::{Health, Load, loads};
 use super::ring::{Maglev, Member, Ring};
 use super::{ClusterEndpoint, ClusterSettings, Fallback, HttpBalancing, Labels, SlowStart};
 use crate::Text;
@@ -113,38 +113,64 @@ impl Table {
     }
 }
 
+/// What a priority of a cluster gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PriorityLoad {
+    /// Its number.
+    pub priority: u32,
+    /// Of all requests, in percent.
+    pub percent: u32,
+    /// Whether so few of its endpoints are well that ejections are disregarded.
+    pub is_panicking: bool,
+}
+
+/// The priorities of some endpoints, with what each gets and has.
+pub(super) fn priorities(
+    settings: &ClusterSettings,
+    endpoints: &[Arc<ClusterEndpoint>],
+) -> Vec<(PriorityLoad, Endpoints)> {
+    // Numbers may have gaps, which are no priorities.
+    let mut by_number: BTreeMap<u32, Endpoints> = BTreeMap::new();
+    for endpoint in endpoints {
+        by_number
+            .entry(endpoint.settings.priority)
+            .or_default()
+            .push(endpoint.clone());
+    }
+    let health: Vec<Health> = by_number.values().map(|endpoints| health(endpoints)).collect();
+    let loads = loads(&health, settings.panic_threshold);
+    let of_number = |((priority, endpoints), load): ((u32, Endpoints), Load)| {
+        let load = PriorityLoad {
+            priority,
+            percent: load.percent,
+            is_panicking: load.is_panicking,
+        };
+        (load, endpoints)
+    };
+    by_number.into_iter().zip(loads).map(of_number).collect()
+}
+
 /// Endpoints that a request may go to: the levels that get any.
 #[derive(Debug)]
 struct Set(Vec<Level>);
 
 impl Set {
     fn new(settings: &ClusterSettings, endpoints: &[Arc<ClusterEndpoint>], turn: impl Fn() -> Arc<AtomicU32>) -> Self {
-        // Numbers may have gaps, which are no priorities.
-        let mut numbers: Vec<u32> = endpoints.iter().map(|endpoint| endpoint.settings.priority).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        let of_number = |number: &u32| -> Endpoints {
-            let own = endpoints
-                .iter()
-                .filter(|endpoint| endpoint.settings.priority == *number);
-            own.cloned().collect()
-        };
-        let priorities: Vec<Endpoints> = numbers.iter().map(of_number).collect();
-        let health: Vec<Health> = priorities.iter().map(|endpoints| health(endpoints)).collect();
-        let loads = loads(&health, settings.panic_threshold);
-        let levels = priorities.into_iter().zip(loads).filter(|(_, load)| load.percent > 0);
-        let levels = levels.map(|(endpoints, load)| {
-            let localities = match load.is_panicking {
-                true => Vec::new(),
-                false => by_locality(settings, &endpoints),
-            };
-            let localities = match (localities.is_empty(), load.is_panicking) {
-                (false, _) => localities,
-                (true, true) => vec![Locality::only(endpoints)],
-                (true, false) => vec![Locality::only(well(&endpoints))],
-            };
-            Level::new(settings, load.percent, localities, &turn)
-        });
+        let priorities = priorities(settings, endpoints).into_iter();
+        let levels = priorities
+            .filter(|(load, _)| load.percent > 0)
+            .map(|(load, endpoints)| {
+                let localities = match load.is_panicking {
+                    true => Vec::new(),
+                    false => by_locality(settings, &endpoints),
+                };
+                let localities = match (localities.is_empty(), load.is_panicking) {
+                    (false, _) => localities,
+                    (true, true) => vec![Locality::only(endpoints)],
+                    (true, false) => vec![Locality::only(well(&endpoints))],
+                };
+                Level::new(settings, load.percent, localities, &turn)
+            });
         Self(levels.filter(|level| !level.members.is_empty()).collect())
     }
 

@@ -164,6 +164,7 @@ impl Tracing {
             authority: true,
             response: OF_RESPONSES.to_vec(),
             trailers: OF_RESPONSES.to_vec(),
+            metadata: false,
         };
         for tag in &tags {
             match &tag.value {

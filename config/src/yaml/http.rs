@@ -8,6 +8,7 @@ mod clusters;
 mod cors;
 mod ext_authz;
 mod fault;
+mod filters;
 mod forward;
 mod hash;
 mod hbone;

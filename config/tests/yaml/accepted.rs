@@ -12,6 +12,8 @@ use underpass_config::{
     WorkloadName, WorkloadType, WorkloadUid,
 };
 
+use underpass_config::http::{Filter, Override, RequestMetric};
+
 use super::COMPLETE;
 
 fn uid(text: &str) -> WorkloadUid {
@@ -131,7 +133,8 @@ fn every_node_setting_is_read() {
         access_log: AccessLog {
             format: LogFormat::Json,
             path: "/var/log/access.json".into(),
-            requests: Vec::new(),
+            // What they are is `logs`'s matter.
+            requests: node.access_log.requests.clone(),
         },
         log: "underpass=debug".into(),
         capture: Some(CaptureSettings {
@@ -155,6 +158,50 @@ fn every_node_setting_is_read() {
         }),
     };
     assert_eq!(*node, expected);
+    assert_eq!(node.access_log.requests.len(), 2);
+}
+
+#[test]
+fn routes_are_read_with_what_their_requests_go_through() {
+    let http = Config::from_yaml(COMPLETE).unwrap().http;
+    let table = &http.tables["complete"];
+    let kinds: Vec<&str> = table
+        .filters
+        .iter()
+        .map(|filter| match filter {
+            Filter::LocalRateLimit(_) => "limit",
+            Filter::Jwt(_) => "tokens",
+            Filter::Rbac(_) => "rules",
+            Filter::ExtAuthz(_) => "asking",
+            Filter::OfRoutes => "of routes",
+        })
+        .collect();
+    // Whom CUSTOM asks about, AUDIT, DENY (a dry run), ALLOW.
+    assert_eq!(kinds, ["limit", "tokens", "rules", "asking", "rules", "rules", "rules"]);
+    assert_eq!(table.metrics.disabled, [RequestMetric::ResponseBytes]);
+    assert_eq!((table.metrics.removed.len(), table.metrics.added.len()), (1, 1));
+    let routes = &table.virtual_hosts()[0].routes;
+    let different = |route: usize| -> Vec<String> {
+        let overrides = routes[route].overrides.iter();
+        let word = |different: &Override| match different {
+            Override::Off => "off",
+            Override::LocalRateLimit(_) => "limit",
+            Override::Rbac(_) => "rules",
+            Override::Context(_) => "context",
+        };
+        let mut words: Vec<String> = overrides
+            .map(|(place, different)| format!("{place} {}", word(different)))
+            .collect();
+        words.sort();
+        words
+    };
+    assert_eq!(
+        different(0),
+        ["0 limit", "1 off", "2 off", "3 off", "4 off", "5 off", "6 off"]
+    );
+    // It has rules of one action, and none of the others.
+    assert_eq!(different(1), ["0 off", "3 context", "4 off", "5 rules", "6 off"]);
+    assert_eq!(different(2), ["3 context"]);
 }
 
 #[test]
@@ -406,18 +453,17 @@ fn a_limit_on_connections_is_the_default_of_those_below_it() {
 /// `/config_dump` shows settings as JSON; an operator must be able to paste a section back.
 #[test]
 fn settings_are_shown_as_they_are_written() {
-    let complete = Config::from_yaml(COMPLETE).unwrap().node;
-    let shown = serde_json::to_value(&*complete).unwrap();
+    let mut complete = NodeSettings::clone(&Config::from_yaml(COMPLETE).unwrap().node);
+    // Logs of requests are shown beside the proxy's own, not as the list that they are written in.
+    complete.access_log.requests.clear();
+    let shown = serde_json::to_value(&complete).unwrap();
     // JSON is YAML.
     let again = Config::from_yaml(&serde_json::json!({"node": shown}).to_string())
         .unwrap()
         .node;
     // Which is a section of its own in the file, and there by default in this role.
     let capture = Some(CaptureSettings::default());
-    let complete = NodeSettings {
-        capture,
-        ..NodeSettings::clone(&complete)
-    };
+    let complete = NodeSettings { capture, ..complete };
     assert_eq!(*again, complete);
 }
 

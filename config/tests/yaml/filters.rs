@@ -48,6 +48,7 @@ fn who_is_asked_comes_behind_the_limit_and_before_the_rules() {
                 assert_eq!(action(&rbac.rules).or(action(&rbac.shadow)), Some(RuleAction::Deny));
                 format!("rules {}", rbac.shadow_prefix)
             }
+            Filter::OfRoutes => panic!("no route has its own"),
             Filter::ExtAuthz(asking) => {
                 let enabled_by = asking.enabled_by.as_ref().unwrap();
                 assert_eq!(&*enabled_by.key, "istio_ext_authz_shadow_effective_policy_id");
@@ -144,4 +145,47 @@ fn nobody_is_asked_who_is_not_there() {
     }
     let told = told("", "    local_rate_limit: {max_tokens: 4000000000, fill_interval: 1h}");
     assert_eq!(told, "http.routes[0].local_rate_limit: never fills");
+}
+
+#[test]
+fn what_only_routes_have_has_a_place_and_what_is_wrong_with_it_is_said() {
+    let routes = |filters: &str| {
+        format!(
+            "    virtual_hosts: [{{name: v, domains: ['*'], routes: [{{direct: {{status: 200}}, filters: {filters}}}]}}]"
+        )
+    };
+    let table = |table: &str, filters: &str| {
+        document("", table).replace(
+            "    virtual_hosts: [{name: v, domains: ['*'], routes: [{direct: {status: 200}}]}]",
+            &routes(filters),
+        )
+    };
+    let own = "{local_rate_limit: {max_tokens: 1, fill_interval: 1s}, authorization: [{name: p, rules: [{}]}]}";
+    let config = Config::from_yaml(&table("", own)).unwrap();
+    let found = &config.http.tables["t"];
+    assert!(matches!(found.filters[..], [Filter::OfRoutes, Filter::OfRoutes]) && found.has_overrides());
+    assert!(!Config::from_yaml(&document("", "")).unwrap().http.tables["t"].has_overrides());
+    for (filters, problem) in [
+        ("{off: [tokens]}", "is not a known value"),
+        ("{off: [authorization], authorization: []}", "is given here, too"),
+        (
+            "{authorization: [{name: c, action: CUSTOM, provider: {name: b}, rules: [{}]}]}",
+            "is for whole tables",
+        ),
+        (
+            "{ext_authz: {context_extensions: {a: b}}}",
+            "nobody is asked by this table",
+        ),
+        (
+            "{authorization: [{name: c, action: WHAT, rules: [{}]}]}",
+            "is not a known value",
+        ),
+        ("{local_rate_limit: {max_tokens: 0, fill_interval: 1s}}", "max_tokens"),
+    ] {
+        let found = problems(&table("", filters));
+        assert!(
+            found.iter().any(|one| one.to_string().contains(problem)),
+            "{filters}: {found:?}"
+        );
+    }
 }

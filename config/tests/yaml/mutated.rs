@@ -38,14 +38,18 @@ const VALUES: [&str; 16] = [
     "\u{0}",
 ];
 
+/// As many as there are, about.
+const LINES: usize = 170;
+const WORDS: usize = 900;
+
 fn slip() -> impl Strategy<Value = Slip> {
     let place = || 0..COMPLETE.len();
     prop_oneof![
         (place(), 0..40usize).prop_map(|(at, length)| Slip::Delete(at, length)),
         (place(), "[-{}\\[\\]:,&*#'\" \t\nab0.*/]{1,4}").prop_map(|(at, text)| Slip::Insert(at, text)),
         (place(), 0..200usize, place()).prop_map(|(from, length, to)| Slip::Copy(from, length, to)),
-        (0..100usize, 0..100usize).prop_map(|(one, other)| Slip::SwapLines(one, other)),
-        (0..400usize, prop::sample::select(&VALUES)).prop_map(|(word, value)| Slip::Replace(word, value)),
+        (0..LINES, 0..LINES).prop_map(|(one, other)| Slip::SwapLines(one, other)),
+        (0..WORDS, prop::sample::select(&VALUES)).prop_map(|(word, value)| Slip::Replace(word, value)),
     ]
 }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 
 use h2::ext::Protocol;
 use http::{HeaderValue, Method, Request, StatusCode, Version};
-use underpass_config::{Destination, Workload, WorkloadType};
+use underpass_config::{Config, Destination, Identity, Workload, WorkloadType};
 
 use crate::ending::Ending;
 use crate::upstream::Refused;
@@ -60,25 +60,49 @@ impl Connect<'_> {
     }
 }
 
+/// The keys by which workloads are named, and what each says of them.
+pub const WORKLOADS: [(&str, WorkloadType); 4] = [
+    ("k8s.deployment.name", WorkloadType::Deployment),
+    ("k8s.cronjob.name", WorkloadType::CronJob),
+    ("k8s.pod.name", WorkloadType::Pod),
+    ("k8s.job.name", WorkloadType::Job),
+];
+
 fn baggage(client: &Workload) -> String {
-    let kind = match client.workload_type {
-        WorkloadType::Deployment => "deployment",
-        WorkloadType::CronJob => "cronjob",
-        WorkloadType::Pod => "pod",
-        WorkloadType::Job => "job",
-    };
-    let fields = [
-        ("k8s.cluster.name".to_owned(), &client.cluster_id),
-        ("k8s.namespace.name".to_owned(), &client.namespace),
-        (format!("k8s.{kind}.name"), &client.workload_name),
-        ("service.name".to_owned(), &client.canonical_name),
-        ("service.version".to_owned(), &client.canonical_revision),
-        ("cloud.region".to_owned(), &client.locality.region),
-        ("cloud.availability_zone".to_owned(), &client.locality.zone),
-    ];
+    let kind = WORKLOADS.into_iter().find(|(_, kind)| *kind == client.workload_type);
+    members(&[
+        ("k8s.cluster.name", &client.cluster_id),
+        ("k8s.namespace.name", &client.namespace),
+        (kind.map_or("", |(name, _)| name), &client.workload_name),
+        ("service.name", &client.canonical_name),
+        ("service.version", &client.canonical_revision),
+        ("cloud.region", &client.locality.region),
+        ("cloud.availability_zone", &client.locality.zone),
+    ])
+}
+
+fn members(fields: &[(&str, &str)]) -> String {
     let known = fields.iter().filter(|(_, value)| !value.is_empty());
-    let fields: Vec<String> = known.map(|(name, value)| format!("{name}={value}")).collect();
-    fields.join(",")
+    let members: Vec<String> = known.map(|(name, value)| format!("{name}={value}")).collect();
+    members.join(",")
+}
+
+/// What a proxy says of itself that opens a tunnel as `identity` for many clients: its pod's workload, where the mesh knows it, as a waypoint of Istio's says its own.
+/// None: it can't be said in a field.
+pub fn own_baggage(config: &Config, identity: &Identity) -> Option<HeaderValue> {
+    let node = &config.node;
+    let pod = node.istiod.as_ref().map(|istiod| (&istiod.namespace, &istiod.pod));
+    let workload = pod.and_then(|(namespace, name)| config.mesh.pod(&node.cluster_id, namespace, name));
+    let text = match workload.filter(|workload| workload.identity == *identity) {
+        Some(workload) => baggage(workload),
+        None => members(&[
+            ("k8s.cluster.name", &node.cluster_id),
+            ("k8s.namespace.name", &identity.namespace),
+            ("cloud.region", &node.locality.region),
+            ("cloud.availability_zone", &node.locality.zone),
+        ]),
+    };
+    HeaderValue::try_from(text).ok()
 }
 
 /// Where a request that came wants to go.

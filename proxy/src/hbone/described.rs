@@ -1,7 +1,8 @@
 //! What a client says of itself and of what it asked for, in the fields of its CONNECT; for the labels of metrics and nothing else.
 //!
 //! `baggage` (the W3C's format, Istio's keys) names the client's workload, which a node of another cluster, or behind a gateway, can't find by its
-//! address; `forwarded` (RFC 7239) names in `host` the service that was asked for. ztunnel reads both so (`inbound.rs` there). Neither is proved by anything:
+//! address; `forwarded` (RFC 7239) names in `host` the service that was asked for. ztunnel reads both so (`inbound.rs` there), and Envoy's filter of Istio knows
+//! more keys (`metadata_object.cc` of istio/proxy: `app.name`, `app.version`, `k8s.instance.name`). Neither is proved by anything:
 //!
 //! * Policy never sees it. The namespace and the principal are the certificate's.
 //! * What the mesh knows stands before what is said, and a service is believed that the pod is an endpoint of.
@@ -12,9 +13,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use http::HeaderMap;
-use underpass_config::{Config, Identity, Text};
+use underpass_config::{Config, Identity, Text, WorkloadType};
 
-use super::connect::{BAGGAGE, FORWARDED};
+use super::connect::{BAGGAGE, FORWARDED, WORKLOADS};
 use super::host::Host;
 
 /// The longest value: names of Kubernetes are shorter.
@@ -35,10 +36,38 @@ pub struct Described {
     pub canonical_name: Text,
     /// The version of that.
     pub canonical_revision: Text,
+    /// Its application, where that is not the canonical service.
+    pub app: Text,
+    /// The version of that.
+    pub app_version: Text,
+    /// Its own name, usually the pod's.
+    pub name: Text,
+    /// What kind of thing its workload is.
+    pub workload_type: Option<WorkloadType>,
+    /// Where it runs.
+    pub region: Text,
+    /// A part of that.
+    pub zone: Text,
     /// Its cluster.
     pub cluster: Text,
     /// The service that it asked for.
     pub service: Option<DescribedService>,
+}
+
+impl Described {
+    /// Its application: the canonical service, where it says nothing else.
+    pub fn app(&self) -> &Text {
+        one_of(&self.app, &self.canonical_name)
+    }
+
+    /// The version of that.
+    pub fn app_version(&self) -> &Text {
+        one_of(&self.app_version, &self.canonical_revision)
+    }
+}
+
+fn one_of<'t>(first: &'t Text, second: &'t Text) -> &'t Text {
+    if first.is_empty() { second } else { first }
 }
 
 /// A service of the mesh.
@@ -96,10 +125,20 @@ fn baggage(fields: &HeaderMap, peer: &Identity) -> Described {
             let place = match key {
                 "k8s.namespace.name" if *value != *peer.namespace => return Described::default(),
                 "k8s.cluster.name" => &mut described.cluster,
-                "k8s.deployment.name" | "k8s.cronjob.name" | "k8s.pod.name" | "k8s.job.name" => &mut described.workload,
+                "k8s.instance.name" => &mut described.name,
                 "service.name" => &mut described.canonical_name,
                 "service.version" => &mut described.canonical_revision,
-                _ => continue,
+                "app.name" => &mut described.app,
+                "app.version" => &mut described.app_version,
+                "cloud.region" => &mut described.region,
+                "cloud.availability_zone" => &mut described.zone,
+                _ => match WORKLOADS.into_iter().find(|(name, _)| *name == key) {
+                    Some((_, kind)) => {
+                        described.workload_type = Some(kind);
+                        &mut described.workload
+                    }
+                    None => continue,
+                },
             };
             *place = value.into();
         }
@@ -169,19 +208,24 @@ mod tests {
     #[test]
     fn a_client_says_who_it_is_and_what_it_asked_for() {
         let baggage = "k8s.cluster.name=east, k8s.namespace.name=shop,k8s.deployment.name=client;p=1,service.name=shopper,\
-                       service.version=v2,cloud.region=r1,nonsense";
+                       service.version=v2,app.name=basket,cloud.region=r1,cloud.availability_zone=z1,k8s.instance.name=client-1,nonsense";
         let forwarded = "for=\"10.0.0.9:4711\";host=web.shop.svc.cluster.local";
         let said = described(&Descriptions::default(), baggage, forwarded).unwrap();
-        let Described {
-            workload,
-            canonical_name,
-            canonical_revision,
-            cluster,
-            service,
-        } = &*said;
-        let texts = [workload, canonical_name, canonical_revision, cluster].map(|text| &**text);
-        assert_eq!(texts, ["client", "shopper", "v2", "east"]);
-        assert_eq!(service.as_ref().map(|service| &*service.name), Some("web"));
+        let names = [
+            &said.workload,
+            &said.canonical_name,
+            &said.canonical_revision,
+            &said.cluster,
+            &said.name,
+        ];
+        assert_eq!(
+            names.map(|text| &**text),
+            ["client", "shopper", "v2", "east", "client-1"]
+        );
+        let more = [said.app(), said.app_version(), &said.region, &said.zone];
+        assert_eq!(more.map(|text| &**text), ["basket", "v2", "r1", "z1"]);
+        assert_eq!(said.workload_type, Some(WorkloadType::Deployment));
+        assert_eq!(said.service.as_ref().map(|service| &*service.name), Some("web"));
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn dial(node: &Node, key: Key, origin: Origin, certificate: Arc<Lease>, settings
     })
 }
 
-/// Opens a tunnel to an endpoint of HTTP, as the proxy itself: many clients' requests go by it, so none of them is told of. The caller limits the time.
+/// Opens a tunnel to an endpoint of HTTP, as the proxy itself: many clients' requests go by it, so none of them is told of, but the proxy. The caller limits the time.
 ///
 /// # Errors
 /// As [`Outbound::open`].
@@ -119,10 +119,16 @@ pub async fn to_endpoint(
         gateway: SocketAddr::new(endpoint.ip(), hbone.port),
         expected: hbone.peers.clone(),
     };
-    let settings = node.snapshot().config.node.clone();
+    let (settings, baggage) = {
+        let config = &node.snapshot().config;
+        (config.node.clone(), connect::own_baggage(config, &hbone.client))
+    };
     let dial = dial(node, key, Origin::Host, certificate, &settings);
     let dial = dial.ok_or_else(|| broken("the node has no identities".into()))?;
-    let request = Request::builder().method(Method::CONNECT).uri(endpoint.to_string());
+    let mut request = Request::builder().method(Method::CONNECT).uri(endpoint.to_string());
+    if let Some(baggage) = baggage {
+        request = request.header(connect::BAGGAGE, baggage);
+    }
     let request = request.version(Version::HTTP_2).body(());
     let request = request.map_err(|error| broken(error.to_string()))?;
     node.tunnels.open(&dial, &request).await

@@ -26,7 +26,7 @@ use underpass_config::{Decision, NodeSettings, TcpFallback, Text, Verdict};
 use super::arriving::Arriving;
 use super::codec::{Codec, Io, codec_of_http1};
 use super::counting::Counting;
-use super::detection::detect;
+use super::detection::detected;
 use super::downstream::{Downstream, Way};
 use super::exchange;
 use super::farewell::linger;
@@ -228,42 +228,8 @@ pub async fn serve(
     None
 }
 
-/// What a client of a listener with a fallback speaks, and what was read to find out. It is in the table meanwhile, and ended as others are.
-async fn detected(
-    session: &Session,
-    guard: &FlowGuard,
-    way: &Way,
-    settings: &NodeSettings,
-    fallback: &TcpFallback,
-) -> Result<(Protocol, Vec<u8>), Refused> {
-    let drained = async {
-        match fallback.detection_timeout.is_zero() {
-            true => {
-                session.node.drain_started().await;
-                tokio::time::sleep(last_word(settings)).await;
-            }
-            // It will not be long until it is clear.
-            false => std::future::pending().await,
-        }
-    };
-    let flow = guard.flow();
-    let ending = tokio::select! {
-        biased;
-        ending = flow.ended() => ending,
-        detected = detect(way, fallback, &settings.timeouts) => match detected {
-            Ok(detected) => return Ok(detected),
-            Err(ending) => ending,
-        },
-        () = drained => Ending::Drained,
-    };
-    Err(Refused {
-        detail: flow.denial().map(|denial| denial.why.to_string()),
-        ..ending.into()
-    })
-}
-
 /// How long a client that has asked for nothing is waited for when the node drains.
-fn last_word(settings: &NodeSettings) -> Duration {
+pub fn last_word(settings: &NodeSettings) -> Duration {
     LAST_WORD.min(settings.timeouts.drain / 2)
 }
 

@@ -9,11 +9,15 @@
 
 use std::future::poll_fn;
 
-use underpass_config::{TcpFallback, Timeouts};
+use underpass_config::{NodeSettings, TcpFallback, Timeouts};
 
+use super::connection::last_word;
 use super::downstream::Way;
 use super::sniff::{PREFACE, Protocol};
 use crate::ending::Ending;
+use crate::flow_table::FlowGuard;
+use crate::session::Session;
+use crate::upstream::Refused;
 
 /// The longest method: longer ones than any that is registered (IANA's list ends at 17), and shorter than what else is written without a blank.
 const LONGEST_METHOD: usize = 32;
@@ -22,11 +26,48 @@ const MOST: usize = 64 * 1024;
 /// What a version begins with (RFC 9112, section 2.3).
 const VERSION: &[u8] = b"HTTP/";
 
+/// What a client of a listener with a fallback speaks, and what was read to find out. It is in the table meanwhile, and ended as others are.
+///
+/// # Errors
+/// When the client is gone, or has to go.
+pub async fn detected(
+    session: &Session,
+    guard: &FlowGuard,
+    way: &Way,
+    settings: &NodeSettings,
+    fallback: &TcpFallback,
+) -> Result<(Protocol, Vec<u8>), Refused> {
+    let drained = async {
+        match fallback.detection_timeout.is_zero() {
+            true => {
+                session.node.drain_started().await;
+                tokio::time::sleep(last_word(settings)).await;
+            }
+            // It will not be long until it is clear.
+            false => std::future::pending().await,
+        }
+    };
+    let flow = guard.flow();
+    let ending = tokio::select! {
+        biased;
+        ending = flow.ended() => ending,
+        detected = detect(way, fallback, &settings.timeouts) => match detected {
+            Ok(detected) => return Ok(detected),
+            Err(ending) => ending,
+        },
+        () = drained => Ending::Drained,
+    };
+    Err(Refused {
+        detail: flow.denial().map(|denial| denial.why.to_string()),
+        ..ending.into()
+    })
+}
+
 /// Reads until it is clear what a client speaks, or does not matter any more. With what was read.
 ///
 /// # Errors
 /// When the client is gone, or has to go.
-pub async fn detect(way: &Way, fallback: &TcpFallback, timeouts: &Timeouts) -> Result<(Protocol, Vec<u8>), Ending> {
+async fn detect(way: &Way, fallback: &TcpFallback, timeouts: &Timeouts) -> Result<(Protocol, Vec<u8>), Ending> {
     let mut read = Vec::new();
     let deciding = decide(way, &mut read);
     let decided = match fallback.detection_timeout {

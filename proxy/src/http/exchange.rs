@@ -194,11 +194,14 @@ impl Exchange<'_> {
                 record,
                 findings: &mut findings,
                 principal: None,
+                route: found
+                    .as_ref()
+                    .filter(|_| table.has_overrides())
+                    .map(|(_, route)| route.clone()),
+                random,
             };
             let passed = filters::pass(table, passing).await;
-            if let Some(traced) = &mut record.traced {
-                traced.note_shadow(&findings.shadow);
-            }
+            record.note_found(&findings);
             if findings.is_edited {
                 found = self.find(&intake, random, record);
                 record.note_edited(&intake);

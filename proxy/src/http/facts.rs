@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use underpass_config::http::{Fact, Facts, Field, Part};
 
 use super::intake::Intake;
+use super::peers;
 use super::record::Record;
 
 /// What is known while fields are edited.
@@ -144,6 +145,7 @@ pub fn of_record(record: &Record, fact: &Fact, out: &mut Vec<u8>) -> bool {
             some(name.filter(|name| !name.is_empty()))
         }
         Fact::Hostname => some(Some(&HOSTNAME)),
+        Fact::Peer(end, field) => peers::tell(record, *end, *field, out),
         _ => false,
     }
 }

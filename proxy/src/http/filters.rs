@@ -3,7 +3,8 @@
 //! A request is at the mercy of the first filter that refuses it; what a filter finds out (who sent it, which rule asks for a server) is for
 //! those behind it alone. What filters ask of the connection is settled once for each configuration, and shared by its requests.
 
-mod ext_authz;
+pub mod ext_authz;
+mod found;
 pub mod jwt;
 mod rate_limit;
 mod rbac;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::header::{HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use underpass_config::Text;
-use underpass_config::http::{Asking, Filter, Jwt, Peer, Rbac, RouteTable};
+use underpass_config::http::{Asking, Filter, Jwt, Override, Peer, Rbac, Route, RouteTable};
 
 use super::arriving::Arriving;
 use super::connection::Connection;
@@ -26,6 +27,7 @@ use super::upload::Upload;
 use crate::node::Snapshot;
 use crate::session::Session;
 use ext_authz::ResponseChanges;
+pub use found::Found;
 
 /// What filters have settled for a connection.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct Settled {
 enum SettledFilter {
     /// It asks nothing of the connection alone.
     Nothing,
+    /// It is a route's own, which is asked anew by each request.
+    Anew,
     Jwt(jwt::SettledJwt),
     Rbac(rbac::SettledRbac),
 }
@@ -75,7 +79,7 @@ impl Settled {
         let filters = table.filters.iter().map(|filter| match filter {
             Filter::Jwt(jwt) => SettledFilter::Jwt(jwt::SettledJwt::new(jwt, &connection.session.node.key_sets)),
             Filter::Rbac(rbac) => SettledFilter::Rbac(rbac::SettledRbac::new(rbac, &peer)),
-            Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) => SettledFilter::Nothing,
+            Filter::LocalRateLimit(_) | Filter::ExtAuthz(_) | Filter::OfRoutes => SettledFilter::Nothing,
         });
         settled.filters = filters.collect();
         settled
@@ -133,6 +137,8 @@ struct Refusal {
 pub struct Findings {
     /// What its token claims, which was verified.
     pub claims: Option<Arc<serde_json::Value>>,
+    /// What authorization servers have told of it, beside their verdicts.
+    pub metadata: Option<Arc<serde_json::Value>>,
     /// Which policies shadow rules have matched, by [`Rbac::shadow_key`], and what these rules would have done, by [`Rbac::shadow_result_key`].
     pub shadow: Vec<(Text, Text)>,
     /// Its header fields are not what they were: it may be another route's.
@@ -164,6 +170,10 @@ pub struct Passing<'a> {
     pub findings: &'a mut Findings,
     /// The client's SPIFFE identity.
     pub principal: Option<&'a str>,
+    /// The route that was found for it, if it has something in the place of filters.
+    pub route: Option<Arc<Route>>,
+    /// Drawn for it, to be routed by.
+    pub random: u64,
 }
 
 /// Sends a request through the filters of its table, of whose findings nothing is known yet.
@@ -181,13 +191,38 @@ pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<(), Respon
         principal: settled.principal.as_deref(),
         ..passing
     };
-    for (filter, of_connection) in table.filters.iter().zip(&settled.filters) {
-        let passed = match filter {
-            Filter::Rbac(rules) => passing.judge(rules, of_connection, &peer),
-            Filter::Jwt(jwt) => passing.verify(jwt, of_connection, &table.name).await,
-            Filter::LocalRateLimit(limit) => rate_limit::pass(limit, &mut passing),
+    if table.has_overrides() {
+        // Whatever route it takes: what only the filter of tokens may write leads nobody to a route where that is off.
+        for filter in &table.filters {
+            if let Filter::Jwt(jwt) = filter {
+                jwt::take_off_written(jwt, passing.intake, passing.findings);
+            }
+        }
+    }
+    for (place, (filter, of_connection)) in table.filters.iter().zip(&settled.filters).enumerate() {
+        let own = passing.own(table);
+        let different = own.as_ref().and_then(|route| route.overrides.at(place));
+        let passed = match (filter, different) {
+            (_, Some(Override::Off)) | (Filter::OfRoutes, None) => Ok(()),
+            (Filter::Rbac(_) | Filter::OfRoutes, Some(Override::Rbac(rules))) => {
+                passing.judge(rules, &SettledFilter::Anew, &peer)
+            }
+            (Filter::LocalRateLimit(_) | Filter::OfRoutes, Some(Override::LocalRateLimit(limit))) => {
+                rate_limit::pass(limit, &mut passing)
+            }
+            (Filter::Rbac(rules), _) => passing.judge(rules, of_connection, &peer),
+            (Filter::Jwt(jwt), _) => passing.verify(jwt, of_connection, &table.name).await,
+            (Filter::LocalRateLimit(limit), _) => rate_limit::pass(limit, &mut passing),
             // Most tables have none: their requests' futures are not to be as large as its own.
-            Filter::ExtAuthz(asking) => Box::pin(ext_authz::pass(asking, &mut passing)).await,
+            (Filter::ExtAuthz(asking), different) => {
+                let context = match different {
+                    Some(Override::Context(context)) => &**context,
+                    _ => &[],
+                };
+                Box::pin(ext_authz::pass(asking, context, &mut passing)).await
+            }
+            // What no filter can have does not pass.
+            (Filter::OfRoutes, Some(Override::Context(_))) => Err(passing.refused(rbac::refusal("none"))),
         };
         if let Err(mut refusal) = passed {
             passing.findings.response.apply(refusal.headers_mut());
@@ -200,7 +235,31 @@ pub async fn pass(table: &RouteTable, passing: Passing<'_>) -> Result<(), Respon
     Ok(())
 }
 
+impl Findings {
+    /// What logs may ask for.
+    pub fn found(&self) -> Found {
+        Found {
+            claims: self.claims.clone(),
+            metadata: self.metadata.clone(),
+            shadow: self.shadow.clone(),
+        }
+    }
+}
+
 impl Passing<'_> {
+    /// The route whose word counts for the next filter: that which the request has as it is now. An edit may have led it to another, whose filters it then has to pass.
+    fn own(&self, table: &RouteTable) -> Option<Arc<Route>> {
+        if !table.has_overrides() {
+            return None;
+        }
+        match self.findings.is_edited {
+            false => self.route.clone(),
+            true => table
+                .route(&self.intake.view(), self.random)
+                .map(|(_, route)| route.clone()),
+        }
+    }
+
     /// A body that was read to its end is no request that follows, even if it goes nowhere.
     fn note_read(&mut self) {
         if let Arriving::Kept(kept) = &*self.body
@@ -211,20 +270,19 @@ impl Passing<'_> {
     }
 
     fn judge(&mut self, rules: &Rbac, of_connection: &SettledFilter, peer: &Peer<'_>) -> Result<(), Refused> {
-        let outcome = match of_connection {
-            SettledFilter::Rbac(of_connection) => {
-                let asking = Asking {
-                    request: self.intake.view(),
-                    claims: self.findings.claims.as_deref(),
-                };
-                let telemetry = &self.connection.session.node.telemetry;
-                let (outcome, shadow) = of_connection.judge(rules, peer, &asking, telemetry);
-                self.findings.shadow.extend(shadow.into_iter().flatten());
-                outcome
-            }
-            // What was not settled is not known, and what is not known does not pass.
-            _ => Err(rbac::refusal("none")),
+        let asking = Asking {
+            request: self.intake.view(),
+            claims: self.findings.claims.as_deref(),
+            metadata: self.findings.metadata.as_deref(),
         };
+        let telemetry = &self.connection.session.node.telemetry;
+        let (outcome, shadow) = match of_connection {
+            SettledFilter::Rbac(of_connection) => of_connection.judge(rules, peer, &asking, telemetry),
+            SettledFilter::Anew => rbac::judge_anew(rules, peer, &asking, telemetry),
+            // What was not settled is not known, and what is not known does not pass.
+            SettledFilter::Nothing | SettledFilter::Jwt(_) => (Err(rbac::refusal("none")), [None, None]),
+        };
+        self.findings.shadow.extend(shadow.into_iter().flatten());
         outcome.map_err(|refusal| self.refused(refusal))
     }
 

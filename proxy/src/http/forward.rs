@@ -28,7 +28,7 @@ use super::mirror;
 use super::permit::Permit;
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
-use super::reply::{Audience, closing, http_status, reply_with};
+use super::reply::{Audience, closing, http_status, reply_with, said_grpc_status};
 use super::switching;
 use super::tunnel;
 use super::upload::{self, Upload};
@@ -464,8 +464,7 @@ impl Current {
 
 /// The status of HTTP that one of gRPC, in the head of a response, stands for.
 pub fn status_of_grpc(headers: &HeaderMap) -> Option<u16> {
-    let code = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
-    Some(http_status(code))
+    said_grpc_status(headers)?.map(http_status)
 }
 
 /// Notes that there will be another try, for the span of this one.

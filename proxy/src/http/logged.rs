@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use underpass_config::http::{End, Fact, Facts, Field, GrpcForm, PeerField, RouteAction};
-use underpass_config::{RESPONSE_FLAGS, WantedFields, Workload, WorkloadType};
+use underpass_config::http::{Fact, Facts, Field, GrpcForm, RouteAction};
+use underpass_config::{RESPONSE_FLAGS, WantedFields};
 
 use super::facts::{address, of_record, protocol};
+use super::filters::{Findings, Found};
 use super::flags::Flags;
 use super::intake::Intake;
 use super::record::Record;
-use super::reply::{grpc_status, is_kind_of_grpc};
+use super::reply::{GRPC_STATUS, grpc_status, is_kind_of_grpc, read_grpc_status};
 use super::upload::Upload;
 use crate::entrance::Entrance;
 use crate::telemetry::RequestLogs;
@@ -36,6 +37,7 @@ pub struct Kept {
     request: Fields,
     response: Fields,
     trailers: Fields,
+    found: Option<Box<Found>>,
 }
 
 type Fields = Vec<(HeaderName, HeaderValue)>;
@@ -47,8 +49,6 @@ struct Asked {
     target: Option<String>,
     authority: Option<HeaderValue>,
 }
-
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// The first value of each of the fields, as Envoy's.
 fn keep(names: &[HeaderName], headers: &HeaderMap) -> Fields {
@@ -68,6 +68,11 @@ impl Heard {
             logs,
             kept: Kept::default(),
         }
+    }
+
+    /// What filters have found out, if a log asks for it.
+    pub fn found(&mut self, findings: &Findings) {
+        self.kept.found(self.logs.wanted(), findings);
     }
 
     /// What is asked for, as it is now.
@@ -95,6 +100,11 @@ impl Heard {
 }
 
 impl Kept {
+    /// What filters have found out, if somebody asks for it.
+    pub fn found(&mut self, wanted: &WantedFields, findings: &Findings) {
+        self.found = wanted.metadata.then(|| Box::new(findings.found()));
+    }
+
     /// What is asked for, as it is now.
     pub fn request(&mut self, wanted: &WantedFields, intake: &Intake) {
         self.asked = Some(Asked {
@@ -152,32 +162,13 @@ impl Logged<'_> {
         find(&self.kept.trailers, name).or_else(|| find(&self.kept.response, name))
     }
 
-    /// The workload at an end, as the mesh has it now.
-    fn workload(&self, end: End) -> Option<Arc<Workload>> {
-        let session = &self.record.connection().session;
-        match end {
-            End::Client => session.source.workload().cloned(),
-            End::Endpoint => {
-                let config = &session.node.snapshot().config;
-                let at = self.record.endpoint?.ip();
-                config.mesh.workload_at(&config.node.network, at).cloned()
-            }
-        }
-    }
-
     fn is_grpc(&self) -> bool {
         find(&self.kept.request, &CONTENT_TYPE).is_some_and(is_kind_of_grpc)
     }
 
     /// gRPC's status, as Envoy finds it: in the trailers, in the head, or by what HTTP's stands for.
     fn grpc_status(&self) -> Option<i64> {
-        let said = |fields: &Fields| {
-            std::str::from_utf8(find(fields, &GRPC_STATUS)?)
-                .ok()?
-                .trim()
-                .parse()
-                .ok()
-        };
+        let said = |fields: &Fields| read_grpc_status(find(fields, &GRPC_STATUS)?);
         said(&self.kept.trailers)
             .or_else(|| said(&self.kept.response))
             .or_else(|| Some(grpc_status(StatusCode::from_u16(self.record.status).ok()?).into()))
@@ -214,24 +205,6 @@ impl Logged<'_> {
             known.map_or(flag, |(_, long)| *long)
         });
         words.collect::<Vec<_>>().join(",")
-    }
-}
-
-fn peer_field(workload: &Workload, field: PeerField) -> String {
-    match field {
-        PeerField::Service => workload.canonical_name.to_string(),
-        PeerField::Revision => workload.canonical_revision.to_string(),
-        PeerField::Cluster => workload.cluster_id.to_string(),
-        PeerField::Name => workload.name.to_string(),
-        PeerField::Namespace => workload.namespace.to_string(),
-        PeerField::Workload => workload.workload_name.to_string(),
-        PeerField::Type => match workload.workload_type {
-            WorkloadType::Deployment => "deployment",
-            WorkloadType::CronJob => "cronjob",
-            WorkloadType::Job => "job",
-            WorkloadType::Pod => "pod",
-        }
-        .to_owned(),
     }
 }
 
@@ -334,16 +307,14 @@ impl Facts for Logged<'_> {
                     out,
                 )
             }
-            Fact::Peer(end, field) => {
-                let told = self.workload(*end).map(|workload| peer_field(&workload, *field));
-                some(told.filter(|told| !told.is_empty()), out)
-            }
+            Fact::Metadata(path) => self.kept.found.as_ref().is_some_and(|found| found.tell(path, out)),
             Fact::Nothing => false,
             Fact::StartTime(_)
             | Fact::Client(_)
             | Fact::Local(_)
             | Fact::Endpoint(_)
             | Fact::Route
+            | Fact::Peer(..)
             | Fact::Hostname => of_record(record, fact, out),
         }
     }

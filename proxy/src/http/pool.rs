@@ -7,6 +7,7 @@
 //! * [`http2`]: a request goes to the connection with the fewest of them, and when all have as many as they may, to a new one: no endpoint is
 //!   reached over one hot connection.
 //! * [`alone`]: a tunnel by HTTP/2 has a connection of its own.
+//! * [`usage`]: how many there are to each endpoint, for whoever asks.
 //! * [`stream`], [`originations`], [`leases`]: what a codec speaks by; the TLS of clusters, and the certificates of their tunnels.
 //!
 //! A connection belongs to a [`Key`]: nothing that was asked of it, or told by it, at its beginning is another's.
@@ -21,6 +22,7 @@ pub mod slots;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 mod waiting;
 
 use std::net::SocketAddr;

@@ -15,11 +15,12 @@ use underpass_config::http::Route;
 use super::Broken;
 use super::connection::Connection;
 use super::counting::Asked as WhomAsked;
+use super::filters::Findings;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
 use super::logged::Heard;
 use super::messages::Messages;
-use super::reply::grpc_status;
+use super::reply::{grpc_status, said_grpc_status};
 use super::traces::Traced;
 use super::upload::Upload;
 use crate::ending::Ending;
@@ -99,8 +100,8 @@ const NAMED: [HeaderName; 3] = [X_FORWARDED_FOR, USER_AGENT, X_REQUEST_ID];
 
 /// The status of gRPC that a header or trailer section has. One that there is none of is `UNKNOWN`.
 pub fn grpc_status_in(fields: &HeaderMap) -> Option<u16> {
-    let status = fields.get("grpc-status")?.to_str().ok()?.parse::<u16>();
-    Some(status.ok().filter(|status| *status <= 16).unwrap_or(2))
+    let status = said_grpc_status(fields)?.and_then(|status| u16::try_from(status).ok());
+    Some(status.filter(|status| *status <= 16).unwrap_or(2))
 }
 
 impl Record {
@@ -145,6 +146,16 @@ impl Record {
         }
         if let Some(heard) = &mut self.heard {
             heard.request(intake);
+        }
+    }
+
+    /// Notes what filters have found out, for them.
+    pub fn note_found(&mut self, findings: &Findings) {
+        if let Some(traced) = &mut self.traced {
+            traced.note_found(findings);
+        }
+        if let Some(heard) = &mut self.heard {
+            heard.found(findings);
         }
     }
 

@@ -1,10 +1,13 @@
 //! Answers of the proxy's own. To a gRPC client they are gRPC's (Envoy's `sendLocalReply`).
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 
 use super::download::Download;
+
+/// Where gRPC has its status.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether a request is one of gRPC (`application/grpc`, `application/grpc+…`).
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -83,7 +86,7 @@ fn grpc_reply(status: u16, text: &[u8]) -> Response<Download> {
     let mut response = Response::new(Download::whole(Bytes::new()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from(status));
+    headers.insert(GRPC_STATUS, HeaderValue::from(status));
     if let Some(message) = percent_encoded(text) {
         headers.insert("grpc-message", message);
     }
@@ -102,8 +105,18 @@ pub fn grpc_status(status: StatusCode) -> u16 {
     }
 }
 
+/// The status that a header or trailer section of gRPC has, as a number; `Some(None)`: what it has is none.
+pub fn said_grpc_status(fields: &HeaderMap) -> Option<Option<i64>> {
+    fields.get(GRPC_STATUS).map(|value| read_grpc_status(value.as_bytes()))
+}
+
+/// The number that a value of `grpc-status` is.
+pub fn read_grpc_status(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
 /// The status of HTTP that one of gRPC stands for (Envoy's `grpcToHttpStatus`).
-pub fn http_status(of_grpc: u32) -> u16 {
+pub fn http_status(of_grpc: i64) -> u16 {
     match of_grpc {
         0 => 200,
         1 => 499,

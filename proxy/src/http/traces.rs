@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use underpass_config::Text;
 use underpass_config::http::{Route, SpanDirection, Tracing};
 
+use super::filters::Findings;
 use super::flags::Flags;
 use super::intake::Intake;
 use super::logged::Kept;
@@ -187,10 +188,11 @@ impl Traced {
         }
     }
 
-    /// Notes what shadow rules have said.
-    pub fn note_shadow(&mut self, shadow: &[(Text, Text)]) {
+    /// Notes what filters have found out.
+    pub fn note_found(&mut self, findings: &Findings) {
         if let Some(reported) = reported(&mut self.span) {
-            reported.shadow.extend_from_slice(shadow);
+            reported.shadow.extend_from_slice(&findings.shadow);
+            reported.kept.found(self.tracing.wanted(), findings);
         }
     }
 

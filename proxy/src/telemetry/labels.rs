@@ -101,8 +101,8 @@ fn unknown_client(peer: &TunnelPeer, labels: &mut Labels) {
         (SOURCE.workload, &said.workload),
         (SOURCE.canonical_service, &said.canonical_name),
         (SOURCE.canonical_revision, &said.canonical_revision),
-        (SOURCE.app, &said.canonical_name),
-        (SOURCE.version, &said.canonical_revision),
+        (SOURCE.app, said.app()),
+        (SOURCE.version, said.app_version()),
         (SOURCE.cluster, &said.cluster),
     ] {
         set(name, known(value), labels);

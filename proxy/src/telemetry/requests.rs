@@ -19,7 +19,7 @@ use crate::http::flags::Flags;
 const STATUSES: usize = 600;
 
 /// Listener, virtual host, route, cluster.
-type Names = [Text; 4];
+pub type Names = [Text; 4];
 type Labels = Vec<(&'static str, String)>;
 
 /// The counters of all routes and clusters.
@@ -76,8 +76,13 @@ impl RequestCounts {
         self.tunneled[1].fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Tries after the first of each request.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
     /// Each status and flags with its count.
-    fn counts(&self) -> Vec<(u16, Flags, u64)> {
+    pub fn counts(&self) -> Vec<(u16, Flags, u64)> {
         let clean = (0u16..).zip(self.clean.iter());
         let clean = clean.map(|(status, count)| (status, Flags::default(), count.load(Ordering::Relaxed)));
         let flagged = self.flagged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +100,7 @@ impl RequestMetrics {
     }
 
     /// Names with their counters, in a lasting order.
-    fn all(&self) -> BTreeMap<Names, Arc<RequestCounts>> {
+    pub fn all(&self) -> BTreeMap<Names, Arc<RequestCounts>> {
         let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
         series
             .iter()

@@ -259,6 +259,21 @@ fn requests_reach_endpoints_of_another_node_by_tunnel() {
         far.text
     );
     far.assert_reason("completed", "-");
+    // No workload of the mesh has the gateway's address: what it says of itself, besides what its certificate does, is in the labels.
+    let of_gateway = [
+        ("source_principal", &*id(GATEWAY)),
+        ("source_workload_namespace", "shop"),
+        ("source_cluster", "Kubernetes"),
+        ("reporter", "destination"),
+    ];
+    assert!(
+        place
+            .far
+            .proxy
+            .metrics()
+            .sum("istio_tcp_connections_opened_total", &of_gateway)
+            > 0
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod limits;
 mod messages;
 mod requests;
 mod servers;
+mod told;
 
 use std::net::SocketAddr;
 

@@ -108,7 +108,9 @@ fn labels<'a>(metrics: &'a Metrics, name: &str, of: &[(&str, &str)]) -> Vec<&'a 
 
 /// The table's first column.
 fn documented() -> BTreeSet<String> {
-    let rows = DOCUMENTED
+    // What follows is of other tables.
+    let table = DOCUMENTED.split("\n## ").next().unwrap_or_default();
+    let rows = table
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
     let names = rows.flat_map(|cell| cell.split(", ")).filter(|name| *name != "label");

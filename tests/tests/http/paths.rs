@@ -1,13 +1,11 @@
 //! Paths that stand for the same: written alike before they are routed, in each of Istio's modes, as by Envoy.
 
-use std::net::SocketAddr;
-
 use serde_json::{Value, json};
-use underpass_tests::envoy::{self, address};
-use underpass_tests::{Host, Need, Process, Proxy, World, available};
+use underpass_tests::{Need, Proxy, World, available};
 
-use super::client::{Client, Seen};
+use super::client::{Seen, ask, get};
 use super::endpoint::{Endpoint, Tries};
+use super::pair::{Pair, Side, envoys_config, router};
 
 /// Paths that nobody thought of, for each mode.
 const ANY: usize = 400;
@@ -25,47 +23,23 @@ fn modes() -> [(&'static str, Value); 4] {
     ]
 }
 
-struct Pair {
-    client: Host,
-    ours: Vec<SocketAddr>,
-    envoys: Vec<SocketAddr>,
-    _proxy: Proxy,
-    _envoy: Process,
-    _world: World,
-}
+/// The port of the first mode.
+const FIRST: u16 = 8080;
 
-impl Pair {
+/// Both, with a listener for each mode.
+struct Place(Pair);
+
+impl Place {
     fn start() -> Self {
-        let world = World::loopback();
-        let (client, us, them) = (world.host(), world.host(), world.host());
-        let web = [(); 2].map(|()| Endpoint::start(&world.host(), 9001, "w", Tries::default()).address);
-        let ports = 8080..8084;
-        let ours: Vec<SocketAddr> = ports.clone().map(|port| us.at(port)).collect();
-        let envoys: Vec<SocketAddr> = ports.map(|port| them.at(port)).collect();
-        let file = world.directory().join("http.yaml");
-        std::fs::write(&file, yaml(us.at(15000), &ours, web[0])).expect("write the configuration");
-        let config = envoys_config(&envoys, web[1]);
-        Self {
-            _proxy: Proxy::start_with_file(&world, &us, file),
-            _envoy: envoy::start(&world, &them, &config, envoys[3]),
-            client,
-            ours,
-            envoys,
-            _world: world,
-        }
-    }
-
-    fn see(&self, at: SocketAddr, path: &str) -> Seen {
-        let mut client = Client::connect(&self.client, at);
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: web.test\r\n\r\n").as_bytes());
-        client.answer(false)
+        Self(Pair::start(|side, _| yaml(side), |side, _| envoys(side), FIRST + 3))
     }
 
     /// Which of `paths` are treated in another way, in the mode of this place.
     fn differing(&self, mode: usize, paths: &[String]) -> Vec<String> {
         let mut differing = Vec::new();
         for path in paths {
-            let (ours, envoys) = (self.see(self.ours[mode], path), self.see(self.envoys[mode], path));
+            let request = format!("GET {path} HTTP/1.1\r\nhost: web.test\r\n\r\n");
+            let [ours, envoys] = self.0.both(FIRST + mode as u16, &request);
             let is_hypers = ours.status == 400 && ours.header("server").is_none();
             // What hyper's parser does not take for a path is refused by it (`differences`).
             if is_hypers {
@@ -89,44 +63,30 @@ impl Pair {
 }
 
 /// `/admin` is guarded.
-fn yaml(admin: SocketAddr, listen: &[SocketAddr], web: SocketAddr) -> String {
+fn yaml(side: &Side) -> String {
     let (mut listeners, mut tables) = (String::new(), String::new());
-    for (at, (mode, _)) in listen.iter().zip(modes()) {
+    for (port, (mode, _)) in (FIRST..).zip(modes()) {
+        let at = side.host.at(port);
         listeners += &format!("  - {{name: {mode}, address: '{at}', protocol: http, routes: {mode}}}\n");
         tables += &format!(
             "  - {{name: {mode}, path_normalization: {mode}, virtual_hosts: [{{name: all, domains: ['*'], routes: [
       {{match: {{prefix: /admin}}, direct: {{status: 403}}}}, {{forward: {{cluster: web}}}}]}}]}}\n"
         );
     }
+    let (admin, web) = (side.host.at(15000), side.web);
     format!(
         "node:\n  name: a\n  admin: '{admin}'\n  access_log: {{format: off}}\n  listeners:\n{listeners}http:\n  clusters: [{{name: web, endpoints: ['{web}']}}]\n  routes:\n{tables}"
     )
 }
 
-fn envoys_config(listen: &[SocketAddr], web: SocketAddr) -> Value {
+fn envoys(side: &Side) -> Value {
     let routes = json!([{"match": {"prefix": "/admin"}, "direct_response": {"status": 403}}, {"match": {"prefix": "/"}, "route": {"cluster": "web"}}]);
-    let listeners: Vec<Value> = listen
-        .iter()
-        .zip(modes())
-        .map(|(at, (mode, more))| {
-            let mut manager = json!({
-                "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-                "stat_prefix": mode,
-                "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
-                "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
-            });
-            let (Some(into), Value::Object(more)) = (manager.as_object_mut(), more) else {
-                panic!("two objects are merged");
-            };
-            into.extend(more);
-            let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
-            json!({"name": mode, "address": address(*at), "filter_chains": [{"filters": [filter]}]})
-        })
-        .collect();
-    let endpoint = json!({"endpoint": {"address": address(web)}});
-    let cluster = json!({"name": "web", "type": "STATIC", "connect_timeout": "5s",
-        "load_assignment": {"cluster_name": "web", "endpoints": [{"lb_endpoints": [endpoint]}]}});
-    json!({"static_resources": {"listeners": listeners, "clusters": [cluster]}})
+    let managers = (FIRST..).zip(modes()).map(|(port, (_, mut manager))| {
+        manager["http_filters"] = json!([router()]);
+        manager["route_config"] = json!({"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]});
+        (side.host.at(port), manager)
+    });
+    envoys_config(managers.collect(), &[("web", side.web)])
 }
 
 fn thought_of() -> Vec<String> {
@@ -212,13 +172,13 @@ fn paths_are_written_as_envoy_writes_them() {
     if !available(&[Need::Envoy]) {
         return;
     }
-    let pair = Pair::start();
+    let place = Place::start();
     let seed = super::differential::seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let mut paths = thought_of();
     paths.extend((0..ANY).map(|_| any(&mut random)));
     let differing: Vec<String> = (0..modes().len())
-        .flat_map(|mode| pair.differing(mode, &paths))
+        .flat_map(|mode| place.differing(mode, &paths))
         .collect();
     let shown: Vec<&String> = differing.iter().take(40).collect();
     assert!(
@@ -233,12 +193,14 @@ fn paths_are_written_as_envoy_writes_them() {
 #[test]
 fn a_guarded_path_is_not_gone_around() {
     let world = World::loopback();
-    let (client, us) = (world.host(), world.host());
-    let web = Endpoint::start(&world.host(), 9001, "w", Tries::default()).address;
-    let listen: Vec<SocketAddr> = (8080..8084).map(|port| us.at(port)).collect();
+    let client = world.host();
+    let side = Side {
+        host: world.host(),
+        web: Endpoint::start(&world.host(), 9001, "w", Tries::default()).address,
+    };
     let file = world.directory().join("http.yaml");
-    std::fs::write(&file, yaml(us.at(15000), &listen, web)).expect("write the configuration");
-    let _proxy = Proxy::start_with_file(&world, &us, file);
+    std::fs::write(&file, yaml(&side)).expect("write the configuration");
+    let _proxy = Proxy::start_with_file(&world, &side.host, file);
     for (path, guarded) in [
         ("/admin", [true; 4]),
         ("/x/../admin", [false, true, true, true]),
@@ -246,11 +208,9 @@ fn a_guarded_path_is_not_gone_around() {
         ("//admin", [false, false, true, true]),
         ("/x%2f..%2fadmin", [false, false, false, true]),
     ] {
-        for (at, guarded) in listen.iter().zip(guarded) {
-            let mut client = Client::connect(&client, *at);
-            client.send(format!("GET {path} HTTP/1.1\r\nhost: web.test\r\n\r\n").as_bytes());
-            let status = client.answer(false).status;
-            assert_eq!(status, if guarded { 403 } else { 200 }, "{path} at {at}");
+        for (port, guarded) in (FIRST..).zip(guarded) {
+            let status = ask(&client, side.host.at(port), &get(path, "")).status;
+            assert_eq!(status, if guarded { 403 } else { 200 }, "{path} at {port}");
         }
     }
 }

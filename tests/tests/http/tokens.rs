@@ -14,12 +14,11 @@ use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use fastrand::Rng;
 use serde_json::{Value, json};
 use signing::{ALL, By, Issuer};
-use underpass_tests::envoy::{self, address};
-use underpass_tests::{Host, Need, Process, Proxy, World, available};
+use underpass_tests::{Host, Need, available};
 
-use super::client::{Client, Seen};
+use super::client::Seen;
 use super::differences::without_the_incidental;
-use super::endpoint::{Endpoint, Tries};
+use super::pair::{Pair, Side, envoys_config, router};
 
 /// What istiod sent a waypoint for `/work/shared/istio/scenarios/04-jwt/input.yaml`: its filters of tokens and of rules.
 const RECORDED: &str = include_str!("tokens/istiod-04-jwt.json");
@@ -87,47 +86,39 @@ pub(crate) fn good() -> Value {
     json!({"iss": FIRST, "sub": "alice", "aud": ["api"], "exp": now() + 3600, "groups": ["admin"], "nested": {"role": "owner"}})
 }
 
-struct Pair {
-    client: Host,
-    ours: SocketAddr,
-    envoys: SocketAddr,
+/// Both with the recorded policies, and whose tokens they take.
+struct Place {
+    pair: Pair,
     issuer: Issuer,
-    _proxy: Proxy,
-    _envoy: Process,
-    _world: World,
 }
 
-impl Pair {
+const PORT: u16 = 8080;
+
+impl Place {
     fn start() -> Self {
-        let world = World::loopback();
-        let (client, us, them) = (world.host(), world.host(), world.host());
-        let web = [(); 2].map(|()| Endpoint::start(&world.host(), 9001, "w", Tries::default()).address);
         let issuer = Issuer::new();
         let keys = issuer.jwks().to_string();
-        let file = world.directory().join("http.yaml");
         let policies = policies(&format!("jwks: '{keys}'"));
-        std::fs::write(&file, yaml(&us, web[0], "", &policies)).expect("write the configuration");
-        let envoys = them.at(8080);
         Self {
-            _proxy: Proxy::start_with_file(&world, &us, file),
-            _envoy: envoy::start(&world, &them, &envoys_config(envoys, web[1], &keys), envoys),
-            ours: us.at(8080),
-            envoys,
-            client,
+            pair: Pair::start(
+                |side, _| yaml(&side.host, side.web, "", &policies),
+                |side, _| envoys(side, &keys),
+                PORT,
+            ),
             issuer,
-            _world: world,
         }
     }
 
-    fn see(&self, at: SocketAddr, request: &str) -> Seen {
-        let mut client = Client::connect(&self.client, at);
-        client.send(request.as_bytes());
-        let mut seen = without_the_incidental(client.answer(request.starts_with("HEAD ")));
-        if let Some((_, told)) = seen.body.split_once('\n') {
-            seen.body = told.to_owned();
-            seen.headers.remove("content-length");
-        }
-        seen
+    /// What a client sees of both, without what differs from run to run.
+    fn both(&self, request: &str) -> [Seen; 2] {
+        self.pair.both(PORT, request).map(|seen| {
+            let mut seen = without_the_incidental(seen);
+            if let Some((_, told)) = seen.body.split_once('\n') {
+                seen.body = told.to_owned();
+                seen.headers.remove("content-length");
+            }
+            seen
+        })
     }
 
     /// Panics with those of `requests` that are treated in another way; how many were answered with each status.
@@ -135,7 +126,7 @@ impl Pair {
         let mut statuses = std::collections::BTreeMap::new();
         let mut differing = Vec::new();
         for request in requests {
-            let (ours, mut envoys) = (self.see(self.ours, request), self.see(self.envoys, request));
+            let [ours, mut envoys] = self.both(request);
             if ours.header("www-authenticate").is_some() {
                 // A good token does nothing to a request that another one spoils; with Envoy, the request may have been routed by it.
                 envoys.headers.remove("x-route");
@@ -156,7 +147,7 @@ impl Pair {
     }
 }
 
-fn envoys_config(listen: SocketAddr, web: SocketAddr, keys: &str) -> Value {
+fn envoys(side: &Side, keys: &str) -> Value {
     let mut filters: Vec<Value> = serde_json::from_str(RECORDED).expect("a recording");
     let providers = filters[0]["typed_config"]["providers"]
         .as_object_mut()
@@ -164,7 +155,7 @@ fn envoys_config(listen: SocketAddr, web: SocketAddr, keys: &str) -> Value {
     for provider in providers.values_mut() {
         provider["local_jwks"]["inline_string"] = keys.into();
     }
-    filters.push(json!({"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));
+    filters.push(router());
     let forward = json!({"cluster": "web"});
     let told = json!([{"header": {"key": "x-route", "value": "alice"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]);
     let alice = json!([{"name": "x-jwt-sub", "string_match": {"exact": "alice"}}]);
@@ -173,18 +164,10 @@ fn envoys_config(listen: SocketAddr, web: SocketAddr, keys: &str) -> Value {
         {"match": {"prefix": "/"}, "route": forward},
     ]);
     let manager = json!({
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "in",
         "http_filters": filters,
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     });
-    let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager});
-    let endpoint = json!({"endpoint": {"address": address(web)}});
-    json!({"static_resources": {
-        "listeners": [{"name": "in", "address": address(listen), "filter_chains": [{"filters": [filter]}]}],
-        "clusters": [{"name": "web", "type": "STATIC", "connect_timeout": "5s",
-            "load_assignment": {"cluster_name": "web", "endpoints": [{"lb_endpoints": [endpoint]}]}}],
-    }})
+    envoys_config(vec![(side.host.at(PORT), manager)], &[("web", side.web)])
 }
 
 fn one_of<T: Clone>(random: &mut Rng, from: &[T]) -> T {
@@ -408,7 +391,7 @@ fn requests_with_tokens_are_treated_as_by_envoy() {
     if !available(&[Need::Envoy]) {
         return;
     }
-    let pair = Pair::start();
+    let pair = Place::start();
     let mut random = Rng::with_seed(super::differential::seed());
     let requests: Vec<String> = (0..ANY).map(|_| request(&pair.issuer, &mut random)).collect();
     let statuses = pair.compare(&requests);
@@ -425,7 +408,7 @@ fn rules_see_what_verified_tokens_claim_as_by_envoy() {
     if !available(&[Need::Envoy]) {
         return;
     }
-    let pair = Pair::start();
+    let pair = Place::start();
     let get = |path: &str, line: &str| format!("GET {path} HTTP/1.1\r\nhost: web.test\r\n{line}\r\n");
     let mut requests = Vec::new();
     for by in ALL {

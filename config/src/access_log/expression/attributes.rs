@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta};
 use http::header::{HeaderName, REFERER, USER_AGENT};
 
 use super::super::filter::{RESPONSE_FLAGS, told};
-use crate::http::{Fact, Facts, Field, Part};
+use crate::http::{Fact, Facts, Field, PEER_FIELDS, Part, PeerEnd};
 
 /// What CEL gets to see of a fact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) struct Attribute {
 /// Maps of fields, which are asked for by their names.
 pub(super) const HEADERS: [&str; 3] = ["request.headers", "response.headers", "response.trailers"];
 
-/// Attributes that Envoy has, and this proxy, whose listeners have no TLS of their own and whose filters leave no metadata, never does. Whoever asks for one has no
+/// Attributes that Envoy has, and this proxy, whose listeners have no TLS of their own and whose filters leave no metadata but of the two workloads, never does. Whoever asks for one has no
 /// answer, as in Envoy.
 const NEVER: [&str; 24] = [
     "request.total_size",
@@ -84,7 +84,11 @@ static ATTRIBUTES: LazyLock<Vec<Attribute>> = LazyLock::new(|| {
     use Kind::{Code, Flags, Milliseconds, Number, Query, Text, Time, Truth};
     let header = |name: HeaderName| Fact::Request(Field::Header(name), None);
     let of = |name, kind, fact| Attribute { name, fact, kind };
-    vec![
+    let of_peers = PEER_FIELDS.into_iter().flat_map(|(_, field, names)| {
+        let ends = PeerEnd::ALL.into_iter().zip(names);
+        ends.map(move |(end, name)| of(name, Text, Fact::Peer(end, field)))
+    });
+    let of_requests = vec![
         of("request.path", Text, Fact::Request(Field::Path, None)),
         of("request.url_path", Text, Fact::RequestWithoutQuery(Field::Path, None)),
         of("request.query", Query, Fact::Request(Field::Path, None)),
@@ -117,7 +121,8 @@ static ATTRIBUTES: LazyLock<Vec<Attribute>> = LazyLock::new(|| {
         of("xds.cluster_name", Text, Fact::Cluster),
         of("xds.route_name", Text, Fact::Route),
         of("xds.virtual_host_name", Text, Fact::VirtualHost),
-    ]
+    ];
+    of_requests.into_iter().chain(of_peers).collect()
 });
 
 /// That of a name.

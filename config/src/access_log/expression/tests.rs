@@ -1,7 +1,7 @@
 use http::HeaderMap;
 
 use super::*;
-use crate::http::{Field, Part};
+use crate::http::{Field, Part, PeerEnd, PeerField};
 
 /// What a request is: a text for each fact that it has.
 struct Told(Vec<(Fact, &'static str)>);
@@ -30,6 +30,7 @@ fn request(code: &'static str) -> Told {
         (Fact::StartTime(None), "2023-11-14T22:13:23.007Z"),
         (Fact::BytesReceived, "9223372036854775807"),
         (Fact::Client(Part::Port), "4711"),
+        (Fact::Peer(PeerEnd::Downstream, PeerField::Namespace), "shop"),
     ])
 }
 
@@ -71,6 +72,7 @@ fn attributes_are_envoys() {
         "request.duration > duration('1s') && request.duration < duration('2s')",
         "request.time < timestamp('2024-01-01T00:00:00Z')",
         "source.port == 4711",
+        "filter_state.downstream_peer.namespace == 'shop'",
         "size(request.method) == 3",
         "(response.code == 404 ? 'a' : 'b') == 'a'",
     ] {
@@ -87,6 +89,8 @@ fn what_is_not_there_does_not_match() {
         "upstream.address != ''",
         "connection.tls_version != 'TLSv1.3'",
         "metadata.filter_metadata['a']['b'] != 'c'",
+        "filter_state.upstream_peer.namespace != 'shop'",
+        "filter_state.downstream_peer.labels != 'shop'",
         "response.code",
         "'text'",
         "request.size * 9223372036854775807 > 0",

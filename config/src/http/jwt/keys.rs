@@ -6,10 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use super::json_object;
+use super::{certificates, json_object};
 
 /// More than these no issuer has; a token that names no key is tried with each.
-const MOST_KEYS: usize = 128;
+pub(super) const MOST_KEYS: usize = 128;
 /// Bits that the modulus of RSA has at least (NIST SP 800-131A), and at most.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
@@ -69,6 +69,9 @@ pub enum BadKeys {
     /// Too many.
     #[error("has more than {MOST_KEYS} keys")]
     TooMany,
+    /// It has certificates by their names, and one of them is none, or has no key of RSA that can be used.
+    #[error("has certificates, of which one is none with a key of RSA of 2048 to 8192 bits")]
+    NotCertificates,
     /// None of them verifies a signature that is known here.
     #[error("has no key that verifies signatures (RSA of 2048 to 8192 bits, EC, Ed25519, oct)")]
     NoneUsable,
@@ -82,12 +85,16 @@ impl fmt::Debug for Jwk {
 }
 
 impl Jwks {
-    /// The keys of a set that can be used: one that can't is passed over, as with Envoy.
+    /// The keys of a set that can be used: one that can't is passed over, as with Envoy. Of a key's certificates (`x5c`) nothing is believed: the key is what `n` and
+    /// `e` say. As with Envoy, an object of nothing but certificates in PEM, by the names of their keys, is a set of keys, too (Google has them so).
     ///
     /// # Errors
     /// Why there is none.
     pub fn parse(text: &[u8]) -> Result<Self, BadKeys> {
         let object = json_object(text).ok_or(BadKeys::NotJson)?;
+        if certificates::are_all(&object) {
+            return certificates::keys(&object).map(Self);
+        }
         let list = object.get("keys").and_then(Value::as_array).ok_or(BadKeys::NoList)?;
         if list.len() > MOST_KEYS {
             return Err(BadKeys::TooMany);
@@ -155,7 +162,8 @@ impl JwkMaterial {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    /// What it is, in the words of RFC 7518 (`kty`).
+    pub fn kind(&self) -> &'static str {
         match self {
             Self::Rsa { .. } => "RSA",
             Self::Ec(..) => "EC",
@@ -165,7 +173,8 @@ impl JwkMaterial {
     }
 }
 
-fn rsa(n: Vec<u8>, e: Vec<u8>) -> Option<JwkMaterial> {
+/// A key of RSA, if it can be used.
+pub(super) fn rsa(n: Vec<u8>, e: Vec<u8>) -> Option<JwkMaterial> {
     let [n, e] = [n, e].map(|number| {
         let zeros = number.iter().take_while(|byte| **byte == 0).count();
         number[zeros..].to_vec()

@@ -3,7 +3,9 @@
 use http::header::HeaderName;
 
 use super::super::Field;
+use super::peer::{self, PeerEnd, PeerField};
 use super::{BadFormat, Limited, Stage, TimeFormat};
+use crate::Text;
 
 /// What an operator tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,9 +74,11 @@ pub enum Fact {
     MutualTls,
     /// The trace that it belongs to, in hexadecimal.
     TraceId,
-    /// What is known of the workload at an end (Istio's `FILTER_STATE(downstream_peer_obj:FIELD:workload)`).
-    Peer(End, PeerField),
-    /// What Envoy may know and this proxy never does: a listener here has no TLS of its own, and no filter leaves metadata behind.
+    /// What is known of the workload at one end.
+    Peer(PeerEnd, PeerField),
+    /// What filters have found out of it: the name of one, and names within what it has left (`DYNAMIC_METADATA(FILTER:KEY:KEY)`).
+    Metadata(Box<[Text]>),
+    /// What Envoy may know and this proxy never does: a listener here has no TLS of its own, and most filters leave nothing behind.
     Nothing,
 }
 
@@ -87,57 +91,6 @@ pub enum Part {
     WithoutPort,
     /// The port.
     Port,
-}
-
-/// One of the two that a request goes between.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// The client.
-    Client,
-    /// The endpoint.
-    Endpoint,
-}
-
-/// What Istio tells of a workload (the fields of `istio.workload_discovery`'s objects).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerField {
-    /// The canonical name.
-    Service,
-    /// The canonical revision.
-    Revision,
-    /// The cluster of Kubernetes.
-    Cluster,
-    /// The name of the pod.
-    Name,
-    /// The namespace.
-    Namespace,
-    /// The name of what it is one of: a deployment's, for example.
-    Workload,
-    /// What that is: `deployment`, `cronjob`, `job`, or else `pod`.
-    Type,
-}
-
-/// By their names. (`app` and `version` are not told of workloads by istiod, and always empty there.)
-const PEER_FIELDS: [(&str, PeerField); 7] = [
-    ("service", PeerField::Service),
-    ("revision", PeerField::Revision),
-    ("cluster", PeerField::Cluster),
-    ("name", PeerField::Name),
-    ("namespace", PeerField::Namespace),
-    ("workload", PeerField::Workload),
-    ("type", PeerField::Type),
-];
-
-/// What `FILTER_STATE(ARGUMENTS)` asks for, if it is of a peer.
-fn peer(arguments: &str) -> Option<Fact> {
-    let (object, field) = arguments.split_once(":FIELD:")?;
-    let end = match object {
-        "downstream_peer_obj" => End::Client,
-        "upstream_peer_obj" => End::Endpoint,
-        _ => return None,
-    };
-    let (_, field) = PEER_FIELDS.iter().find(|(name, _)| *name == field)?;
-    Some(Fact::Peer(end, *field))
 }
 
 /// How gRPC's status is written.
@@ -185,7 +138,9 @@ impl Fact {
             | Self::Cluster
             | Self::Route
             | Self::Hostname
+            | Self::Peer(PeerEnd::Downstream, _)
             | Self::Identity => Stage::Request,
+            Self::Peer(PeerEnd::Upstream, _) => Stage::Response,
             Self::Response(..) | Self::Endpoint(_) | Self::Connected(_) | Self::Status | Self::Flags => Stage::Response,
             _ => Stage::Log,
         }
@@ -256,7 +211,7 @@ const PLAIN: &[(&str, Fact)] = &[
 ];
 
 /// Those with arguments.
-const WITH_ARGUMENTS: [(&str, Stage); 10] = [
+const WITH_ARGUMENTS: [(&str, Stage); 12] = [
     ("REQ(NAME?OTHER):LENGTH", Stage::Request),
     ("RESP(NAME?OTHER):LENGTH", Stage::Response),
     ("START_TIME(FORMAT)", Stage::Request),
@@ -264,7 +219,9 @@ const WITH_ARGUMENTS: [(&str, Stage); 10] = [
     ("TRAILER(NAME?OTHER):LENGTH", Stage::Log),
     ("GRPC_STATUS(CAMEL_STRING|SNAKE_STRING|NUMBER)", Stage::Log),
     ("STREAM_ID", Stage::Log),
-    ("DYNAMIC_METADATA(…):LENGTH", Stage::Log),
+    ("FILTER_STATE(downstream_peer_obj:FIELD:NAME):LENGTH", Stage::Request),
+    ("FILTER_STATE(upstream_peer_obj:FIELD:NAME):LENGTH", Stage::Response),
+    ("DYNAMIC_METADATA(FILTER:KEY):LENGTH", Stage::Log),
     ("FILTER_STATE(…):LENGTH", Stage::Log),
     ("METADATA(…):LENGTH", Stage::Log),
 ];
@@ -374,8 +331,14 @@ fn with_arguments(name: &str, arguments: &str, has_limit: bool) -> Result<Option
             Some(Fact::StartTime(Some(format)))
         }
         "GRPC_STATUS" if !has_limit => form().map(Fact::GrpcStatus),
-        "FILTER_STATE" if peer(arguments).is_some() => peer(arguments),
-        "DYNAMIC_METADATA" | "FILTER_STATE" | "METADATA" if !arguments.is_empty() => Some(Fact::Nothing),
+        "FILTER_STATE" if !arguments.is_empty() => Some(match peer::asked(arguments) {
+            Some((end, field)) => Fact::Peer(end, field),
+            None => Fact::Nothing,
+        }),
+        "DYNAMIC_METADATA" if !arguments.is_empty() => {
+            Some(Fact::Metadata(arguments.split(':').map(Text::from).collect()))
+        }
+        "METADATA" if !arguments.is_empty() => Some(Fact::Nothing),
         _ => None,
     })
 }
@@ -415,6 +378,28 @@ mod tests {
             assert_eq!(split(text), Some((operator, rest)), "{text}");
         }
         assert_eq!(split("PROTOCOL"), None);
+    }
+
+    #[test]
+    fn what_istiod_asks_of_peers_is_understood() {
+        let fact = |operator: &str, stage| parse(operator, stage).map(|limited| limited.fact);
+        let asked = "FILTER_STATE(downstream_peer_obj:FIELD:namespace)";
+        let known = Fact::Peer(PeerEnd::Downstream, PeerField::Namespace);
+        assert_eq!(fact(asked, Stage::Request).unwrap(), known);
+        let of_endpoint = "FILTER_STATE(upstream_peer_obj:FIELD:app):8";
+        assert!(matches!(fact(of_endpoint, Stage::Request), Err(BadFormat::Early(_))));
+        let known = Fact::Peer(PeerEnd::Upstream, PeerField::App);
+        assert_eq!(fact(of_endpoint, Stage::Response).unwrap(), known);
+        for other in [
+            "wasm.downstream_peer:PLAIN",
+            "downstream_peer_obj:FIELD:labels",
+            "downstream_peer_obj:PLAIN",
+        ] {
+            assert_eq!(
+                fact(&format!("FILTER_STATE({other})"), Stage::Log).unwrap(),
+                Fact::Nothing
+            );
+        }
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Condition {
     ClientIp(IpNet),
     /// What a verified token claims.
     Claim(ClaimMatch),
+    /// What authorization servers have told of it (`envoy.filters.http.ext_authz` of `MetadataMatcher`).
+    Told(ClaimMatch),
 }
 
 /// What conditions look at of a connection.
@@ -62,6 +64,8 @@ pub struct Asking<'a> {
     pub request: RequestView<'a>,
     /// What its token claims; only what was verified is here.
     pub claims: Option<&'a Value>,
+    /// What authorization servers have told of it.
+    pub metadata: Option<&'a Value>,
 }
 
 impl Asking<'_> {
@@ -108,7 +112,12 @@ impl Condition {
             Self::ServerName(name) => Some(name.matches(peer.server_name.unwrap_or_default())),
             Self::Principal(pattern) => Some(peer.principal.is_some_and(|principal| pattern.matches(principal))),
             Self::PeerIp(net) => Some(net.contains(&peer.address)),
-            Self::Header(_) | Self::Path(_) | Self::Template(_) | Self::ClientIp(_) | Self::Claim(_) => None,
+            Self::Header(_)
+            | Self::Path(_)
+            | Self::Template(_)
+            | Self::ClientIp(_)
+            | Self::Claim(_)
+            | Self::Told(_) => None,
         }
     }
 
@@ -123,6 +132,7 @@ impl Condition {
             Self::Template(template) => template.matches(asking.request.path),
             Self::ClientIp(net) => net.contains(&asking.client(peer.address)),
             Self::Claim(claim) => claim.matches(asking.claims),
+            Self::Told(told) => told.matches(asking.metadata),
             _ => self.settled(peer).unwrap_or(false),
         }
     }

@@ -121,6 +121,7 @@ fn a_client_is_who_the_last_proxy_says_it_is() {
         let asking = Asking {
             request: view("/", &headers),
             claims: None,
+            metadata: None,
         };
         assert_eq!(asking.client(NOBODY.address).to_string(), expected, "{forwarded:?}");
     }
@@ -168,7 +169,7 @@ proptest! {
         let peer = if is_known { CLIENT } else { NOBODY };
         let headers = if has_header { fields(&[("x-a", "1"), ("x-forwarded-for", "192.0.2.1")]) } else { HeaderMap::new() };
         let claims: Value = json!({"sub": "alice"});
-        let asking = Asking { request: view(if is_a { "/a" } else { "/b" }, &headers), claims: is_alice.then_some(&claims) };
+        let asking = Asking { request: view(if is_a { "/a" } else { "/b" }, &headers), claims: is_alice.then_some(&claims), metadata: None };
         let held = conditions.iter().position(|(one, other)| one.holds(&peer, &asking) && other.holds(&peer, &asking));
         for (one, _) in &conditions {
             if let Some(settled) = one.settled(&peer) {

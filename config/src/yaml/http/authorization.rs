@@ -78,7 +78,7 @@ struct WhenShape<'a> {
 
 /// What a policy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Action {
+pub(super) enum Action {
     Custom,
     Audit,
     Deny,
@@ -93,6 +93,9 @@ const ACTIONS: [(&str, Action); 4] = [
 ];
 
 impl Action {
+    /// Those that decide by themselves, in their order.
+    pub(super) const DECIDING: [Self; 3] = [Self::Audit, Self::Deny, Self::Allow];
+
     fn of_rules(self) -> RuleAction {
         match self {
             Self::Allow => RuleAction::Allow,
@@ -125,13 +128,13 @@ struct Gathered {
     shadow: Option<Vec<Policy>>,
 }
 
-/// The rules that policies are, in Istio's order.
+/// The filters that policies are, each with what its policies do, in Istio's order.
 pub(super) fn compile(
     path: Path<'_>,
     shapes: &[AuthorizationShape<'_>],
     (judged, providers): (Judged, &Providers),
     reading: &mut Reading,
-) -> Vec<Filter> {
+) -> Vec<(Action, Filter)> {
     let mut gathered: BTreeMap<(Action, Text), Gathered> = BTreeMap::new();
     for (place, shape) in shapes.iter().enumerate() {
         let path = path.item(place);
@@ -157,13 +160,15 @@ pub(super) fn compile(
     let mut filters = Vec::with_capacity(gathered.len());
     for ((action, provider), Gathered { rules, shadow }) in gathered {
         let rules_of = |policies| Rules::new(action.of_rules(), policies);
-        filters.push(Filter::Rbac(Rbac {
+        let rbac = Rbac {
             rules: rules.map(rules_of),
             shadow: shadow.map(rules_of),
             shadow_prefix: action.shadow_prefix().into(),
-        }));
+        };
+        filters.push((action, Filter::Rbac(rbac)));
         if action == Action::Custom && judged == Judged::Requests {
-            filters.extend(providers.get(&provider).map(|asked| Filter::ExtAuthz(asking(asked))));
+            let asked = providers.get(&provider);
+            filters.extend(asked.map(|asked| (action, Filter::ExtAuthz(asking(asked)))));
         }
     }
     filters
@@ -182,6 +187,12 @@ fn asking(provider: &Arc<AuthzProvider>) -> ExtAuthz {
 }
 
 impl AuthorizationShape<'_> {
+    /// Whether it does this.
+    pub(super) fn is_of(&self, action: Action) -> bool {
+        let own = self.action.as_deref().unwrap_or("ALLOW");
+        ACTIONS.iter().any(|(word, of)| *of == action && *word == own)
+    }
+
     /// The name of who is asked; nothing for other actions than CUSTOM.
     fn provider(&self, path: Path<'_>, action: Action, providers: &Providers, reading: &mut Reading) -> Text {
         let path = path.field("provider");

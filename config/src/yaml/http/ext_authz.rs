@@ -30,13 +30,14 @@ pub(super) type Providers = HashMap<Text, Arc<AuthzProvider>, RandomState>;
 pub(super) struct ProviderShape<'a> {
     #[serde(borrow)]
     pub(super) name: Scalar<'a>,
-    envoy_ext_authz_http: Option<HttpShape<'a>>,
-    envoy_ext_authz_grpc: Option<GrpcShape<'a>>,
+    envoy_ext_authz_http: Option<ServerShape<'a>>,
+    envoy_ext_authz_grpc: Option<ServerShape<'a>>,
 }
 
+/// A server of either protocol; some fields are for one of them.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct HttpShape<'a> {
+struct ServerShape<'a> {
     #[serde(borrow)]
     cluster: Scalar<'a>,
     timeout: Option<Scalar<'a>>,
@@ -44,30 +45,13 @@ struct HttpShape<'a> {
     status_on_error: Option<Scalar<'a>>,
     clear_route_cache: Option<Scalar<'a>>,
     include_request_body_in_check: Option<BodyShape<'a>>,
-    path_prefix: Option<Scalar<'a>>,
-    #[serde(default)]
-    include_request_headers_in_check: Vec<Scalar<'a>>,
-    #[serde(default)]
-    include_additional_headers_in_check: BTreeMap<Scalar<'a>, Scalar<'a>>,
-    #[serde(default)]
-    headers_to_upstream_on_allow: Vec<Scalar<'a>>,
-    #[serde(default)]
-    headers_to_downstream_on_deny: Vec<Scalar<'a>>,
-    #[serde(default)]
-    headers_to_downstream_on_allow: Vec<Scalar<'a>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GrpcShape<'a> {
-    #[serde(borrow)]
-    cluster: Scalar<'a>,
     authority: Option<Scalar<'a>>,
-    timeout: Option<Scalar<'a>>,
-    fail_open: Option<Scalar<'a>>,
-    status_on_error: Option<Scalar<'a>>,
-    clear_route_cache: Option<Scalar<'a>>,
-    include_request_body_in_check: Option<BodyShape<'a>>,
+    path_prefix: Option<Scalar<'a>>,
+    include_request_headers_in_check: Option<Vec<Scalar<'a>>>,
+    include_additional_headers_in_check: Option<BTreeMap<Scalar<'a>, Scalar<'a>>>,
+    headers_to_upstream_on_allow: Option<Vec<Scalar<'a>>>,
+    headers_to_downstream_on_deny: Option<Vec<Scalar<'a>>>,
+    headers_to_downstream_on_allow: Option<Vec<Scalar<'a>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,23 +68,20 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Each request holds so much of its body at most.
 const BODY: RangeInclusive<u32> = 1..=*REPLAY.end();
 
-/// What both kinds say.
-struct Common<'s, 'a> {
-    path: Path<'s>,
-    cluster: &'s Scalar<'a>,
-    timeout: Option<&'s Scalar<'a>>,
-    fail_open: Option<&'s Scalar<'a>>,
-    status_on_error: Option<&'s Scalar<'a>>,
-    clear_route_cache: Option<&'s Scalar<'a>>,
-    body: Option<&'s BodyShape<'a>>,
-}
-
 impl ProviderShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Option<AuthzProvider> {
         let name = reading.name(path.field("name"), &self.name);
         match (&self.envoy_ext_authz_http, &self.envoy_ext_authz_grpc) {
-            (Some(shape), None) => shape.compile(path.field("envoy_ext_authz_http"), name, http, reading),
-            (None, Some(shape)) => shape.compile(path.field("envoy_ext_authz_grpc"), name, http, reading),
+            (Some(shape), None) => {
+                let path = path.field("envoy_ext_authz_http");
+                let (service, sent) = shape.by_http(path, reading);
+                shape.compile(path, (name, service, Some(sent)), http, reading)
+            }
+            (None, Some(shape)) => {
+                let path = path.field("envoy_ext_authz_grpc");
+                let service = shape.by_grpc(path, http, reading)?;
+                shape.compile(path, (name, service, None), http, reading)
+            }
             _ => {
                 let remedy = "write one of `envoy_ext_authz_http` and `envoy_ext_authz_grpc`";
                 reading.report(path, &self.name, "speaks exactly one protocol", remedy);
@@ -110,20 +91,16 @@ impl ProviderShape<'_> {
     }
 }
 
-impl HttpShape<'_> {
-    fn compile(&self, path: Path<'_>, name: Text, http: &Http, reading: &mut Reading) -> Option<AuthzProvider> {
-        let common = Common {
-            path,
-            cluster: &self.cluster,
-            timeout: self.timeout.as_ref(),
-            fail_open: self.fail_open.as_ref(),
-            status_on_error: self.status_on_error.as_ref(),
-            clear_route_cache: self.clear_route_cache.as_ref(),
-            body: self.include_request_body_in_check.as_ref(),
-        };
+impl ServerShape<'_> {
+    /// How it is asked by HTTP, and which of the client's fields it is told.
+    fn by_http(&self, path: Path<'_>, reading: &mut Reading) -> (AuthzService, Vec<TextMatch>) {
+        self.has_none_of([("authority", self.authority.is_some())], path, reading);
         let prefix = self.path_prefix.as_ref();
         let prefix = prefix.map(|value| path_value(path.field("path_prefix"), value, reading));
-        let mut names = |field, list: &[Scalar<'_>]| names(path.field(field), list, reading);
+        let mut names = |field, list: &Option<Vec<Scalar<'_>>>| {
+            let list = list.as_deref().unwrap_or_default();
+            names(path.field(field), list, reading)
+        };
         let sent = names(
             "include_request_headers_in_check",
             &self.include_request_headers_in_check,
@@ -138,12 +115,12 @@ impl HttpShape<'_> {
             ),
             headers_to_add: self.additional(path.field("include_additional_headers_in_check"), reading),
         };
-        common.compile(name, AuthzService::Http(service), Some(sent), http, reading)
+        (AuthzService::Http(service), sent)
     }
 
     fn additional(&self, path: Path<'_>, reading: &mut Reading) -> HeaderEdits {
         let mut edits = HeaderEdits::default();
-        for (name, value) in &self.include_additional_headers_in_check {
+        for (name, value) in self.include_additional_headers_in_check.iter().flatten() {
             let path = path.key(name);
             let name = editable(path, name, reading);
             let value = header_text(path, value, Stage::Request, reading);
@@ -154,19 +131,33 @@ impl HttpShape<'_> {
         }
         edits
     }
-}
 
-impl GrpcShape<'_> {
-    fn compile(&self, path: Path<'_>, name: Text, http: &Http, reading: &mut Reading) -> Option<AuthzProvider> {
-        let common = Common {
-            path,
-            cluster: &self.cluster,
-            timeout: self.timeout.as_ref(),
-            fail_open: self.fail_open.as_ref(),
-            status_on_error: self.status_on_error.as_ref(),
-            clear_route_cache: self.clear_route_cache.as_ref(),
-            body: self.include_request_body_in_check.as_ref(),
-        };
+    /// By whose name it is asked by gRPC.
+    fn by_grpc(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> Option<AuthzService> {
+        let of_http = [
+            ("path_prefix", self.path_prefix.is_some()),
+            (
+                "include_request_headers_in_check",
+                self.include_request_headers_in_check.is_some(),
+            ),
+            (
+                "include_additional_headers_in_check",
+                self.include_additional_headers_in_check.is_some(),
+            ),
+            (
+                "headers_to_upstream_on_allow",
+                self.headers_to_upstream_on_allow.is_some(),
+            ),
+            (
+                "headers_to_downstream_on_deny",
+                self.headers_to_downstream_on_deny.is_some(),
+            ),
+            (
+                "headers_to_downstream_on_allow",
+                self.headers_to_downstream_on_allow.is_some(),
+            ),
+        ];
+        self.has_none_of(of_http, path, reading);
         let authority = match &self.authority {
             Some(authority) => host_value(path.field("authority"), authority, reading)?,
             // Names that are no hosts have a host by which they are asked for nevertheless.
@@ -182,33 +173,44 @@ impl GrpcShape<'_> {
                 reading.report(path.field("cluster"), &self.cluster, "does not speak HTTP/2", remedy);
             }
         }
-        common.compile(name, AuthzService::Grpc(authority), None, http, reading)
+        Some(AuthzService::Grpc(authority))
     }
-}
 
-impl Common<'_, '_> {
+    /// Reports fields of the other protocol.
+    fn has_none_of<const COUNT: usize>(
+        &self,
+        fields: [(&'static str, bool); COUNT],
+        path: Path<'_>,
+        reading: &mut Reading,
+    ) {
+        for (field, _) in fields.into_iter().filter(|(_, is_given)| *is_given) {
+            let problem = "is for servers of the other protocol";
+            reading.report(path.field(field), "", problem, "remove it");
+        }
+    }
+
+    /// What both kinds say.
     fn compile(
         &self,
-        name: Text,
-        service: AuthzService,
-        allowed_headers: Option<Vec<TextMatch>>,
+        path: Path<'_>,
+        (name, service, allowed_headers): (Text, AuthzService, Option<Vec<TextMatch>>),
         http: &Http,
         reading: &mut Reading,
     ) -> Option<AuthzProvider> {
-        let path = self.path;
-        check_cluster(path.field("cluster"), self.cluster, http, reading);
-        let timeout = reading.duration(path.field("timeout"), self.timeout, DEFAULT_TIMEOUT);
-        let of_error = self.status_on_error;
+        check_cluster(path.field("cluster"), &self.cluster, http, reading);
+        let timeout = reading.duration(path.field("timeout"), self.timeout.as_ref(), DEFAULT_TIMEOUT);
+        let of_error = self.status_on_error.as_ref();
         let of_error = of_error.and_then(|value| status(path.field("status_on_error"), value, reading));
-        let mut flag = |field, value| {
-            let word = reading.choice(path.field(field), value, &YES_OR_NO);
+        let mut flag = |field, value: &Option<Scalar<'_>>| {
+            let word = reading.choice(path.field(field), value.as_ref(), &YES_OR_NO);
             word.unwrap_or(false)
         };
-        let failure_mode_allow = flag("fail_open", self.fail_open);
-        let clear_route_cache = flag("clear_route_cache", self.clear_route_cache);
+        let failure_mode_allow = flag("fail_open", &self.fail_open);
+        let clear_route_cache = flag("clear_route_cache", &self.clear_route_cache);
         let body = path.field("include_request_body_in_check");
+        let shape = self.include_request_body_in_check.as_ref();
         let mut forward = Forward::new(vec![WeightedCluster {
-            cluster: reading.text(self.cluster),
+            cluster: reading.text(&self.cluster),
             weight: 1,
             labels: Labels::default(),
             request_headers: HeaderEdits::default(),
@@ -220,7 +222,7 @@ impl Common<'_, '_> {
             forward,
             service,
             allowed_headers,
-            request_body: self.body.and_then(|shape| shape.compile(body, reading)),
+            request_body: shape.and_then(|shape| shape.compile(body, reading)),
             failure_mode_allow,
             status_on_error: of_error.unwrap_or(AuthzProvider::DEFAULT_STATUS_ON_ERROR),
             clear_route_cache,

@@ -10,9 +10,10 @@ use super::super::reading::{Path, Reading};
 use super::super::scalar::{Scalar, ScalarOr};
 use super::AllProviders;
 use super::actions::{DirectShape, RedirectShape};
-use super::authentication::{self, AuthenticationShape};
+use super::authentication::AuthenticationShape;
 use super::authorization::{self, AuthorizationShape, Judged};
 use super::cors::CorsShape;
+use super::filters::{FiltersShape, OfTable, Placed};
 use super::forward::ForwardShape;
 use super::headers::EditsShape;
 use super::matches::MatchShape;
@@ -20,7 +21,9 @@ use super::metrics::{self, MetricShape};
 use super::rate_limit::RateLimitShape;
 use super::tracing::{self, DecoratorShape, TracingShape};
 use crate::Text;
-use crate::http::{Cors, Domain, Filter, Http, PathNormalization, Route, RouteAction, RouteTable, VirtualHost};
+use crate::http::{
+    Cors, Domain, Filter, Http, Overrides, PathNormalization, Route, RouteAction, RouteTable, VirtualHost,
+};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +52,8 @@ struct VirtualHostShape<'a> {
     routes: Vec<RouteShape<'a>>,
     cors: Option<CorsShape<'a>>,
     #[serde(default)]
+    filters: FiltersShape<'a>,
+    #[serde(default)]
     request_headers: EditsShape<'a>,
     #[serde(default)]
     response_headers: EditsShape<'a>,
@@ -64,6 +69,7 @@ struct RouteShape<'a> {
     forward: Option<ForwardShape<'a>>,
     redirect: Option<RedirectShape<'a>>,
     direct: Option<DirectShape<'a>>,
+    filters: FiltersShape<'a>,
     request_headers: EditsShape<'a>,
     response_headers: EditsShape<'a>,
 }
@@ -93,12 +99,22 @@ impl TableShape<'_> {
     ) -> RouteTable {
         let name = any_name(path.field("name"), &self.name, reading);
         let hosts = path.field("virtual_hosts");
+        let of_table = OfTable {
+            path,
+            local_rate_limit: self.local_rate_limit.as_ref(),
+            request_authentication: &self.request_authentication,
+            authorization: &self.authorization,
+        };
+        let of_hosts = self.virtual_hosts.iter().map(|host| &host.filters);
+        let of_routes = self.virtual_hosts.iter().flat_map(|host| &host.routes);
+        let different = of_hosts.chain(of_routes.map(|route| &route.filters));
+        let placed = Placed::new(&of_table, different, (http, &providers.ext_authz), reading);
         let mut taken: HashMap<Domain, usize, RandomState> = HashMap::default();
         let mut compiled = Vec::with_capacity(self.virtual_hosts.len());
         for (index, shape) in self.virtual_hosts.iter().enumerate() {
             let path = hosts.item(index);
             let domains = shape.domains(path.field("domains"), index, &mut taken, reading);
-            compiled.push((domains, shape.compile(path, http, reading)));
+            compiled.push((domains, shape.compile(path, http, &placed, reading)));
         }
         let mut table = RouteTable::new(name, compiled);
         let normalization = self.path_normalization.as_ref();
@@ -108,22 +124,13 @@ impl TableShape<'_> {
         let tracing = self.tracing.as_ref();
         let tracing = tracing.and_then(|shape| shape.compile(path.field("tracing"), &providers.tracing, reading));
         table.tracing = tracing.map(Arc::new);
-        let limit = self.local_rate_limit.as_ref();
-        let limit = limit.map(|shape| shape.compile(path.field("local_rate_limit"), reading));
-        table
-            .filters
-            .extend(limit.map(|limit| Filter::LocalRateLimit(Arc::new(limit))));
-        let list = path.field("request_authentication");
-        let tokens = authentication::compile(list, &self.request_authentication, http, reading);
-        table.filters.extend(tokens);
+        table.filters = placed.filters;
         let (path, policies) = (path.field("authorization"), &self.authorization);
-        let of_requests = authorization::compile(path, policies, (Judged::Requests, &providers.ext_authz), reading);
-        table.filters.extend(of_requests);
         // What is wrong with them has been reported.
         let unheard = &mut Reading::default();
         let of_connections =
             authorization::compile(path, policies, (Judged::Connections, &providers.ext_authz), unheard);
-        let rules = of_connections.into_iter().filter_map(|filter| match filter {
+        let rules = of_connections.into_iter().filter_map(|(_, filter)| match filter {
             Filter::Rbac(rules) => Some(rules),
             _ => None,
         });
@@ -133,15 +140,22 @@ impl TableShape<'_> {
 }
 
 impl VirtualHostShape<'_> {
-    fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> VirtualHost {
+    fn compile(&self, path: Path<'_>, http: &Http, placed: &Placed, reading: &mut Reading) -> VirtualHost {
         let routes = path.field("routes");
+        let of_all = self.filters.compile(path.field("filters"), placed, reading);
         let compiled = self.routes.iter().enumerate();
         let cors = self.cors.as_ref();
         let cors = cors.map(|cors| Arc::new(cors.compile(path.field("cors"), None, reading)));
         VirtualHost {
             name: any_name(path.field("name"), &self.name, reading),
             routes: compiled
-                .map(|(index, route)| Arc::new(route.compile(routes.item(index), http, cors.as_ref(), reading)))
+                .map(|(index, route)| {
+                    let path = routes.item(index);
+                    let own = route.filters.compile(path.field("filters"), placed, reading);
+                    let mut route = route.compile(path, http, cors.as_ref(), reading);
+                    route.overrides = own.over(&of_all);
+                    Arc::new(route)
+                })
                 .collect(),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
@@ -189,6 +203,7 @@ impl RouteShape<'_> {
             matches: self.r#match.compile(path.field("match"), reading),
             decorator: tracing::decorator(path.field("decorator"), self.decorator.as_ref(), reading),
             action: self.action(path, http, of_host, reading),
+            overrides: Overrides::default(),
             request_headers: self.request_headers.of_requests(path.field("request_headers"), reading),
             response_headers: self
                 .response_headers

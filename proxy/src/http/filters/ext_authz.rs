@@ -4,13 +4,21 @@
 //! there is none for reasons that are the server's; a request that can't be asked about does not pass.
 
 mod changes;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grpc;
 mod http;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::header::{CONTENT_TYPE, HeaderValue};
 use ::http::{HeaderMap, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::Body;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use underpass_config::Text;
 use underpass_config::http::{AuthzProvider, AuthzService, ExtAuthz, Forward, RouteAction};
 
 pub use changes::ResponseChanges;
@@ -52,6 +60,8 @@ struct Denial {
     status: Option<StatusCode>,
     headers: Vec<Mutation>,
     body: Bytes,
+    /// What it tells of the request besides.
+    metadata: Map<String, Value>,
 }
 
 /// Why there is no verdict.
@@ -75,7 +85,7 @@ impl From<Untold> for Unasked {
 ///
 /// # Errors
 /// The answer to a request that does not pass.
-pub async fn pass(filter: &ExtAuthz, passing: &mut Passing<'_>) -> Result<(), Refused> {
+pub async fn pass(filter: &ExtAuthz, context: &[(Text, Text)], passing: &mut Passing<'_>) -> Result<(), Refused> {
     let asks = |enabled_by: &underpass_config::http::ShadowMatch| enabled_by.holds(&passing.findings.shadow);
     if !filter.enabled_by.as_ref().is_none_or(asks) {
         return Ok(());
@@ -87,8 +97,13 @@ pub async fn pass(filter: &ExtAuthz, passing: &mut Passing<'_>) -> Result<(), Re
     }
     let provider = &*filter.provider;
     let beginning = hold(provider, passing).await?;
-    let verdict = ask(provider, passing, beginning.as_ref()).await;
-    passing.follow(provider, verdict)
+    let question = Asked {
+        beginning: beginning.as_ref(),
+        context,
+    };
+    let asked_at = Instant::now();
+    let verdict = ask(provider, passing, question).await;
+    passing.follow(provider, verdict, asked_at.elapsed())
 }
 
 /// What the server is told of the body, which is kept.
@@ -114,14 +129,19 @@ async fn hold(provider: &AuthzProvider, passing: &mut Passing<'_>) -> Result<Opt
     }
 }
 
-async fn ask(
-    provider: &AuthzProvider,
-    passing: &mut Passing<'_>,
-    beginning: Option<&Bytes>,
-) -> Result<Verdict, Unasked> {
+/// What a server is told beside the head of a request.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    /// The beginning of its body.
+    beginning: Option<&'a Bytes>,
+    /// What its route says (for servers of gRPC).
+    context: &'a [(Text, Text)],
+}
+
+async fn ask(provider: &AuthzProvider, passing: &mut Passing<'_>, asked: Asked<'_>) -> Result<Verdict, Unasked> {
     let (question, body) = match &provider.service {
-        AuthzService::Grpc(authority) => grpc::question(provider, authority, passing, beginning),
-        AuthzService::Http(service) => http::question(provider, service, passing, beginning)?,
+        AuthzService::Grpc(authority) => grpc::question(provider, authority, passing, asked),
+        AuthzService::Http(service) => http::question(provider, service, passing, asked.beginning)?,
     };
     let told = passing.inquire(provider, &question, body).await?;
     Ok(match &provider.service {
@@ -161,10 +181,16 @@ impl Passing<'_> {
     }
 
     /// What becomes of the request.
-    fn follow(&mut self, provider: &AuthzProvider, verdict: Result<Verdict, Unasked>) -> Result<(), Refused> {
+    fn follow(
+        &mut self,
+        provider: &AuthzProvider,
+        verdict: Result<Verdict, Unasked>,
+        took: Duration,
+    ) -> Result<(), Refused> {
         const DETAILS: &str = "ext_authz_error";
         let (told, details) = match verdict {
-            Ok(Verdict::Allowed(changes)) => {
+            Ok(Verdict::Allowed(mut changes)) => {
+                self.note_metadata(std::mem::take(&mut changes.metadata), Some(took));
                 let is_edit = changes.are_of_request();
                 return match changes.apply(self.intake) {
                     Ok(of_response) => {
@@ -176,7 +202,8 @@ impl Passing<'_> {
                     Err(_) => Err(self.invalid(provider).into()),
                 };
             }
-            Ok(Verdict::Denied(denial)) => {
+            Ok(Verdict::Denied(mut denial)) => {
+                self.note_metadata(std::mem::take(&mut denial.metadata), None);
                 self.count(provider, Check::Denied);
                 return Err(self.denied(provider, denial, "ext_authz_denied").into());
             }
@@ -193,8 +220,28 @@ impl Passing<'_> {
             status: None,
             headers: Vec::new(),
             body: Bytes::new(),
+            metadata: Map::new(),
         });
         Err(self.denied(provider, denial, &details).into())
+    }
+
+    /// What a server tells besides is for rules and logs (`enable_dynamic_metadata_ingestion`, which is Envoy's default). Of what two servers tell under one name, the
+    /// latter counts.
+    fn note_metadata(&mut self, mut told: Map<String, Value>, took: Option<Duration>) {
+        if told.is_empty() {
+            return;
+        }
+        if let Some(took) = took {
+            let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            told.insert("ext_authz_duration".to_owned(), millis.into());
+        }
+        let before = self.findings.metadata.take();
+        let mut all = match before.as_deref() {
+            Some(Value::Object(before)) => before.clone(),
+            _ => Map::new(),
+        };
+        all.extend(told);
+        self.findings.metadata = Some(Arc::new(Value::Object(all)));
     }
 
     fn count(&self, provider: &AuthzProvider, check: Check) {

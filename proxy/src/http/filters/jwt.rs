@@ -23,8 +23,7 @@ use http::{Method, StatusCode};
 use underpass_config::http::{JwksSource, Jwt, Requirement};
 
 pub use fetch::follow;
-pub use key_sets::KeySets;
-use key_sets::ProvidersKeys;
+pub use key_sets::{KeySets, ProvidersKeys};
 use locations::{Place, without_param};
 use requirement::{Effect, Stop, Trial};
 pub use status::Status;
@@ -56,10 +55,7 @@ impl SettledJwt {
         core: usize,
         findings: &mut Findings,
     ) -> Result<(), Status> {
-        for name in jwt.written() {
-            // A route may have been found by it.
-            findings.is_edited |= intake.headers.remove(name).is_some();
-        }
+        take_off_written(jwt, intake, findings);
         if jwt.bypass_cors_preflight && is_preflight(intake) {
             return Ok(());
         }
@@ -99,6 +95,14 @@ impl SettledJwt {
                 }
             }
         }
+    }
+}
+
+/// Takes off what only the filter may write.
+pub(super) fn take_off_written(jwt: &Jwt, intake: &mut Intake, findings: &mut Findings) {
+    for name in jwt.written() {
+        // A route may have been found by it.
+        findings.is_edited |= intake.headers.remove(name).is_some();
     }
 }
 

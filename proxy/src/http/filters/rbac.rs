@@ -1,11 +1,13 @@
 //! Rules, asked for a request.
 
+use std::sync::OnceLock;
+
 use http::StatusCode;
 use underpass_config::http::{Asking, Peer, Rbac, Rules, Ruling, Settled};
 use underpass_config::{Action, Text};
 
 use super::Refusal;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{DryRunCounter, Telemetry};
 
 /// What is left of rules for one connection.
 #[derive(Debug)]
@@ -17,9 +19,37 @@ pub struct SettledRbac {
     /// And what they would have done, under this one: let it pass, or not.
     result_key: Text,
     results: [Text; 2],
-    /// Whether that is a trial; if not, it says whom to ask.
-    is_dry_run: bool,
+    /// Where that is a trial, how it is counted; if it is none, it says whom to ask.
+    dry_run: Option<DryRun>,
 }
+
+/// The counters of shadow rules, each looked up when it is first needed: one for each policy, and one for where none matches.
+#[derive(Debug)]
+struct DryRun(Box<[OnceLock<DryRunCounter>]>);
+
+impl DryRun {
+    fn of(rules: &Rules) -> Self {
+        Self((0..=rules.policies().len()).map(|_| OnceLock::new()).collect())
+    }
+
+    fn count(&self, ruling: &Ruling<'_>, telemetry: &Telemetry) {
+        let place = ruling.place.unwrap_or(self.0.len() - 1);
+        match self.0.get(place) {
+            Some(counter) => counter.get_or_init(|| dry_run_counter(ruling, telemetry)).inc(),
+            None => dry_run_counter(ruling, telemetry).inc(),
+        };
+    }
+}
+
+fn is_dry_run(rbac: &Rbac) -> bool {
+    *rbac.shadow_prefix != *Rbac::ASKING_PREFIX
+}
+
+/// What shadow rules would have done: not let it pass, or let it.
+const RESULTS: [&str; 2] = ["denied", "allowed"];
+
+/// What came of judging: why it does not pass; and which policy of shadow rules has matched and what they would have done, under the names by which Envoy tells it.
+type Judged = (Result<(), Refusal>, [Option<(Text, Text)>; 2]);
 
 impl SettledRbac {
     /// Of `rbac`, for requests of `peer`.
@@ -30,25 +60,18 @@ impl SettledRbac {
             shadow: settle(&rbac.shadow),
             shadow_key: Rbac::shadow_key(&rbac.shadow_prefix),
             result_key: Rbac::shadow_result_key(&rbac.shadow_prefix),
-            results: ["denied".into(), "allowed".into()],
-            is_dry_run: *rbac.shadow_prefix != *Rbac::ASKING_PREFIX,
+            results: RESULTS.map(Text::from),
+            dry_run: rbac.shadow.as_ref().filter(|_| is_dry_run(rbac)).map(DryRun::of),
         }
     }
 
-    /// Judges a request; what shadow rules would have done is counted. Also answers that, and which policy of theirs has matched, under the
-    /// names by which Envoy tells it.
-    pub fn judge(
-        &self,
-        rbac: &Rbac,
-        peer: &Peer<'_>,
-        asking: &Asking<'_>,
-        telemetry: &Telemetry,
-    ) -> (Result<(), Refusal>, [Option<(Text, Text)>; 2]) {
+    /// Judges a request; what shadow rules would have done is counted.
+    pub fn judge(&self, rbac: &Rbac, peer: &Peer<'_>, asking: &Asking<'_>, telemetry: &Telemetry) -> Judged {
         let mut told = [None, None];
         if let (Some(shadow), Some(settled)) = (&rbac.shadow, &self.shadow) {
             let ruling = shadow.rule(settled, peer, asking);
-            if self.is_dry_run {
-                count_dry_run(&ruling, telemetry);
+            if let Some(dry_run) = &self.dry_run {
+                dry_run.count(&ruling, telemetry);
             }
             let result = &self.results[usize::from(ruling.is_allowed)];
             told = [
@@ -59,11 +82,30 @@ impl SettledRbac {
         let (Some(rules), Some(settled)) = (&rbac.rules, &self.rules) else {
             return (Ok(()), told);
         };
-        let ruling = rules.rule(settled, peer, asking);
-        match ruling.is_allowed {
-            true => (Ok(()), told),
-            false => (Err(refusal(named(&ruling))), told),
-        }
+        (passed(&rules.rule(settled, peer, asking)), told)
+    }
+}
+
+/// The same, by rules that nothing was settled of.
+pub fn judge_anew(rbac: &Rbac, peer: &Peer<'_>, asking: &Asking<'_>, telemetry: &Telemetry) -> Judged {
+    let shadow = rbac.shadow.as_ref().map(|shadow| shadow.rule_anew(peer, asking));
+    if let Some(ruling) = shadow.as_ref().filter(|_| is_dry_run(rbac)) {
+        dry_run_counter(ruling, telemetry).inc();
+    }
+    let policy = shadow.as_ref().and_then(|ruling| ruling.policy);
+    let result = shadow.as_ref().map(|ruling| RESULTS[usize::from(ruling.is_allowed)]);
+    let told = [
+        policy.map(|policy| (Rbac::shadow_key(&rbac.shadow_prefix), policy.clone())),
+        result.map(|result| (Rbac::shadow_result_key(&rbac.shadow_prefix), result.into())),
+    ];
+    let ruling = rbac.rules.as_ref().map(|rules| rules.rule_anew(peer, asking));
+    (ruling.map_or(Ok(()), |ruling| passed(&ruling)), told)
+}
+
+fn passed(ruling: &Ruling<'_>) -> Result<(), Refusal> {
+    match ruling.is_allowed {
+        true => Ok(()),
+        false => Err(refusal(named(ruling))),
     }
 }
 
@@ -73,7 +115,7 @@ impl SettledRbac {
 /// Why it does not go on.
 pub fn judge_connection(rbac: &Rbac, peer: &Peer<'_>, telemetry: &Telemetry) -> Result<(), String> {
     if let Some(ruling) = rbac.shadow.as_ref().and_then(|shadow| shadow.of_connection(peer)) {
-        count_dry_run(&ruling, telemetry);
+        dry_run_counter(&ruling, telemetry).inc();
     }
     let Some(rules) = &rbac.rules else { return Ok(()) };
     // What depends on a request is not known, and what is not known does not pass.
@@ -98,12 +140,12 @@ fn details(policy: &str) -> String {
     format!("rbac_access_denied_matched_policy[{policy}]")
 }
 
-fn count_dry_run(ruling: &Ruling<'_>, telemetry: &Telemetry) {
+fn dry_run_counter(ruling: &Ruling<'_>, telemetry: &Telemetry) -> DryRunCounter {
     let would = match ruling.is_allowed {
         true => Action::Allow,
         false => Action::Deny,
     };
-    telemetry.count_dry_run(named(ruling), would);
+    telemetry.dry_run(named(ruling), would)
 }
 
 fn named<'a>(ruling: &Ruling<'a>) -> &'a str {

@@ -168,6 +168,14 @@ impl Group {
         given
     }
 
+    /// How many connections it has, streams on them, and who waits for one.
+    pub fn used(&self) -> (usize, usize, usize) {
+        let state = self.state();
+        let streams = state.connections.iter().map(|shared| shared.streams() as usize).sum();
+        let waiting = state.waiting.iter().filter(|waiter| !waiter.give.is_closed());
+        (state.connections.len(), streams, waiting.count())
+    }
+
     /// Whether it has any.
     pub fn has_connections(&self) -> bool {
         !self.state().connections.is_empty()

@@ -36,6 +36,11 @@ impl Waiting {
         self.by_key.is_empty()
     }
 
+    /// How many there are of each key.
+    pub fn counts(&self) -> impl Iterator<Item = (&Key, usize)> {
+        self.by_key.iter().map(|(key, idle)| (key, idle.len()))
+    }
+
     /// Keeps one; gives back those that are to be closed for it.
     pub fn keep(&mut self, key: Key, idle: Idle, limits: Limits) -> Vec<Idle> {
         let of_endpoint = idle.of_endpoint();
@@ -113,6 +118,12 @@ struct Line {
 const FEW: usize = 16;
 
 impl Handing {
+    /// How many wait for one of each key.
+    pub fn counts(&self) -> impl Iterator<Item = (&Key, usize)> {
+        let still = |line: &Line| line.waiting.iter().filter(|give| !give.is_closed()).count();
+        self.0.iter().map(move |(key, line)| (key, still(line)))
+    }
+
     /// Waits for one of a key.
     pub fn wait(&mut self, key: &Key) -> oneshot::Receiver<Carrier> {
         let (give, given) = oneshot::channel();
@@ -169,6 +180,11 @@ impl Groups {
     /// That of a key.
     pub fn get(&self, key: &Key) -> Option<&Arc<Group>> {
         self.by_key.get(key)
+    }
+
+    /// All.
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Arc<Group>)> {
+        self.by_key.iter()
     }
 
     /// Adds one of a key that has none. Others go for it, if there are more of its endpoint, or of all, than may be.

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::header::CONTENT_TYPE;
 use http::HeaderName;
+use http::header::CONTENT_TYPE;
 use prost::Message;
 use underpass_config::http::{Field, MetadataTag, SpanDirection, Tracing};
 

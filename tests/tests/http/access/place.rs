@@ -10,6 +10,7 @@ use underpass_tests::{Host, Process, Proxy, World};
 use crate::differences::{BY_POLICY, DIFFERENCES};
 use crate::differential::{Sides, Speaks};
 use crate::endpoint::{Endpoint, Tries};
+use crate::pair::{self, router};
 
 /// The port of the first set; the recorded policies ask for it.
 const FIRST_PORT: u16 = 80;
@@ -142,8 +143,7 @@ fn envoys_config(them: &Host, clients: &[Host; 3], sets: &[Policies], endpoint: 
         .enumerate()
         .map(|(set, policies)| {
             let mut filters = policies.envoys.clone();
-            filters.push(json!({"name": "envoy.filters.http.router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}));
+            filters.push(router());
             let manager = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
                 "stat_prefix": "in", "normalize_path": true, "path_with_escaped_slashes_action": "KEEP_UNCHANGED",
@@ -161,10 +161,9 @@ fn envoys_config(them: &Host, clients: &[Host; 3], sets: &[Policies], endpoint: 
             json!({"name": format!("l{set}"), "address": address(them.at(FIRST_PORT + set as u16)), "filter_chains": chains})
         })
         .collect();
-    let endpoint = json!({"endpoint": {"address": address(endpoint)}});
-    let cluster = json!({"name": "web", "type": "STATIC", "connect_timeout": "5s",
-        "load_assignment": {"cluster_name": "web", "endpoints": [{"lb_endpoints": [endpoint]}]}});
-    json!({"static_resources": {"listeners": listeners, "clusters": [cluster]}})
+    let mut config = pair::envoys_config(Vec::new(), &[("web", endpoint)]);
+    config["static_resources"]["listeners"] = listeners.into();
+    config
 }
 
 /// Envoy is told who the client is as a waypoint is by istiod: by a filter state, which here goes by the address.

@@ -18,6 +18,8 @@ pub(crate) struct AttributeContext {
     pub(crate) destination: Option<Peer>,
     #[prost(message, optional, tag = "4")]
     pub(crate) request: Option<Request>,
+    #[prost(map = "string, string", tag = "10")]
+    pub(crate) context_extensions: HashMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -96,6 +98,52 @@ pub(crate) struct CheckResponse {
     pub(crate) status: Option<Code>,
     #[prost(oneof = "HttpResponse", tags = "2, 3, 5")]
     pub(crate) http_response: Option<HttpResponse>,
+    /// `google.protobuf.Struct`.
+    #[prost(message, optional, tag = "4")]
+    pub(crate) dynamic_metadata: Option<Struct>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Struct {
+    #[prost(map = "string, message", tag = "1")]
+    pub(crate) fields: HashMap<String, Any>,
+}
+
+/// `google.protobuf.Value`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Any {
+    #[prost(oneof = "Kind", tags = "2, 3, 4, 5, 6")]
+    pub(crate) kind: Option<Kind>,
+}
+
+#[derive(Clone, PartialEq, Oneof)]
+pub(crate) enum Kind {
+    #[prost(double, tag = "2")]
+    Number(f64),
+    #[prost(string, tag = "3")]
+    Text(String),
+    #[prost(bool, tag = "4")]
+    Truth(bool),
+    #[prost(message, tag = "5")]
+    Struct(Struct),
+    #[prost(message, tag = "6")]
+    List(List),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct List {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) values: Vec<Any>,
+}
+
+/// A struct of these.
+pub(crate) fn fields<const COUNT: usize>(fields: [(&str, Kind); COUNT]) -> Struct {
+    let fields = fields.into_iter();
+    Struct {
+        fields: fields
+            .map(|(name, kind)| (name.to_owned(), Any { kind: Some(kind) }))
+            .collect(),
+    }
 }
 
 #[derive(Clone, PartialEq, Oneof)]
@@ -179,6 +227,12 @@ impl CheckRequest {
     /// What is the same whoever asks.
     pub(crate) fn told(&self) -> String {
         let attributes = self.attributes.clone().unwrap_or_default();
+        let mut context: Vec<String> = attributes
+            .context_extensions
+            .iter()
+            .map(|(name, value)| format!("\ncontext {name}={value}"))
+            .collect();
+        context.sort();
         let request = attributes.request.unwrap_or_default();
         assert!(request.time.is_some_and(|time| time.seconds > 1_500_000_000), "no time");
         let http = request.http.unwrap_or_default();
@@ -197,7 +251,7 @@ impl CheckRequest {
         };
         let (source, _) = (peer(attributes.source), peer(attributes.destination));
         format!(
-            "{} {} {} {} {} q={} from {source:?}\n{}size {} body {:?} raw {:?}",
+            "{} {} {} {} {} q={} from {source:?}\n{}size {} body {:?} raw {:?}{}",
             http.method,
             http.path,
             http.host,
@@ -207,7 +261,8 @@ impl CheckRequest {
             headers.concat(),
             http.size,
             http.body,
-            String::from_utf8_lossy(&http.raw_body)
+            String::from_utf8_lossy(&http.raw_body),
+            context.concat()
         )
     }
 }

@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 use underpass_tests::Host;
 
 use super::messages::{
-    CheckRequest, CheckResponse, Code, DeniedHttpResponse, HttpResponse, OkHttpResponse, header, pair,
+    Any, CheckRequest, CheckResponse, Code, DeniedHttpResponse, HttpResponse, Kind, List, OkHttpResponse, Struct,
+    fields, header, pair,
 };
 use crate::endpoint::Heard;
 
@@ -216,10 +217,25 @@ async fn check(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, h
     stream.send_trailers(trailers)
 }
 
+/// What is told of a request besides, of every kind.
+fn metadata(tenant: &str) -> Struct {
+    let list = ["a", tenant].map(|text| Any {
+        kind: Some(Kind::Text(text.to_owned())),
+    });
+    fields([
+        ("tenant", Kind::Text(tenant.to_owned())),
+        ("level", Kind::Number(3.0)),
+        ("ok", Kind::Truth(true)),
+        ("in", Kind::Struct(fields([("deep", Kind::Text("x y".to_owned()))]))),
+        ("list", Kind::List(List { values: list.to_vec() })),
+    ])
+}
+
 fn verdict(ask: &str) -> CheckResponse {
     let with = |code, http_response| CheckResponse {
         status: Some(Code { code }),
         http_response,
+        dynamic_metadata: None,
     };
     let ok = |told| with(0, Some(HttpResponse::Ok(told)));
     let denied = |status, headers, body: &str| DeniedHttpResponse {
@@ -250,6 +266,16 @@ fn verdict(ask: &str) -> CheckResponse {
         let (append, action) = there(action);
         let headers = ["1", "2"].map(|value| header("x-why", value, append, action));
         return with(7, Some(HttpResponse::Denied(denied(0, headers.to_vec(), "twice"))));
+    }
+    if let Some(tenant) = ask.strip_prefix("tenant ") {
+        let told = |response: CheckResponse| CheckResponse {
+            dynamic_metadata: Some(metadata(tenant)),
+            ..response
+        };
+        return told(match tenant {
+            "none" => with(7, None),
+            _ => ok(OkHttpResponse::default()),
+        });
     }
     match ask {
         "empty" => CheckResponse::default(),

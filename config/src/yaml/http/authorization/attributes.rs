@@ -32,6 +32,7 @@ pub(super) enum Attribute {
     DestinationIp,
     ServerName,
     Claim(Vec<Text>),
+    Told(Text),
 }
 
 /// Why a text is no key, or no value.
@@ -131,8 +132,7 @@ impl Attribute {
         }
         let unknown = || {
             let known: Vec<&str> = KEYS.iter().map(|(known, _)| *known).collect();
-            let named =
-                "request.auth.audiences, request.auth.presenter, request.headers[NAME], request.auth.claims[NAME]";
+            let named = "request.auth.audiences, request.auth.presenter, request.headers[NAME], request.auth.claims[NAME], experimental.envoy.filters.http.ext_authz[NAME]";
             bad(
                 "is no key that is known",
                 format!("write one of: {}, {named}", known.join(", ")),
@@ -148,6 +148,12 @@ impl Attribute {
                     .map(Self::Header)
                     .ok_or_else(|| bad("names no header field", remedy))
             }
+            // Istio's words for what any filter leaves behind; of those here only this one leaves what a server says.
+            "experimental.envoy.filters.http.ext_authz" if !names.is_empty() => Ok(Self::Told(names.into())),
+            what if what.starts_with("experimental.envoy.filters.") => Err(bad(
+                "names no filter that leaves anything for rules",
+                "write for example experimental.envoy.filters.http.ext_authz[tenant]",
+            )),
             "request.auth.claims" => {
                 let path: Vec<Text> = names.split("][").map(Text::from).collect();
                 match path.iter().any(|name| name.is_empty()) {
@@ -164,9 +170,13 @@ impl Attribute {
 
     pub(super) fn place(&self) -> Place {
         match self {
-            Self::Host | Self::Port | Self::Method | Self::Path | Self::DestinationIp | Self::ServerName => {
-                Place::Permission
-            }
+            Self::Host
+            | Self::Port
+            | Self::Method
+            | Self::Path
+            | Self::DestinationIp
+            | Self::ServerName
+            | Self::Told(_) => Place::Permission,
             _ => Place::Principal,
         }
     }
@@ -188,7 +198,8 @@ impl Attribute {
             | Self::Method
             | Self::Path
             | Self::Header(_)
-            | Self::Claim(_) => true,
+            | Self::Claim(_)
+            | Self::Told(_) => true,
         }
     }
 
@@ -222,6 +233,7 @@ impl Attribute {
             Self::Path => Condition::Path(pattern(value)),
             Self::ServerName => Condition::ServerName(pattern(value)),
             Self::Claim(path) => claim(path.clone(), pattern(value)),
+            Self::Told(name) => told(name.clone(), value),
         })
     }
 }
@@ -304,6 +316,19 @@ fn claim(path: Vec<Text>, pattern: TextMatch) -> Condition {
     let text = ValueMatch::Text(pattern);
     let value = ValueMatch::Either(vec![ValueMatch::OneOf(text.clone().into()), text]);
     Condition::Claim(ClaimMatch { path, value })
+}
+
+/// What an authorization server has told: a text, or, in brackets, a list that has it.
+fn told(name: Text, value: &str) -> Condition {
+    let within = value.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let value = match within {
+        Some(within) => ValueMatch::OneOf(ValueMatch::Text(pattern(within)).into()),
+        None => ValueMatch::Text(pattern(value)),
+    };
+    Condition::Told(ClaimMatch {
+        path: vec![name],
+        value,
+    })
 }
 
 /// Issuer and subject, with a slash between them.

@@ -8,6 +8,7 @@ use ::http::header::{HeaderMap, HeaderName, HeaderValue};
 use ::http::uri::PathAndQuery;
 use ::http::{Method, Uri};
 use bytes::Bytes;
+use serde_json::{Map, Value};
 use underpass_config::http::is_editable;
 
 use crate::http::intake::{Intake, MAX_HEAD, MAX_HEADERS};
@@ -52,6 +53,8 @@ pub struct Changes {
     pub remove_query: Vec<String>,
     /// Of the response.
     pub response: Vec<Mutation>,
+    /// What it tells of the request besides.
+    pub metadata: Map<String, Value>,
 }
 
 /// It asks for what can't be.

@@ -8,10 +8,11 @@ use ::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
 use ::http::{Method, StatusCode, Version};
 use bytes::Bytes;
 use prost::Message;
+use serde_json::{Map, Value};
 use underpass_config::http::{AuthzProvider, TextMatch};
 
 use super::changes::{Changes, Mutation, Way};
-use super::{Denial, PARTIAL_BODY, Passing, Verdict, sanitized, told_body, told_headers};
+use super::{Asked, Denial, PARTIAL_BODY, Passing, Verdict, sanitized, told_body, told_headers};
 use crate::http::inquiry::Told;
 use crate::http::intake::Intake;
 
@@ -27,15 +28,19 @@ const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 /// Before a message: whether it is compressed, and its length (gRPC's PROTOCOL-HTTP2.md, `Length-Prefixed-Message`).
 const PREFIX: usize = 5;
 
+/// Beyond it, floating point leaves out whole numbers (2⁵³).
+const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
+
 /// The request that asks.
 pub(super) fn question(
     provider: &AuthzProvider,
     authority: &HeaderValue,
     passing: &Passing<'_>,
-    beginning: Option<&Bytes>,
+    asked: Asked<'_>,
 ) -> (Intake, Bytes) {
     let session = &passing.connection.session;
-    let http = http_request(provider, passing.intake, beginning);
+    let http = http_request(provider, passing.intake, asked.beginning);
+    let context = asked.context.iter();
     let request = proto::CheckRequest {
         attributes: Some(proto::AttributeContext {
             source: Some(peer(session.source.address(), passing.principal)),
@@ -44,6 +49,9 @@ pub(super) fn question(
                 time: Some(time(passing)),
                 http: Some(http),
             }),
+            context_extensions: context
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect(),
         }),
     };
     let message = request.encode_to_vec();
@@ -158,9 +166,15 @@ pub(super) fn verdict(told: &Told) -> Option<Verdict> {
     if compressed != 0 || u32::from_be_bytes(length) as usize != message.len() {
         return None;
     }
+    decode(message)
+}
+
+/// What a message says, if it is a `CheckResponse`.
+pub(super) fn decode(message: &[u8]) -> Option<Verdict> {
     let response = proto::CheckResponse::decode(message).ok()?;
+    let metadata = response.dynamic_metadata.map(object).unwrap_or_default();
     let code = response.status.unwrap_or_default().code;
-    Some(match (code, response.http_response) {
+    let mut verdict = match (code, response.http_response) {
         (0, Some(HttpResponse::OkResponse(told))) => Verdict::Allowed(changes(told)),
         (0, _) => Verdict::Allowed(Changes::default()),
         (_, Some(HttpResponse::ErrorResponse(told))) => Verdict::Failed(Some(denial(told, None))),
@@ -169,8 +183,38 @@ pub(super) fn verdict(told: &Told) -> Option<Verdict> {
             status: Some(StatusCode::FORBIDDEN),
             headers: Vec::new(),
             body: Bytes::new(),
+            metadata: Map::new(),
         }),
-    })
+    };
+    match &mut verdict {
+        Verdict::Allowed(changes) => changes.metadata = metadata,
+        Verdict::Denied(denial) => denial.metadata = metadata,
+        // Who can't say whether it may pass is not heard on anything else.
+        Verdict::Failed(_) => {}
+    }
+    Some(verdict)
+}
+
+/// A struct as JSON has it. How deep it is, the decoder bounds.
+fn object(told: proto::Struct) -> Map<String, Value> {
+    let fields = told.fields.into_iter();
+    fields.map(|(name, told)| (name, value(told))).collect()
+}
+
+fn value(told: proto::Value) -> Value {
+    use proto::value::Kind;
+    match told.kind {
+        // A whole number is written as one. What JSON can't say of a number is nothing.
+        Some(Kind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < LARGEST_WHOLE => {
+            (number as i64).into()
+        }
+        Some(Kind::NumberValue(number)) => number.into(),
+        Some(Kind::StringValue(text)) => text.into(),
+        Some(Kind::BoolValue(truth)) => truth.into(),
+        Some(Kind::StructValue(fields)) => Value::Object(object(fields)),
+        Some(Kind::ListValue(list)) => list.values.into_iter().map(value).collect(),
+        Some(Kind::NullValue(_)) | None => Value::Null,
+    }
 }
 
 fn denial(told: proto::DeniedHttpResponse, default: Option<StatusCode>) -> Denial {
@@ -184,6 +228,7 @@ fn denial(told: proto::DeniedHttpResponse, default: Option<StatusCode>) -> Denia
         status: status.or(default),
         headers: of_refusal(told.headers),
         body: Bytes::from(told.body),
+        metadata: Map::new(),
     }
 }
 
@@ -195,6 +240,7 @@ fn changes(told: proto::OkHttpResponse) -> Changes {
         set_query: set.map(|parameter| (parameter.key, parameter.value)).collect(),
         remove_query: told.query_parameters_to_remove,
         response: of_response(told.response_headers_to_add),
+        metadata: Map::new(),
     }
 }
 

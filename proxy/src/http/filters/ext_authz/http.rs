@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use ::http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use ::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
+use serde_json::Map;
 use underpass_config::http::{AuthzProvider, HttpAuthz, TextMatch};
 
 use super::changes::{Changes, Mutation, Way};
@@ -81,6 +82,7 @@ pub(super) fn verdict(service: &HttpAuthz, told: Told) -> Verdict {
             status: Some(status),
             headers: replacing(&headers, is_for_client),
             body: told.body,
+            metadata: Map::new(),
         });
     }
     let chosen = |allowed: &[TextMatch], way| {

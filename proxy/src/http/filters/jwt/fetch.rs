@@ -100,6 +100,7 @@ async fn ask_again_and_again(node: Weak<Node>, keys: Arc<ProvidersKeys>) {
     loop {
         let Some(node) = node.upgrade() else { return };
         let asked = tokio::time::timeout(remote.timeout, ask(&node, remote)).await;
+        let mut failed = None;
         let (result, pause) = match asked.unwrap_or(Err(NoKeys::TimedOut)) {
             Ok(set) => {
                 keys.replace(set);
@@ -111,9 +112,11 @@ async fn ask_again_and_again(node: Weak<Node>, keys: Arc<ProvidersKeys>) {
             Err(why) => {
                 tracing::warn!(%issuer, %cluster, path = %remote.path, %why, "keys of tokens can't be fetched: those that were there stay in force");
                 keys.note_asked();
+                failed = Some(why.to_string());
                 (why.word(), remote.failed_refetch.mul_f64(0.5 + fastrand::f64()))
             }
         };
+        keys.note_fetch(failed, pause);
         node.telemetry.count_jwks_fetch(issuer, cluster, result);
         drop(node);
         tokio::time::sleep(pause).await;

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use foldhash::quality::RandomState;
 use serde_json::Value;
 use tokio::sync::watch;
+use underpass_config::Text;
 use underpass_config::http::{Filter, Http, Jwks, JwksSource, JwtProvider};
 
 use super::claims::Written;
@@ -88,9 +89,21 @@ pub struct ProvidersKeys {
     /// Whose.
     pub provider: Arc<JwtProvider>,
     in_force: ArcSwapOption<KeySet>,
+    fetches: Mutex<Fetches>,
     /// Told how often it was asked for keys.
     asked: watch::Sender<u64>,
     cores: usize,
+}
+
+/// What came of asking for keys.
+#[derive(Clone, Debug, Default)]
+pub struct Fetches {
+    /// When they last came.
+    pub fetched: Option<SystemTime>,
+    /// When they last did not, and why.
+    pub failed: Option<(SystemTime, String)>,
+    /// When they are asked for next.
+    pub next: Option<SystemTime>,
 }
 
 impl ProvidersKeys {
@@ -102,6 +115,7 @@ impl ProvidersKeys {
         Self {
             provider,
             in_force: ArcSwapOption::from(keys),
+            fetches: Mutex::default(),
             asked: watch::Sender::new(0),
             cores,
         }
@@ -110,6 +124,22 @@ impl ProvidersKeys {
     /// The keys; none: there were none yet.
     pub fn in_force(&self) -> Option<Arc<KeySet>> {
         self.in_force.load_full()
+    }
+
+    /// What came of asking for them so far.
+    pub fn fetches(&self) -> Fetches {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes what came of asking for them just now, and how long it is until they are asked for again.
+    pub fn note_fetch(&self, failed: Option<String>, pause: Duration) {
+        let now = SystemTime::now();
+        let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        match failed {
+            None => fetches.fetched = Some(now),
+            Some(why) => fetches.failed = Some((now, why)),
+        }
+        fetches.next = now.checked_add(pause);
     }
 
     /// Waits until there are some, or asking for them has failed, or has taken too long. Whether there are.
@@ -161,6 +191,23 @@ impl KeySets {
         known.entry(provider.clone()).or_insert_with(new).clone()
     }
 
+    /// Those of the providers that `http` has, each once, with the names of the tables that ask for their tokens. What nobody has looked up yet is as it begins.
+    pub fn asked_for(&self, http: &Http) -> Vec<(Arc<ProvidersKeys>, Vec<Text>)> {
+        let mut found: Vec<(Arc<ProvidersKeys>, Vec<Text>)> = Vec::new();
+        let mut tables: Vec<_> = http.tables.values().collect();
+        tables.sort_by_key(|table| &table.name);
+        for table in tables {
+            for provider in table.filters.iter().flat_map(providers_of) {
+                let keys = self.of(provider);
+                match found.iter_mut().find(|(one, _)| Arc::ptr_eq(one, &keys)) {
+                    Some((_, names)) => names.push(table.name.clone()),
+                    None => found.push((keys, vec![table.name.clone()])),
+                }
+            }
+        }
+        found
+    }
+
     /// Forgets those of providers that `http` has not; answers what is left of whose keys are asked for.
     pub fn keep(&self, http: &Http) -> Vec<Arc<ProvidersKeys>> {
         let wanted: Vec<Arc<JwtProvider>> = providers(http).cloned().collect();
@@ -176,10 +223,14 @@ impl KeySets {
 
 fn providers(http: &Http) -> impl Iterator<Item = &Arc<JwtProvider>> {
     let filters = http.tables.values().flat_map(|table| &table.filters);
-    filters.flat_map(|filter| match filter {
+    filters.flat_map(providers_of)
+}
+
+fn providers_of(filter: &Filter) -> &[Arc<JwtProvider>] {
+    match filter {
         Filter::Jwt(jwt) => jwt.providers(),
         _ => &[],
-    })
+    }
 }
 
 #[cfg(test)]
