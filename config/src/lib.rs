@@ -43,6 +43,7 @@ mod samples;
 mod service;
 mod service_state;
 mod settings;
+pub mod waypoint;
 mod workload;
 mod yaml;
 
