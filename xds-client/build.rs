@@ -9,7 +9,9 @@ const WAYPOINT: &str = "proto/waypoint";
 
 fn main() -> Result<(), Box<dyn error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let mut files: Vec<PathBuf> = ["discovery.proto", "workload.proto", "authorization.proto"].map(PathBuf::from).into();
+    let mut files: Vec<PathBuf> = ["discovery.proto", "workload.proto", "authorization.proto"]
+        .map(PathBuf::from)
+        .into();
     files.extend(protos(Path::new(WAYPOINT))?);
     let descriptors = protox::compile(files, ["proto", WAYPOINT])?;
     let file = PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin");

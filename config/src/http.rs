@@ -80,8 +80,8 @@ pub use rbac::{
     Asking, BadTemplate, ClaimMatch, Condition, PathTemplate, Peer, Policy, Rbac, RuleAction, Rules, Ruling, Settled,
     ValueMatch,
 };
-pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy, RetryWord};
 pub use regex::Regex;
+pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy, RetryWord};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     ConnectMode, DirectResponse, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,

@@ -6,12 +6,15 @@
 
 mod place;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use place::{Going, Lead, Place, Places};
 
-use crate::http::{ClusterSettings, DnsFamily, EndpointSettings, Labels, MetricSettings, ProxyProtocol, Rbac, RouteTable, UpstreamTls};
+use crate::http::{
+    ClusterSettings, DnsFamily, EndpointSettings, Labels, MetricSettings, ProxyProtocol, Rbac, RouteTable, UpstreamTls,
+};
 use crate::{RequestLog, Text};
 
 /// What becomes of the connections that are led to one name.
@@ -32,6 +35,8 @@ pub struct HttpChain {
     pub logs: Vec<RequestLog>,
     /// Where requests go by the name that they are for: its cluster asks DNS for it. None: its clusters know their endpoints.
     pub dynamic: Option<DynamicNames>,
+    /// Where a connection was going whose tunnel named the service: its own address. None: that is not said.
+    pub destination: Option<SocketAddr>,
 }
 
 /// A service of which nothing is known above TCP.
@@ -55,6 +60,8 @@ pub struct TcpChain {
     pub logs: Vec<RequestLog>,
     /// Where it goes by the name that its client asks TLS for, at this port.
     pub dynamic: Option<(DynamicNames, u16)>,
+    /// Where a connection was going whose tunnel named the service: its own address. None: that is not said.
+    pub destination: Option<SocketAddr>,
 }
 
 impl TcpChain {
@@ -153,7 +160,7 @@ pub enum Reach {
     /// By HBONE to its address, through the proxy before it; or through this one, a waypoint or gateway on the way.
     Hbone {
         /// The address of the one on the way.
-        via: Option<std::net::SocketAddr>,
+        via: Option<SocketAddr>,
     },
     /// By HBONE within HBONE: to the gateway of another network at the endpoint's address, and there to a service (`host:port`).
     Network {

@@ -93,9 +93,18 @@ mod tests {
         let of = |name: &str| config.http.cluster(name).unwrap().settings.connections.keepalive;
         let node = Keepalive::default();
         let own = of("a").unwrap().over(node);
-        assert_eq!((own.time, own.interval, own.probes), (Duration::from_secs(60), node.interval, 3));
+        assert_eq!(
+            (own.time, own.interval, own.probes),
+            (Duration::from_secs(60), node.interval, 3)
+        );
         assert_eq!(of("b"), None);
-        for bad in ["time: 0s", "time: 1500ms", "interval: 32768s", "probes: 128", "probes: 0"] {
+        for bad in [
+            "time: 0s",
+            "time: 1500ms",
+            "interval: 32768s",
+            "probes: 128",
+            "probes: 0",
+        ] {
             let yaml = format!("http: {{clusters: [{{name: a, connections: {{keepalive: {{{bad}}}}}}}]}}");
             assert!(Config::from_yaml(&yaml).is_err(), "{bad}");
         }

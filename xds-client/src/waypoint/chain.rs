@@ -1,8 +1,9 @@
 //! One chain of `main_internal`: HTTP, where it ends in an `HttpConnectionManager`; else TCP.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use underpass_config::waypoint::Chain;
+use underpass_config::waypoint::{Chain, HttpChain};
 
 use super::inspection::type_name;
 use super::refusal::{At, Refused, only_if};
@@ -13,6 +14,7 @@ use crate::proto::envoy::extensions::filters::common::set_filter_state::v3 as st
 use crate::proto::envoy::extensions::filters::network::rbac::v3::Rbac;
 use crate::proto::envoy::extensions::filters::network::set_filter_state::v3 as set_filter_state;
 use crate::proto::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3::FilterConfig;
+use crate::proto::envoy::extensions::formatter::cel::v3::Cel;
 use crate::proto::stats::PluginConfig;
 use wire::filter::ConfigType;
 
@@ -32,7 +34,11 @@ pub(super) fn translate(wire: &wire::FilterChain, left_out: &mut Vec<Refused>) -
         transport_socket,
         name,
     } = wire;
-    only_if(transport_socket.is_none(), "transport_socket", "is there, and HBONE has ended before")?;
+    only_if(
+        transport_socket.is_none(),
+        "transport_socket",
+        "is there, and HBONE has ended before",
+    )?;
     let Some((last, before)) = filters.split_last() else {
         return Err(Refused::missing("filters"));
     };
@@ -45,13 +51,20 @@ pub(super) fn translate(wire: &wire::FilterChain, left_out: &mut Vec<Refused>) -
         Some("http_connection_manager.v3.HttpConnectionManager") => {
             only_if(way.is_plain(), "", "is behind filters of TCP, which is not supported")?;
             let manager = unpack(Some(any)).at("typed_config")?;
-            http::translate(&manager, name, left_out).map(Chain::Http).at("typed_config")
+            let chain = http::translate(&manager, name, left_out).at("typed_config")?;
+            Ok(Chain::Http(HttpChain {
+                destination: way.destination,
+                ..chain
+            }))
         }
         Some("tcp_proxy.v3.TcpProxy") => {
             let proxy = unpack(Some(any)).at("typed_config")?;
             tcp::translate(&proxy, way, left_out).map(Chain::Tcp).at("typed_config")
         }
-        _ => Err(Refused::unsupported("typed_config", format!("a `{}` at the end", type_name(any)))),
+        _ => Err(Refused::unsupported(
+            "typed_config",
+            format!("a `{}` at the end", type_name(any)),
+        )),
     });
     chain.item(before.len()).at("filters")
 }
@@ -75,7 +88,8 @@ fn passed(filter: &wire::Filter, way: &mut tcp::Way, left_out: &mut Vec<Refused>
         "udpa.type.v1.TypedStruct" => filters::known_struct(any).at("typed_config"),
         "envoy.extensions.filters.network.set_filter_state.v3.Config" => {
             let config = unpack(Some(any)).at("typed_config")?;
-            check_state(&config).at("typed_config")
+            way.destination = way.destination.or(state(&config).at("typed_config")?);
+            Ok(())
         }
         "envoy.extensions.filters.network.rbac.v3.RBAC" => {
             let Rbac {
@@ -86,7 +100,8 @@ fn passed(filter: &wire::Filter, way: &mut tcp::Way, left_out: &mut Vec<Refused>
                 shadow_rules_stat_prefix,
             } = unpack(Some(any)).at("typed_config")?;
             let rules = [rules.as_ref(), shadow_rules.as_ref()];
-            way.rules.push(filters::rbac::of_connections(rules, &shadow_rules_stat_prefix).at("typed_config")?);
+            way.rules
+                .push(filters::rbac::of_connections(rules, &shadow_rules_stat_prefix).at("typed_config")?);
             Ok(())
         }
         "stats.PluginConfig" => {
@@ -108,9 +123,12 @@ fn passed(filter: &wire::Filter, way: &mut tcp::Way, left_out: &mut Vec<Refused>
     }
 }
 
-/// Chains of workloads give on where the connection was going, to how HBONE to it is wired. That is known here.
-fn check_state(config: &set_filter_state::Config) -> Result<(), Refused> {
+/// What is kept of where a connection was going. Chains of workloads give it on to how HBONE to it is wired, which is known here. Those of services say what
+/// stands for it where the tunnel named the service: the service's own address, which is given back.
+fn state(config: &set_filter_state::Config) -> Result<Option<SocketAddr>, Refused> {
     const LOCAL: &str = "envoy.filters.listener.original_dst.local_ip";
+    const ORIGINAL: &str = "envoy.network.transport_socket.original_dst_address";
+    use state::filter_state_value::{Key, SharedWithUpstream as Shared, Value};
     let set_filter_state::Config { on_new_connection } = config;
     let [value] = &on_new_connection[..] else {
         return Err(Refused::unsupported("on_new_connection", "of another length"));
@@ -121,17 +139,31 @@ fn check_state(config: &set_filter_state::Config) -> Result<(), Refused> {
         shared_with_upstream,
         factory_key,
     } = value;
-    let once = state::filter_state_value::SharedWithUpstream::Once as i32;
-    only_if(*shared_with_upstream == once, "on_new_connection[0].shared_with_upstream", "is not ONCE")?;
-    only_if(factory_key.is_empty(), "on_new_connection[0].factory_key", "is nothing that is known")?;
-    let is_local = matches!(key, Some(state::filter_state_value::Key::ObjectKey(key)) if key == LOCAL);
-    only_if(is_local, "on_new_connection[0].object_key", "is nothing that is known")?;
-    let Some(state::filter_state_value::Value::FormatString(format)) = value else {
-        return Err(Refused::missing("on_new_connection[0].format_string"));
+    let odd = |field: &str| Refused::new(format!("on_new_connection[0].{field}"), "is nothing that is known");
+    let (Some(Key::ObjectKey(key)), Some(Value::FormatString(format))) = (key, value) else {
+        return Err(odd("object_key"));
     };
-    only_if(format.formatters.is_empty(), "on_new_connection[0].format_string", "needs extensions")?;
-    let text = http::logs::inline(format);
-    let same = format!("%FILTER_STATE({LOCAL}:PLAIN)%");
-    let is_same = text == Some(same.as_str());
-    only_if(is_same, "on_new_connection[0].format_string", "is not what it was before")
+    let text = http::logs::inline(format).ok_or_else(|| odd("format_string"))?;
+    let shared = Shared::try_from(*shared_with_upstream).map_err(|_| odd("shared_with_upstream"))?;
+    if !factory_key.is_empty() {
+        return Err(odd("factory_key"));
+    }
+    match (key.as_str(), shared) {
+        (LOCAL, Shared::Once) if text == format!("%FILTER_STATE({LOCAL}:PLAIN)%") && format.formatters.is_empty() => {
+            Ok(None)
+        }
+        (ORIGINAL, Shared::None) => {
+            let otherwise = format!("%CEL('{LOCAL}' in filter_state ? filter_state['{LOCAL}']: r'");
+            let address = text.strip_prefix(&otherwise).and_then(|rest| rest.strip_suffix("')%"));
+            let address = address.and_then(|address| address.parse().ok());
+            let [formatter] = &format.formatters[..] else {
+                return Err(odd("format_string.formatters"));
+            };
+            let Cel {} =
+                unpack(formatter.typed_config.as_ref()).at("on_new_connection[0].format_string.formatters[0]")?;
+            address.map(Some).ok_or_else(|| odd("format_string"))
+        }
+        (LOCAL, _) => Err(odd("format_string")),
+        _ => Err(odd("object_key")),
+    }
 }

@@ -17,6 +17,7 @@ use underpass_config::http::{
 use underpass_config::waypoint::{DynamicNames, EndpointSource, WaypointCluster};
 
 use super::endpoints;
+use super::filters::known_struct;
 use super::refusal::{At, Refused, each, only_if};
 use super::values::{metadata, percent, said, text, unpack};
 use crate::proto::envoy::config::cluster::v3 as wire;
@@ -25,7 +26,6 @@ use crate::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use crate::proto::envoy::extensions::clusters::dynamic_forward_proxy::v3 as dynamic;
 use crate::proto::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheConfig;
 use crate::proto::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
-use crate::proto::udpa::r#type::v1::TypedStruct;
 use dynamic::cluster_config::ClusterImplementationSpecifier;
 use wire::cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, LbPolicy};
 
@@ -74,12 +74,24 @@ pub(super) fn translate(wire: &wire::Cluster) -> Result<WaypointCluster, Refused
     let is_made_by_source = matches!(source, EndpointSource::Original | EndpointSource::Dynamic(_));
     let (balancing, slow_start) = match LbPolicy::try_from(*lb_policy) {
         Ok(LbPolicy::ClusterProvided) => {
-            only_if(is_made_by_source, "lb_policy", "is CLUSTER_PROVIDED, and the cluster provides none")?;
-            only_if(lb_config.is_none(), "lb_config", "is said where there is nothing to balance")?;
+            only_if(
+                is_made_by_source,
+                "lb_policy",
+                "is CLUSTER_PROVIDED, and the cluster provides none",
+            )?;
+            only_if(
+                lb_config.is_none(),
+                "lb_config",
+                "is said where there is nothing to balance",
+            )?;
             Default::default()
         }
         _ => {
-            only_if(!is_made_by_source, "lb_policy", "is said where there is nothing to balance")?;
+            only_if(
+                !is_made_by_source,
+                "lb_policy",
+                "is said where there is nothing to balance",
+            )?;
             balancing::translate(*lb_policy, lb_config.as_ref())?
         }
     };
@@ -87,11 +99,24 @@ pub(super) fn translate(wire: &wire::Cluster) -> Result<WaypointCluster, Refused
     let protocol = protocol::translate(typed_extension_protocol_options)?;
     let asks = protocol.names;
     let transports = transport::translate(transport_socket.as_ref(), transport_socket_matches, asks)?;
+    let weighs_localities = common.is_some_and(|common| common.locality_config_specifier.is_some());
+    let localities = match (load_assignment, weighs_localities) {
+        (Some(inline), true) => endpoints::localities(inline).at("load_assignment")?,
+        _ => Vec::new(),
+    };
     let discovery = discovery(wire, load_assignment.as_ref(), *dns_lookup_family)?;
     if matches!(discovery, Discovery::Static) {
-        only_if(dns_refresh_rate.is_none(), "dns_refresh_rate", "is said, and DNS is not asked")?;
+        only_if(
+            dns_refresh_rate.is_none(),
+            "dns_refresh_rate",
+            "is said, and DNS is not asked",
+        )?;
         only_if(!respect_dns_ttl, "respect_dns_ttl", "is said, and DNS is not asked")?;
-        only_if(*dns_lookup_family == 0, "dns_lookup_family", "is said, and DNS is not asked")?;
+        only_if(
+            *dns_lookup_family == 0,
+            "dns_lookup_family",
+            "is said, and DNS is not asked",
+        )?;
     }
     let mut connections = protocol.connections;
     connections.keepalive = keepalive(upstream_connection_options.as_ref())?;
@@ -101,10 +126,14 @@ pub(super) fn translate(wire: &wire::Cluster) -> Result<WaypointCluster, Refused
         discovery,
         balancing,
         slow_start,
-        localities: Vec::new(),
+        localities,
         panic_threshold: panic_threshold(common)?,
         subsets: None,
-        outliers: outlier_detection.as_ref().map(outliers::translate).transpose().at("outlier_detection")?,
+        outliers: outlier_detection
+            .as_ref()
+            .map(outliers::translate)
+            .transpose()
+            .at("outlier_detection")?,
         protocol: protocol.speaks,
         connect_timeout: said("connect_timeout", connect_timeout.as_ref())?.unwrap_or(CONNECT_TIMEOUT),
         idle_timeout: protocol.idle_timeout.unwrap_or(IDLE_TIMEOUT),
@@ -117,7 +146,7 @@ pub(super) fn translate(wire: &wire::Cluster) -> Result<WaypointCluster, Refused
     Ok(WaypointCluster {
         settings,
         source,
-        weighs_localities: common.is_some_and(|common| common.locality_config_specifier.is_some()),
+        weighs_localities,
         transports,
     })
 }
@@ -156,8 +185,14 @@ fn source(
     };
     match kind {
         Ok(DiscoveryType::Eds) => {
-            only_if(wire.load_assignment.is_none(), "load_assignment", "is given, and so is `eds_cluster_config`")?;
-            named(&wire.name, eds).map(EndpointSource::Named).at("eds_cluster_config")
+            only_if(
+                wire.load_assignment.is_none(),
+                "load_assignment",
+                "is given, and so is `eds_cluster_config`",
+            )?;
+            named(&wire.name, eds)
+                .map(EndpointSource::Named)
+                .at("eds_cluster_config")
         }
         Ok(DiscoveryType::OriginalDst) => Ok(EndpointSource::Original),
         // A name is not said of endpoints that are in the cluster.
@@ -180,8 +215,15 @@ fn named(cluster: &str, eds: Option<&wire::cluster::EdsClusterConfig>) -> Result
         initial_fetch_timeout: _,
         resource_api_version,
     } = asked;
-    let is_ads = matches!(config_source_specifier, Some(base::config_source::ConfigSourceSpecifier::Ads(_)));
-    only_if(is_ads, "eds_config", "does not say that endpoints come the same way as the cluster (ADS)")?;
+    let is_ads = matches!(
+        config_source_specifier,
+        Some(base::config_source::ConfigSourceSpecifier::Ads(_))
+    );
+    only_if(
+        is_ads,
+        "eds_config",
+        "does not say that endpoints come the same way as the cluster (ADS)",
+    )?;
     let is_v3 = *resource_api_version == base::ApiVersion::V3 as i32;
     only_if(is_v3, "eds_config.resource_api_version", "is not V3")?;
     Ok(match service_name.as_str() {
@@ -273,12 +315,13 @@ fn check_resolver(resolver: Option<&base::TypedExtensionConfig>) -> Result<(), R
 /// Filters of connections to endpoints: only what tells Istio's peers of each other, for which the mesh is asked here.
 fn check_filters(filters: &[wire::Filter]) -> Result<(), Refused> {
     let check = |filter: &wire::Filter| {
-        let wire::Filter { name, typed_config } = filter;
-        let TypedStruct { type_url, .. } = unpack(typed_config.as_ref()).at("typed_config")?;
-        match type_url.ends_with("/envoy.tcp.metadataexchange.config.MetadataExchange") {
-            true => Ok(()),
-            false => Err(Refused::unsupported("", format!("the filter `{name}`"))),
-        }
+        let wire::Filter {
+            // A label: the type decides.
+            name: _,
+            typed_config,
+        } = filter;
+        let any = typed_config.as_ref().ok_or_else(|| Refused::missing("typed_config"))?;
+        known_struct(any).at("typed_config")
     };
     each("filters", filters, check).map(|_| ())
 }
@@ -302,7 +345,10 @@ fn breakers(wire: Option<&wire::CircuitBreakers>) -> Result<Breakers, Refused> {
         return Ok(limits);
     };
     let [thresholds] = &thresholds[..] else {
-        let why = format!("has {} items: there is one kind of requests here, and one is supported", thresholds.len());
+        let why = format!(
+            "has {} items: there is one kind of requests here, and one is supported",
+            thresholds.len()
+        );
         return Err(Refused::new("thresholds", why));
     };
     let wire::circuit_breakers::Thresholds {
@@ -314,7 +360,11 @@ fn breakers(wire: Option<&wire::CircuitBreakers>) -> Result<Breakers, Refused> {
         retry_budget,
     } = thresholds;
     let is_default = *priority == base::RoutingPriority::Default as i32;
-    only_if(is_default, "thresholds[0].priority", "is not DEFAULT, which all requests have")?;
+    only_if(
+        is_default,
+        "thresholds[0].priority",
+        "is not DEFAULT, which all requests have",
+    )?;
     limits.connections = max_connections.unwrap_or(limits.connections);
     // Who may have none would wait for one for ever.
     only_if(limits.connections > 0, "thresholds[0].max_connections", "is 0")?;
@@ -355,7 +405,11 @@ fn keepalive(options: Option<&wire::UpstreamConnectionOptions>) -> Result<Option
         probes: *keepalive_probes,
     };
     let field = "upstream_connection_options.tcp_keepalive";
-    only_if(keepalive.is_possible(), field, "is beyond what the kernel takes (tcp(7))")?;
+    only_if(
+        keepalive.is_possible(),
+        field,
+        "is beyond what the kernel takes (tcp(7))",
+    )?;
     Ok(Some(keepalive))
 }
 

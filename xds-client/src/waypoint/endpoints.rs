@@ -77,11 +77,26 @@ pub(super) fn names(wire: &wire::ClusterLoadAssignment) -> Result<Vec<NamedEndpo
     } = wire;
     let groups = each("endpoints", endpoints, |group: &wire::LocalityLbEndpoints| {
         let place = Locality::of(group)?;
-        each("lb_endpoints", &group.lb_endpoints, |endpoint| of_name(endpoint, &place))
+        each("lb_endpoints", &group.lb_endpoints, |endpoint| {
+            of_name(endpoint, &place)
+        })
     })?;
     let names = groups.concat();
-    only_if(!names.is_empty(), "endpoints", "is empty: there is no name to ask DNS for")?;
+    only_if(
+        !names.is_empty(),
+        "endpoints",
+        "is empty: there is no name to ask DNS for",
+    )?;
     Ok(names)
+}
+
+/// What localities weigh, of a cluster that has its endpoints in it.
+pub(super) fn localities(wire: &wire::ClusterLoadAssignment) -> Result<Vec<(Text, u32)>, Refused> {
+    let mut set = EndpointSet::default();
+    for (index, group) in wire.endpoints.iter().enumerate() {
+        set.weigh(&Locality::of(group).item(index).at("endpoints")?);
+    }
+    Ok(set.localities)
 }
 
 struct Locality {
@@ -138,7 +153,9 @@ fn said(wire: &wire::LbEndpoint) -> Result<Said<'_>, Refused> {
         address: address.ok_or_else(|| Refused::missing("endpoint.address"))?,
         weight,
         // One that drains, or is not known how, is given nothing new. (Envoy has degraded ones for when there are no others; istiod sends none.)
-        is_well: [Unknown, Healthy, Degraded].iter().any(|well| *well as i32 == *health_status),
+        is_well: [Unknown, Healthy, Degraded]
+            .iter()
+            .any(|well| *well as i32 == *health_status),
         metadata: metadata.as_ref(),
     })
 }
@@ -146,7 +163,10 @@ fn said(wire: &wire::LbEndpoint) -> Result<Said<'_>, Refused> {
 fn of_address(wire: &wire::LbEndpoint, place: &Locality) -> Result<WaypointEndpoint, Refused> {
     let said = said(wire)?;
     let (address, reach) = match said.address {
-        Address::SocketAddress(socket) => (socket_address(socket).at("endpoint.address.socket_address")?, Reach::Direct),
+        Address::SocketAddress(socket) => (
+            socket_address(socket).at("endpoint.address.socket_address")?,
+            Reach::Direct,
+        ),
         Address::EnvoyInternalAddress(internal) => {
             inside(internal, said.metadata).at("endpoint.address.envoy_internal_address")?
         }
@@ -175,9 +195,16 @@ fn of_name(wire: &wire::LbEndpoint, place: &Locality) -> Result<NamedEndpoint, R
         port_specifier,
     }) = said.address
     else {
-        return Err(Refused::unsupported("endpoint.address", "inside Envoy, and DNS is to be asked"));
+        return Err(Refused::unsupported(
+            "endpoint.address",
+            "inside Envoy, and DNS is to be asked",
+        ));
     };
-    only_if(!address.is_empty(), "endpoint.address.socket_address.address", "is empty")?;
+    only_if(
+        !address.is_empty(),
+        "endpoint.address.socket_address.address",
+        "is empty",
+    )?;
     only_if(said.is_well, "health_status", "is bad, of a name")?;
     Ok(NamedEndpoint {
         host: address.as_str().into(),
@@ -224,7 +251,11 @@ fn inside(
     let told = metadata(described, ORIGINAL_DST);
     let local = text(told, "local");
     let is_same = local == Some(endpoint_id.as_str());
-    only_if(is_same, "endpoint_id", "is not what the listener of HBONE is told (`local` of its metadata)")?;
+    only_if(
+        is_same,
+        "endpoint_id",
+        "is not what the listener of HBONE is told (`local` of its metadata)",
+    )?;
     let reach = match listener.as_str() {
         ORIGINATE => Reach::Hbone { via: via(told)? },
         ORIGINATE_WITHIN => {
@@ -243,9 +274,12 @@ fn via(told: Option<&std::collections::BTreeMap<String, Value>>) -> Result<Optio
         return Ok(None);
     };
     let address = via.parse();
-    address
-        .map(Some)
-        .map_err(|_| Refused::new("", format!("has the waypoint `{via}` in its metadata, which is no address")))
+    address.map(Some).map_err(|_| {
+        Refused::new(
+            "",
+            format!("has the waypoint `{via}` in its metadata, which is no address"),
+        )
+    })
 }
 
 fn labels(described: Option<&base::Metadata>) -> Labels {

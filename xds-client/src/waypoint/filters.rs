@@ -53,7 +53,11 @@ pub(super) fn translate(
         let at = |refused: Result<(), Refused>| refused.at("typed_config").item(index);
         if let Some(guard) = guard(any).at("typed_config").item(index)? {
             // Behind a watcher it would not see what it refuses, and we can't have it there.
-            at(only_if(stage == Stage::Guards, "", "is behind filters that are before it in a waypoint"))?;
+            at(only_if(
+                stage == Stage::Guards,
+                "",
+                "is behind filters that are before it in a waypoint",
+            ))?;
             table.filters.push(guard);
             continue;
         }
@@ -70,7 +74,12 @@ pub(super) fn translate(
                 use filters::dynamic_forward_proxy::v3::filter_config::ImplementationSpecifier;
                 let cache = implementation_specifier.map(|ImplementationSpecifier::DnsCacheConfig(cache)| cache);
                 let cache = cache.ok_or_else(|| Refused::missing("dns_cache_config"));
-                dynamic = Some(cache.and_then(|cache| cached_names(&cache)).at("typed_config").item(index)?);
+                dynamic = Some(
+                    cache
+                        .and_then(|cache| cached_names(&cache))
+                        .at("typed_config")
+                        .item(index)?,
+                );
             }
             _ if type_name(any) == "stats.PluginConfig" => {
                 let config: PluginConfig = unpack(Some(any)).at("typed_config").item(index)?;
@@ -147,7 +156,9 @@ pub(super) fn known_struct(any: &Any) -> Result<(), Refused> {
 /// A struct, with its names in order.
 fn written(wire: &Struct) -> String {
     let fields = wire.fields.iter();
-    let fields: Vec<String> = fields.map(|(name, value)| format!("{name}={}", of_value(value))).collect();
+    let fields: Vec<String> = fields
+        .map(|(name, value)| format!("{name}={}", of_value(value)))
+        .collect();
     format!("{{{}}}", fields.join(","))
 }
 

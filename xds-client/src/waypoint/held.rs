@@ -177,7 +177,10 @@ impl Held {
             chains,
         } = main;
         self.take_wiring(LISTENER, name, frame, taken);
-        let closed: Vec<_> = closed.into_iter().map(|why| why.within("filter_chain_matcher").of(name)).collect();
+        let closed: Vec<_> = closed
+            .into_iter()
+            .map(|why| why.within("filter_chain_matcher").of(name))
+            .collect();
         taken.refused.extend(closed.iter().cloned());
         self.closed = closed;
         self.place = Some(place);
@@ -241,11 +244,7 @@ impl Taken {
         self.refused.extend(served.as_ref().err().cloned());
         self.refused.extend(left_out.iter().cloned());
         self.rebuilt.push(name.clone());
-        let kept = Kept {
-            hash,
-            served,
-            left_out,
-        };
+        let kept = Kept { hash, served, left_out };
         held.insert(name.clone(), Arc::new(kept));
     }
 

@@ -17,9 +17,10 @@ use underpass_config::waypoint::HttpChain;
 use super::filters;
 use super::refusal::{At, Refused, only_if};
 use super::values::{limit, unpack};
-pub(super) use headers::{edits, editable as field, header_text};
+pub(super) use headers::{editable as field, edits, header_text};
 pub(super) use matches::{header, route_match};
 
+use crate::proto::envoy::config::core::v3::Http2ProtocolOptions;
 use crate::proto::envoy::extensions::filters::network::http_connection_manager::v3 as wire;
 use crate::proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
 use wire::http_connection_manager::{
@@ -61,9 +62,17 @@ pub(super) fn translate(
         request_id_extension,
         path_with_escaped_slashes_action,
     } = wire;
-    only_if(http2_protocol_options.is_none(), "http2_protocol_options", "is for wiring only")?;
+    // What a client speaks is found out.
+    let is_default = http2_protocol_options
+        .as_ref()
+        .is_none_or(|options| *options == Http2ProtocolOptions::default());
+    only_if(is_default, "http2_protocol_options", "is for wiring only")?;
     let trusts = !use_remote_address.unwrap_or(false);
-    only_if(trusts, "use_remote_address", "is true: a waypoint's clients say whom they stand for")?;
+    only_if(
+        trusts,
+        "use_remote_address",
+        "is true: a waypoint's clients say whom they stand for",
+    )?;
     let is_taken_off = *forward_client_cert_details == ForwardClientCertDetails::Sanitize as i32;
     only_if(is_taken_off, "forward_client_cert_details", "is for wiring only")?;
     let tells = set_current_client_cert_details.is_some();
@@ -90,12 +99,17 @@ pub(super) fn translate(
         return Err(Refused::missing("route_config"));
     };
     let mut table = routes::table(config, chain, &everywhere).at("route_config")?;
-    table.normalization = normalization(normalize_path.unwrap_or(false), *merge_slashes, *path_with_escaped_slashes_action)?;
+    table.normalization = normalization(
+        normalize_path.unwrap_or(false),
+        *merge_slashes,
+        *path_with_escaped_slashes_action,
+    )?;
     let dynamic = filters::translate(http_filters, &mut table, left_out).at("http_filters")?;
     Ok(HttpChain {
         table: Arc::new(table),
         logs: logs::translate(access_log, left_out),
         dynamic,
+        destination: None,
     })
 }
 
@@ -103,7 +117,11 @@ fn upgrades(configs: &[UpgradeConfig]) -> Result<Vec<String>, Refused> {
     let mut upgrades = Vec::with_capacity(configs.len());
     for UpgradeConfig { upgrade_type } in configs {
         let name = upgrade_type.to_ascii_lowercase();
-        only_if(name != "connect", "upgrade_configs", "let CONNECT be, which is for wiring only")?;
+        only_if(
+            name != "connect",
+            "upgrade_configs",
+            "let CONNECT be, which is for wiring only",
+        )?;
         upgrades.push(name);
     }
     Ok(upgrades)

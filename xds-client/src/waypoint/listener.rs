@@ -82,7 +82,10 @@ pub(super) fn translate(wire: wire::Listener, message: &DynamicMessage) -> Trans
     let mut closed = Vec::new();
     let place = match &wire.filter_chain_matcher {
         Some(wire) => {
-            for path in field(message, "filter_chain_matcher").iter().flat_map(|matcher| inspect(matcher).unknown) {
+            for path in field(message, "filter_chain_matcher")
+                .iter()
+                .flat_map(|matcher| inspect(matcher).unknown)
+            {
                 frame = frame.and(Err(Refused::new(path, "is not known")).at("filter_chain_matcher"));
             }
             matcher::translate(wire, &mut closed)
@@ -118,7 +121,9 @@ fn check_inspector(wire: &wire::ListenerFilter) -> Result<(), Refused> {
         // Ports whose chain says what is spoken.
         filter_disabled: _,
     } = wire;
-    let any = config_type.as_ref().map(|wire::listener_filter::ConfigType::TypedConfig(any)| any);
+    let any = config_type
+        .as_ref()
+        .map(|wire::listener_filter::ConfigType::TypedConfig(any)| any);
     let known = |any| match type_name(any).strip_prefix("envoy.extensions.filters.listener.") {
         Some("original_dst.v3.OriginalDst") => {
             let inspectors::original_dst::v3::OriginalDst {} = unpack(Some(any))?;
@@ -137,7 +142,9 @@ fn check_inspector(wire: &wire::ListenerFilter) -> Result<(), Refused> {
         }
         _ => Err(Refused::unsupported("", format!("a `{}`", type_name(any)))),
     };
-    any.ok_or_else(|| Refused::missing("")).and_then(known).at("typed_config")
+    any.ok_or_else(|| Refused::missing(""))
+        .and_then(known)
+        .at("typed_config")
 }
 
 fn field(message: &DynamicMessage, name: &str) -> Option<DynamicMessage> {

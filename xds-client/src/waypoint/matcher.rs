@@ -69,7 +69,11 @@ impl Reading<'_> {
                     unpack(custom.typed_config.as_ref()).at("matcher_tree.custom_match.typed_config")?;
                 let mut by = Vec::with_capacity(range_matchers.len());
                 for (index, one) in range_matchers.iter().enumerate() {
-                    by.push(self.of_ranges(one, depth).item(index).at("matcher_tree.custom_match.range_matchers")?);
+                    by.push(
+                        self.of_ranges(one, depth)
+                            .item(index)
+                            .at("matcher_tree.custom_match.range_matchers")?,
+                    );
                 }
                 Places::Address { by, otherwise }
             }
@@ -93,7 +97,12 @@ impl Reading<'_> {
                 http: self.of_protocols(&map.map, depth)?,
                 otherwise,
             },
-            _ => return Err(Refused::new("matcher_tree", "is of a kind that does not go with its input")),
+            _ => {
+                return Err(Refused::new(
+                    "matcher_tree",
+                    "is of a kind that does not go with its input",
+                ));
+            }
         };
         Ok(Place::Depends(Box::new(places)))
     }
@@ -117,11 +126,17 @@ impl Reading<'_> {
         let mut http: Option<Place> = None;
         for (protocol, then) in map {
             if !["'http/1.1'", "'http/1.0'", "'h2c'"].contains(&protocol.as_str()) {
-                return Err(Refused::unsupported("matcher_tree", format!("by the protocol {protocol}")));
+                return Err(Refused::unsupported(
+                    "matcher_tree",
+                    format!("by the protocol {protocol}"),
+                ));
             }
             let place = self.then(then, protocol, depth);
             if http.as_ref().is_some_and(|before| *before != place) {
-                return Err(Refused::new("matcher_tree", "tells protocols of HTTP apart, which is not supported"));
+                return Err(Refused::new(
+                    "matcher_tree",
+                    "tells protocols of HTTP apart, which is not supported",
+                ));
             }
             http = Some(place);
         }
@@ -163,9 +178,14 @@ fn chain(action: &base::TypedExtensionConfig) -> Result<Text, Refused> {
         name: _,
         typed_config,
     } = action;
-    let any = typed_config.as_ref().ok_or_else(|| Refused::missing("action.typed_config"))?;
+    let any = typed_config
+        .as_ref()
+        .ok_or_else(|| Refused::missing("action.typed_config"))?;
     if type_name(any) != "google.protobuf.StringValue" {
-        return Err(Refused::unsupported("action.typed_config", format!("a `{}`", type_name(any))));
+        return Err(Refused::unsupported(
+            "action.typed_config",
+            format!("a `{}`", type_name(any)),
+        ));
     }
     let name = <String as prost::Message>::decode(&*any.value);
     let name = name.map_err(|error| Refused::new("action.typed_config", error.to_string()))?;

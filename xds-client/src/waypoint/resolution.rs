@@ -31,10 +31,15 @@ pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Re
     let none = EndpointSet::default();
     let set = endpoints.unwrap_or(&none);
     for endpoint in &set.endpoints {
-        let own = cluster.transports.iter().find(|(labels, _)| endpoint.transport.have(labels));
+        let own = cluster
+            .transports
+            .iter()
+            .find(|(labels, _)| endpoint.transport.have(labels));
         let own = own.map(|(_, own)| own);
         let why = match (own, transport) {
-            (Some(EndpointTransport::Sidecar), _) => "is reached by the mutual TLS of Istio's sidecars, which is not supported",
+            (Some(EndpointTransport::Sidecar), _) => {
+                "is reached by the mutual TLS of Istio's sidecars, which is not supported"
+            }
             (None, _) => "has no transport",
             (Some(own), Some(others)) if own != others => "has another transport than the others of its cluster",
             (own, _) => {
@@ -53,7 +58,7 @@ pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Re
             proxy_protocol: *proxy_protocol,
         });
     }
-    if cluster.weighs_localities {
+    if cluster.weighs_localities && endpoints.is_some() {
         settings.localities.clone_from(&set.localities);
     }
     Resolved {

@@ -1,5 +1,6 @@
 //! `TcpProxy`, with what connections go through before it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub(super) struct Way {
     pub(super) metrics: Arc<MetricSettings>,
     pub(super) reporting_interval: Option<Duration>,
     pub(super) dynamic: Option<(DynamicNames, u16)>,
+    pub(super) destination: Option<SocketAddr>,
 }
 
 impl Way {
@@ -61,13 +63,21 @@ pub(super) fn translate(wire: &wire::TcpProxy, way: Way, left_out: &mut Vec<Refu
         }
         None => return Err(Refused::missing("cluster")),
     };
-    let sum = clusters.iter().try_fold(0u32, |sum, cluster| sum.checked_add(cluster.weight));
-    only_if(sum.is_some_and(|sum| sum > 0), "weighted_clusters", "have no weight, or too much")?;
+    let sum = clusters
+        .iter()
+        .try_fold(0u32, |sum, cluster| sum.checked_add(cluster.weight));
+    only_if(
+        sum.is_some_and(|sum| sum > 0),
+        "weighted_clusters",
+        "have no weight, or too much",
+    )?;
     let by_source = match &hash_policy[..] {
         [] => false,
-        [types::HashPolicy {
-            policy_specifier: Some(PolicySpecifier::SourceIp(_)),
-        }] => true,
+        [
+            types::HashPolicy {
+                policy_specifier: Some(PolicySpecifier::SourceIp(_)),
+            },
+        ] => true,
         _ => return Err(Refused::unsupported("hash_policy", "not the client's address")),
     };
     Ok(TcpChain {
@@ -84,6 +94,7 @@ pub(super) fn translate(wire: &wire::TcpProxy, way: Way, left_out: &mut Vec<Refu
         reporting_interval: way.reporting_interval,
         logs: logs::translate(access_log, left_out),
         dynamic: way.dynamic,
+        destination: way.destination,
     })
 }
 
@@ -93,7 +104,9 @@ pub(super) fn dynamic(wire: &sni::FilterConfig) -> Result<(DynamicNames, u16), R
         dns_cache_config,
         port_specifier,
     } = wire;
-    let cache = dns_cache_config.as_ref().ok_or_else(|| Refused::missing("dns_cache_config"))?;
+    let cache = dns_cache_config
+        .as_ref()
+        .ok_or_else(|| Refused::missing("dns_cache_config"))?;
     let names = cached_names(cache).at("dns_cache_config")?;
     let Some(sni::filter_config::PortSpecifier::PortValue(number)) = port_specifier else {
         return Err(Refused::missing("port_value"));

@@ -119,7 +119,9 @@ pub(super) fn field_value(value: &str) -> Result<HeaderValue, Refused> {
 /// A status that a proxy may answer with.
 pub(super) fn status(code: u32) -> Result<StatusCode, Refused> {
     let is_one = (200..=599).contains(&code);
-    let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+    let status = u16::try_from(code)
+        .ok()
+        .and_then(|code| StatusCode::from_u16(code).ok());
     status.filter(|_| is_one).ok_or_else(|| Refused::unsupported("", code))
 }
 

@@ -14,16 +14,52 @@ use super::refusal::Refused;
 
 /// Listeners and clusters that are wiring, by name, with what is known of them.
 pub const KNOWN: [(Kind, &str, &str); 10] = [
-    (Kind::Listener, "connect_terminate", include_str!("wiring/listener/connect_terminate.txt")),
-    (Kind::Listener, "connect_originate", include_str!("wiring/listener/connect_originate.txt")),
-    (Kind::Listener, "inner_connect_originate", include_str!("wiring/listener/inner_connect_originate.txt")),
-    (Kind::Listener, "outer_connect_originate", include_str!("wiring/listener/outer_connect_originate.txt")),
-    (Kind::Listener, "main_internal", include_str!("wiring/listener/main_internal.txt")),
-    (Kind::Cluster, "main_internal", include_str!("wiring/cluster/main_internal.txt")),
+    (
+        Kind::Listener,
+        "connect_terminate",
+        include_str!("wiring/listener/connect_terminate.txt"),
+    ),
+    (
+        Kind::Listener,
+        "connect_originate",
+        include_str!("wiring/listener/connect_originate.txt"),
+    ),
+    (
+        Kind::Listener,
+        "inner_connect_originate",
+        include_str!("wiring/listener/inner_connect_originate.txt"),
+    ),
+    (
+        Kind::Listener,
+        "outer_connect_originate",
+        include_str!("wiring/listener/outer_connect_originate.txt"),
+    ),
+    (
+        Kind::Listener,
+        "main_internal",
+        include_str!("wiring/listener/main_internal.txt"),
+    ),
+    (
+        Kind::Cluster,
+        "main_internal",
+        include_str!("wiring/cluster/main_internal.txt"),
+    ),
     (Kind::Cluster, "encap", include_str!("wiring/cluster/encap.txt")),
-    (Kind::Cluster, "connect_originate", include_str!("wiring/cluster/connect_originate.txt")),
-    (Kind::Cluster, "inner_connect_originate", include_str!("wiring/cluster/inner_connect_originate.txt")),
-    (Kind::Cluster, "outer_connect_originate", include_str!("wiring/cluster/outer_connect_originate.txt")),
+    (
+        Kind::Cluster,
+        "connect_originate",
+        include_str!("wiring/cluster/connect_originate.txt"),
+    ),
+    (
+        Kind::Cluster,
+        "inner_connect_originate",
+        include_str!("wiring/cluster/inner_connect_originate.txt"),
+    ),
+    (
+        Kind::Cluster,
+        "outer_connect_originate",
+        include_str!("wiring/cluster/outer_connect_originate.txt"),
+    ),
 ];
 
 /// What a resource is.
@@ -38,7 +74,8 @@ pub enum Kind {
 /// What is known of the wiring of this name; none: it is none.
 pub(super) fn known(kind: Kind, name: &str) -> Option<&'static str> {
     let mut all = KNOWN.iter();
-    all.find(|(of, known, _)| *of == kind && *known == name).map(|(_, _, lines)| *lines)
+    all.find(|(of, known, _)| *of == kind && *known == name)
+        .map(|(_, _, lines)| *lines)
 }
 
 /// Whether a message says what is known; the first that it says otherwise, or does not say.
@@ -60,12 +97,20 @@ pub(super) fn check(message: &DynamicMessage, known: &str) -> Result<(), Refused
         }
         match expected.remove(path.as_str()) {
             Some(known) if known == value => {}
-            Some(known) => return Err(Refused::new(path, format!("is {value}, and {known} is what is known of it"))),
+            Some(known) => {
+                return Err(Refused::new(
+                    path,
+                    format!("is {value}, and {known} is what is known of it"),
+                ));
+            }
             None => return Err(Refused::new(path, format!("is {value}, and nothing is known of it"))),
         }
     }
     match expected.pop_first() {
-        Some((path, known)) => Err(Refused::new(path, format!("is missing, and {known} is what is known of it"))),
+        Some((path, known)) => Err(Refused::new(
+            path,
+            format!("is missing, and {known} is what is known of it"),
+        )),
         None => Ok(()),
     }
 }
@@ -73,7 +118,10 @@ pub(super) fn check(message: &DynamicMessage, known: &str) -> Result<(), Refused
 /// Whether a path is one of these, or below one.
 pub fn is_below(path: &str, these: &[&str]) -> bool {
     let rest = |one: &&str| path.strip_prefix(*one);
-    these.iter().filter_map(rest).any(|rest| rest.is_empty() || rest.starts_with(['.', '[', '<']))
+    these
+        .iter()
+        .filter_map(rest)
+        .any(|rest| rest.is_empty() || rest.starts_with(['.', '[', '<']))
 }
 
 /// What a message says, in lines: paths with values.

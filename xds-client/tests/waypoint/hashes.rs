@@ -17,10 +17,17 @@ fn a_push_that_sends_everything_again_rebuilds_nothing() {
         let chains: Vec<_> = held.chains.values().cloned().collect();
         for (_, kind) in TYPES {
             let taken = held.take(&recording(scenario, kind)).unwrap();
-            assert_eq!((taken.rebuilt, taken.removed, taken.refused), (vec![], vec![], vec![]), "{scenario} {kind}");
+            assert_eq!(
+                (taken.rebuilt, taken.removed, taken.refused),
+                (vec![], vec![], vec![]),
+                "{scenario} {kind}"
+            );
             assert!(taken.kept > 0, "{scenario} {kind}");
         }
-        let same = chains.iter().zip(held.chains.values()).all(|(before, now)| Arc::ptr_eq(before, now));
+        let same = chains
+            .iter()
+            .zip(held.chains.values())
+            .all(|(before, now)| Arc::ptr_eq(before, now));
         assert!(same, "{scenario}");
     }
 }
@@ -86,7 +93,12 @@ fn the_order_of_what_has_none_is_no_difference() {
                 let bytes = &again.resources[0].resource.as_ref().unwrap().value;
                 differently_written += usize::from(*bytes != resource.resource.as_ref().unwrap().value);
                 let taken = held.take(&again).unwrap();
-                assert_eq!((taken.rebuilt, taken.refused), (vec![], vec![]), "{scenario} {kind} {}", resource.name);
+                assert_eq!(
+                    (taken.rebuilt, taken.refused),
+                    (vec![], vec![]),
+                    "{scenario} {kind} {}",
+                    resource.name
+                );
             }
         }
     }
@@ -98,13 +110,20 @@ fn the_order_of_what_has_none_is_no_difference() {
 fn parameters_of_a_query_may_come_in_any_order() {
     let mut held = held("05-traffic-management");
     let mut listener = message("05-traffic-management", "lds", "main_internal");
-    let parameters = "filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].match.query_parameters";
+    let parameters =
+        "filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].match.query_parameters";
     list(&mut listener, parameters, |items| items.reverse());
-    assert_eq!(take(&mut held, "lds", "main_internal", &listener).rebuilt, Vec::<Text>::new());
+    assert_eq!(
+        take(&mut held, "lds", "main_internal", &listener).rebuilt,
+        Vec::<Text>::new()
+    );
     // That of routes says which is taken.
     let routes = "filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes";
     list(&mut listener, routes, |items| items.reverse());
-    assert_eq!(take(&mut held, "lds", "main_internal", &listener).rebuilt, [SERVER.into()]);
+    assert_eq!(
+        take(&mut held, "lds", "main_internal", &listener).rebuilt,
+        [SERVER.into()]
+    );
 }
 
 fn take(held: &mut Held, kind: &str, name: &str, message: &DynamicMessage) -> Taken {
@@ -148,7 +167,10 @@ fn what_is_gone_is_removed() {
     list(&mut listener, "filter_chains", |chains| {
         chains.remove(0);
     });
-    assert_eq!(take(&mut held, "lds", "main_internal", &listener).removed, [SERVER.into()]);
+    assert_eq!(
+        take(&mut held, "lds", "main_internal", &listener).removed,
+        [SERVER.into()]
+    );
     let mut gone = recording("01-baseline", "cds");
     gone.resources.clear();
     gone.removed_resources = vec![SERVER.to_owned(), "encap".to_owned(), "never-there".to_owned()];

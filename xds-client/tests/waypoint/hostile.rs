@@ -1,10 +1,10 @@
 //! Bytes that no istiod sends: nothing panics, and what they are not of stays as it was.
 
-use prost_reflect::{DynamicMessage, Value};
 use proptest::prelude::*;
+use prost_reflect::{DynamicMessage, Value};
+use underpass_xds_client::ResponseError;
 use underpass_xds_client::descriptor;
 use underpass_xds_client::proto::discovery::DeltaDiscoveryResponse;
-use underpass_xds_client::ResponseError;
 use underpass_xds_client::waypoint::Held;
 
 use crate::reflection::{any as packed_any, repack};
@@ -76,7 +76,10 @@ fn what_is_packed_too_deep_is_closed() {
         socket.set_field_by_name("typed_config", inner);
         Value::Message(socket)
     };
-    let mut nested = socket(packed_any("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", |_| ()));
+    let mut nested = socket(packed_any(
+        "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer",
+        |_| (),
+    ));
     for _ in 0..3_000 {
         let mut upstream = DynamicMessage::new(descriptor(name).unwrap());
         upstream.set_field_by_name("transport_socket", nested);

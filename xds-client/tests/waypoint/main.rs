@@ -95,7 +95,10 @@ fn response(kind: &str, name: &str, message: &DynamicMessage) -> DeltaDiscoveryR
 }
 
 fn chain<'h>(held: &'h Held, name: &str) -> &'h Chain {
-    let kept = held.chains.get(name).unwrap_or_else(|| panic!("there is no chain {name}"));
+    let kept = held
+        .chains
+        .get(name)
+        .unwrap_or_else(|| panic!("there is no chain {name}"));
     kept.served.as_ref().unwrap_or_else(|why| panic!("{why}"))
 }
 

@@ -20,9 +20,16 @@ fn every_recording_translates_and_is_served() {
         assert!(held.place.is_some(), "{scenario}");
         chains += held.chains.len();
         clusters += held.clusters.len();
-        endpoints += held.endpoints.values().map(|set| set.served.as_ref().unwrap().endpoints.len()).sum::<usize>();
+        endpoints += held
+            .endpoints
+            .values()
+            .map(|set| set.served.as_ref().unwrap().endpoints.len())
+            .sum::<usize>();
     }
-    assert!(chains >= 70 && clusters >= 70 && endpoints >= 90, "{chains} {clusters} {endpoints}");
+    assert!(
+        chains >= 70 && clusters >= 70 && endpoints >= 90,
+        "{chains} {clusters} {endpoints}"
+    );
 }
 
 /// What only tells of requests, and is not there yet.
@@ -44,8 +51,14 @@ fn what_is_left_out_is_told() {
         } else {
             assert!(left.is_empty(), "{scenario}: {left:#?}");
         }
-        assert!(held.clusters.values().all(|kept| kept.left_out.is_empty()), "{scenario}");
-        assert!(held.endpoints.values().all(|kept| kept.left_out.is_empty()), "{scenario}");
+        assert!(
+            held.clusters.values().all(|kept| kept.left_out.is_empty()),
+            "{scenario}"
+        );
+        assert!(
+            held.endpoints.values().all(|kept| kept.left_out.is_empty()),
+            "{scenario}"
+        );
     }
 }
 
@@ -109,9 +122,18 @@ fn addresses_and_ports_lead_to_services() {
     let held = held("01-baseline");
     let place = held.place.as_ref().unwrap();
     for (to, expected) in [
-        ("10.96.1.1:80", Some("inbound-vip|80|http|server.shop.svc.cluster.local")),
-        ("10.96.1.1:9000", Some("inbound-vip|9000|tcp|server.shop.svc.cluster.local")),
-        ("10.96.1.3:80", Some("inbound-vip|80|http|server-v2.shop.svc.cluster.local")),
+        (
+            "10.96.1.1:80",
+            Some("inbound-vip|80|http|server.shop.svc.cluster.local"),
+        ),
+        (
+            "10.96.1.1:9000",
+            Some("inbound-vip|9000|tcp|server.shop.svc.cluster.local"),
+        ),
+        (
+            "10.96.1.3:80",
+            Some("inbound-vip|80|http|server-v2.shop.svc.cluster.local"),
+        ),
         ("10.96.1.3:81", None),
         ("10.96.1.9:80", None),
     ] {
@@ -140,8 +162,15 @@ fn workloads_are_told_apart_by_what_is_spoken() {
 fn tunnels_that_name_a_service_lead_by_the_name() {
     let held = held("12-networks");
     let place = held.place.as_ref().unwrap();
-    let chain = "inbound-vip|9000|tcp|server.shop.svc.cluster.local".into();
+    let chain: underpass_config::Text = crate::SERVER_TCP.into();
     let named = lead(place, Some("server.shop.svc.cluster.local:9000"), "240.0.0.1:1");
     assert_eq!(named, Some(Lead::Chain(&chain)));
-    assert_eq!(lead(place, Some("10.96.1.1:9000"), "10.96.1.1:9000"), Some(Lead::Chain(&chain)));
+    assert_eq!(
+        crate::tcp(&held, &chain).destination,
+        Some("10.96.1.1:9000".parse().unwrap())
+    );
+    assert_eq!(
+        lead(place, Some("10.96.1.1:9000"), "10.96.1.1:9000"),
+        Some(Lead::Chain(&chain))
+    );
 }

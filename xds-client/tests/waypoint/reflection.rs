@@ -28,7 +28,10 @@ pub fn edit(message: &mut DynamicMessage, path: &str, change: &mut dyn FnMut(&mu
         (Value::List(items), Some(key)) => items[key.parse::<usize>().unwrap()].as_message_mut().unwrap(),
         (Value::Map(entries), Some(key)) => {
             let entry = entries.get_mut(&MapKey::String(key.to_owned()));
-            entry.unwrap_or_else(|| panic!("{name} has no {key}")).as_message_mut().unwrap()
+            entry
+                .unwrap_or_else(|| panic!("{name} has no {key}"))
+                .as_message_mut()
+                .unwrap()
         }
         (other, key) => panic!("{name}[{key:?}] is {other:?}"),
     };
@@ -37,7 +40,9 @@ pub fn edit(message: &mut DynamicMessage, path: &str, change: &mut dyn FnMut(&mu
 
 /// Sets a field.
 pub fn set(message: &mut DynamicMessage, path: &str, value: Value) {
-    edit(message, path, &mut |message, name| message.set_field_by_name(name, value.clone()));
+    edit(message, path, &mut |message, name| {
+        message.set_field_by_name(name, value.clone())
+    });
 }
 
 /// Takes a field away.

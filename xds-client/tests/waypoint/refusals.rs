@@ -27,7 +27,12 @@ fn changed(scenario: &str, change: impl FnOnce(&mut DynamicMessage)) -> Held {
 /// The chain is closed for this reason, and no other is.
 fn closed(held: &Held, name: &str, field: &str, why: &str) {
     for (other, kept) in &held.chains {
-        assert_eq!(kept.served.is_err(), &**other == name, "{other}: {:?}", kept.served.as_ref().err());
+        assert_eq!(
+            kept.served.is_err(),
+            &**other == name,
+            "{other}: {:?}",
+            kept.served.as_ref().err()
+        );
     }
     let refused = held.chains[name].served.as_ref().unwrap_err();
     assert!(refused.field.contains(field) && refused.why.contains(why), "{refused}");
@@ -58,7 +63,9 @@ fn a_filter_that_is_not_known_closes_its_chain() {
         Value::Message(filter)
     };
     let held = changed("03-l7-authorization", |listener| {
-        list(listener, &format!("{HCM}.http_filters"), |filters| filters.insert(0, filter(unknown_any())));
+        list(listener, &format!("{HCM}.http_filters"), |filters| {
+            filters.insert(0, filter(unknown_any()))
+        });
     });
     closed(&held, SERVER, "http_filters[0].typed_config", "some.Thing");
     // Rules behind what only watches would not guard that.
@@ -92,7 +99,11 @@ fn a_field_that_is_not_known_closes_its_chain() {
         "filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].match.prefix",
         "filter_chains[0].filters[0].typed_config.http_filters[1].typed_config.rules.policies[P].permissions",
     ] {
-        let scenario = if path.contains("[P]") { "03-l7-authorization" } else { "01-baseline" };
+        let scenario = if path.contains("[P]") {
+            "03-l7-authorization"
+        } else {
+            "01-baseline"
+        };
         let mut listener = message(scenario, "lds", "main_internal");
         let path = path.replace("http_filters[1]", "http_filters[3]");
         let path = path.replace("[P]", "[ns[shop]-policy[deny-deletes]-rule[0]]");
@@ -115,33 +126,115 @@ fn what_is_said_otherwise_than_it_can_be_closes_its_chain() {
     let route = |field: &str| format!("{ROUTE}.{field}");
     let hcm = |field: &str| format!("{HCM}.{field}");
     let yes = || wrapped("google.protobuf.BoolValue", Value::Bool(true));
-    refuses(baseline, &hcm("use_remote_address"), yes(), "use_remote_address", "true");
-    refuses(baseline, &hcm("forward_client_cert_details"), Value::EnumNumber(2), "forward_client", "wiring");
-    refuses(baseline, &hcm("path_with_escaped_slashes_action"), Value::EnumNumber(2), "escaped_slashes", "normalization");
-    refuses(baseline, &hcm("upgrade_configs[0].upgrade_type"), text("CONNECT"), "upgrade_configs", "CONNECT");
-    refuses(baseline, &hcm("http_filters[0].typed_config"), unknown_any(), "http_filters[0]", "some.Thing");
+    refuses(
+        baseline,
+        &hcm("use_remote_address"),
+        yes(),
+        "use_remote_address",
+        "true",
+    );
+    refuses(
+        baseline,
+        &hcm("forward_client_cert_details"),
+        Value::EnumNumber(2),
+        "forward_client",
+        "wiring",
+    );
+    refuses(
+        baseline,
+        &hcm("path_with_escaped_slashes_action"),
+        Value::EnumNumber(2),
+        "escaped_slashes",
+        "normalization",
+    );
+    refuses(
+        baseline,
+        &hcm("upgrade_configs[0].upgrade_type"),
+        text("CONNECT"),
+        "upgrade_configs",
+        "CONNECT",
+    );
+    refuses(
+        baseline,
+        &hcm("http_filters[0].typed_config"),
+        unknown_any(),
+        "http_filters[0]",
+        "some.Thing",
+    );
     let struct_of = "http_filters[3].typed_config.type_url";
-    refuses(baseline, &hcm(struct_of), text("type.googleapis.com/a.B"), "http_filters[3]", "a.B");
+    refuses(
+        baseline,
+        &hcm(struct_of),
+        text("type.googleapis.com/a.B"),
+        "http_filters[3]",
+        "a.B",
+    );
     let delay = any("envoy.extensions.filters.http.fault.v3.HTTPFault", |fault| {
         let name = "envoy.extensions.filters.common.fault.v3.FaultDelay";
         fault.set_field_by_name("delay", Value::Message(DynamicMessage::new(descriptor(name).unwrap())));
     });
-    refuses(baseline, &hcm("http_filters[1].typed_config"), delay, "http_filters[1]", "all routes");
-    refuses(baseline, &route("route.retry_policy.retry_on"), text("5xx,odd"), "retry_on", "`odd`");
-    refuses(baseline, &route("route.cluster_not_found_response_code"), Value::EnumNumber(9), "not_found", "9");
-    refuses(baseline, &route("route.host_rewrite_literal"), text("a\nb"), "host_rewrite_literal", "value");
+    refuses(
+        baseline,
+        &hcm("http_filters[1].typed_config"),
+        delay,
+        "http_filters[1]",
+        "all routes",
+    );
+    refuses(
+        baseline,
+        &route("route.retry_policy.retry_on"),
+        text("5xx,odd"),
+        "retry_on",
+        "`odd`",
+    );
+    refuses(
+        baseline,
+        &route("route.cluster_not_found_response_code"),
+        Value::EnumNumber(9),
+        "not_found",
+        "9",
+    );
+    refuses(
+        baseline,
+        &route("route.host_rewrite_literal"),
+        text("a\nb"),
+        "host_rewrite_literal",
+        "value",
+    );
     let pattern = "envoy.type.matcher.v3.RegexMatcher";
     let mut regex = DynamicMessage::new(descriptor(pattern).unwrap());
     regex.set_field_by_name("regex", text("a(?=b)"));
-    refuses(baseline, &route("match.safe_regex"), Value::Message(regex), "safe_regex", "regular expression");
+    refuses(
+        baseline,
+        &route("match.safe_regex"),
+        Value::Message(regex),
+        "safe_regex",
+        "regular expression",
+    );
     let traffic = "05-traffic-management";
-    let routes = |index: usize, field: &str| {
-        format!("{HCM}.route_config.virtual_hosts[0].routes[{index}].{field}")
-    };
+    let routes = |index: usize, field: &str| format!("{HCM}.route_config.virtual_hosts[0].routes[{index}].{field}");
     let edit = "request_headers_to_add[0]";
-    refuses(traffic, &routes(0, &format!("{edit}.header.key")), text("content-length"), "header.key", "proxy's own");
-    refuses(traffic, &routes(0, &format!("{edit}.header.value")), text("%ODD%"), "header.value", "`%ODD%`");
-    refuses(traffic, &routes(0, &format!("{edit}.append_action")), Value::EnumNumber(9), "append_action", "9");
+    refuses(
+        traffic,
+        &routes(0, &format!("{edit}.header.key")),
+        text("content-length"),
+        "header.key",
+        "proxy's own",
+    );
+    refuses(
+        traffic,
+        &routes(0, &format!("{edit}.header.value")),
+        text("%ODD%"),
+        "header.value",
+        "`%ODD%`",
+    );
+    refuses(
+        traffic,
+        &routes(0, &format!("{edit}.append_action")),
+        Value::EnumNumber(9),
+        "append_action",
+        "9",
+    );
 }
 
 #[test]
@@ -151,28 +244,76 @@ fn rules_that_are_not_understood_close_their_chain() {
     };
     let scenario = "03-l7-authorization";
     let state = "principals[0].and_ids.ids[0].not_id.or_ids.ids[0].filter_state";
-    refuses(scenario, &rules(&format!("{state}.key")), text("another"), "filter_state.key", "`another`");
+    refuses(
+        scenario,
+        &rules(&format!("{state}.key")),
+        text("another"),
+        "filter_state.key",
+        "`another`",
+    );
     let action = format!("{HCM}.http_filters[3].typed_config.rules.action");
     refuses(scenario, &action, Value::EnumNumber(7), "rules.action", "7");
     let any_path = rules("permissions[0].and_rules.rules[0]");
-    let any_path = any_path.replace("-rule[1]", "-rule[0]").replace("deny-deletes", "gateway-deny");
-    refuses(scenario, &format!("{any_path}.any"), Value::Bool(false), "any", "means nothing");
+    let any_path = any_path
+        .replace("-rule[1]", "-rule[0]")
+        .replace("deny-deletes", "gateway-deny");
+    refuses(
+        scenario,
+        &format!("{any_path}.any"),
+        Value::Bool(false),
+        "any",
+        "means nothing",
+    );
     let token = format!("{HCM}.http_filters[0].typed_config");
-    refuses("04-jwt", &format!("{token}.providers[origins-0].local_jwks.inline_string"), text("{}"), "local_jwks", "keys");
-    refuses("04-jwt", &format!("{token}.providers[origins-0].payload_in_metadata"), text("x"), "payload", "`x`");
+    refuses(
+        "04-jwt",
+        &format!("{token}.providers[origins-0].local_jwks.inline_string"),
+        text("{}"),
+        "local_jwks",
+        "keys",
+    );
+    refuses(
+        "04-jwt",
+        &format!("{token}.providers[origins-0].payload_in_metadata"),
+        text("x"),
+        "payload",
+        "`x`",
+    );
     let named = "rules[0].requires.requires_any.requirements[0].provider_name";
-    refuses("04-jwt", &format!("{token}.{named}"), text("none"), "provider_name", "`none`");
+    refuses(
+        "04-jwt",
+        &format!("{token}.{named}"),
+        text("none"),
+        "provider_name",
+        "`none`",
+    );
     let asked = format!("{HCM}.http_filters[1].typed_config");
     let shadow = "filter_enabled_metadata.path[0].key";
-    refuses(scenario, &format!("{asked}.{shadow}"), text("x"), "filter_enabled_metadata", "another");
-    refuses(scenario, &format!("{asked}.transport_api_version"), Value::EnumNumber(0), "api_version", "V3");
+    refuses(
+        scenario,
+        &format!("{asked}.{shadow}"),
+        text("x"),
+        "filter_enabled_metadata",
+        "another",
+    );
+    refuses(
+        scenario,
+        &format!("{asked}.transport_api_version"),
+        Value::EnumNumber(0),
+        "api_version",
+        "V3",
+    );
     // Rules of a connection can't ask for what only a request has.
     let header = any("envoy.extensions.filters.network.rbac.v3.RBAC", |rbac| {
         let whole = message(scenario, "lds", "main_internal");
         let mut whole = whole;
-        edit(&mut whole, &format!("{HCM}.http_filters[3].typed_config.rules"), &mut |of, name| {
-            rbac.set_field_by_name("rules", of.get_field_by_name(name).unwrap().into_owned());
-        });
+        edit(
+            &mut whole,
+            &format!("{HCM}.http_filters[3].typed_config.rules"),
+            &mut |of, name| {
+                rbac.set_field_by_name("rules", of.get_field_by_name(name).unwrap().into_owned());
+            },
+        );
     });
     let held = changed(scenario, |listener| {
         set(listener, "filter_chains[1].filters[1].typed_config", header.clone());
@@ -186,14 +327,22 @@ fn logs_and_metrics_that_are_not_understood_are_left_out() {
     let told = |held: &Held, field: &str, why: &str| {
         assert!(held.chains[SERVER].served.is_ok());
         let left = &held.chains[SERVER].left_out;
-        let found = left.iter().any(|one| one.field.contains(field) && one.why.contains(why));
+        let found = left
+            .iter()
+            .any(|one| one.field.contains(field) && one.why.contains(why));
         assert!(found, "{left:#?}");
     };
     let log = format!("{HCM}.access_log[0]");
-    let held = changed("10-telemetry", |listener| set(listener, &format!("{log}.typed_config"), unknown_any()));
+    let held = changed("10-telemetry", |listener| {
+        set(listener, &format!("{log}.typed_config"), unknown_any())
+    });
     told(&held, "access_log[0].typed_config", "some.Thing");
     let held = changed("10-telemetry", |listener| {
-        set(listener, &format!("{log}.filter.extension_filter.typed_config.expression"), text("odd("));
+        set(
+            listener,
+            &format!("{log}.filter.extension_filter.typed_config.expression"),
+            text("odd("),
+        );
     });
     told(&held, "access_log[0].filter", "CEL");
     let stats = format!("{HCM}.http_filters[4].typed_config.metrics[0].name");
@@ -205,14 +354,22 @@ fn logs_and_metrics_that_are_not_understood_are_left_out() {
 fn a_branch_that_is_not_understood_is_closed() {
     let branch = "filter_chain_matcher.matcher_tree.custom_match.typed_config.range_matchers[0].on_match.matcher";
     let held = changed("01-baseline", |listener| {
-        set(listener, &format!("{branch}.matcher_tree.input.typed_config"), unknown_any());
+        set(
+            listener,
+            &format!("{branch}.matcher_tree.input.typed_config"),
+            unknown_any(),
+        );
     });
     let place = held.place.as_ref().unwrap();
     let lead = |to: &str| {
         let to = to.parse().unwrap();
         place.lead(&Going { authority: None, to })
     };
-    assert!(matches!(lead("10.96.1.1:80"), Some(Lead::Closed(_))), "{:?}", lead("10.96.1.1:80"));
+    assert!(
+        matches!(lead("10.96.1.1:80"), Some(Lead::Closed(_))),
+        "{:?}",
+        lead("10.96.1.1:80")
+    );
     assert!(matches!(lead("10.96.1.2:80"), Some(Lead::Chain(_))));
     assert!(held.closed[0].why.contains("some.Thing"), "{:?}", held.closed);
 }
@@ -225,7 +382,10 @@ fn wiring_that_is_not_as_it_is_known_closes_all() {
     let filters = "filter_chains[0].filters[0].typed_config.http_filters";
     list(&mut listener, filters, |filters| {
         let mut rules = filters[0].clone();
-        rules.as_message_mut().unwrap().set_field_by_name("typed_config", unknown_any());
+        rules
+            .as_message_mut()
+            .unwrap()
+            .set_field_by_name("typed_config", unknown_any());
         filters.insert(0, rules);
     });
     held.take(&response("lds", "connect_terminate", &listener)).unwrap();
@@ -236,9 +396,21 @@ fn wiring_that_is_not_as_it_is_known_closes_all() {
     held.take(&response("lds", "connect_terminate", &good)).unwrap();
     assert!(held.unlike.is_empty());
     for (listener, path, value) in [
-        ("connect_terminate", "filter_chains[0].transport_socket.typed_config.require_client_certificate", None),
-        ("connect_terminate", "address.socket_address.port_value", Some(Value::U32(15009))),
-        ("connect_originate", "filter_chains[0].filters[0].typed_config.cluster", Some(text("elsewhere"))),
+        (
+            "connect_terminate",
+            "filter_chains[0].transport_socket.typed_config.require_client_certificate",
+            None,
+        ),
+        (
+            "connect_terminate",
+            "address.socket_address.port_value",
+            Some(Value::U32(15009)),
+        ),
+        (
+            "connect_originate",
+            "filter_chains[0].filters[0].typed_config.cluster",
+            Some(text("elsewhere")),
+        ),
         ("main_internal", "listener_filters[0].typed_config", Some(unknown_any())),
     ] {
         let mut changed = message("01-baseline", "lds", listener);
@@ -248,7 +420,10 @@ fn wiring_that_is_not_as_it_is_known_closes_all() {
         }
         let mut held = crate::held("01-baseline");
         held.take(&response("lds", listener, &changed)).unwrap();
-        assert!(held.unlike.contains_key(&(LISTENER, listener.into())), "{listener} {path}");
+        assert!(
+            held.unlike.contains_key(&(LISTENER, listener.into())),
+            "{listener} {path}"
+        );
     }
     let mut other = good;
     set(&mut other, "name", text("my_listener"));
@@ -264,24 +439,73 @@ fn a_cluster_that_is_not_understood_is_closed() {
     let common = format!("{socket}.common_tls_context");
     let roots = format!("{common}.combined_validation_context.validation_context_sds_secret_config.name");
     for (name, path, value, field, why) in [
-        (SERVER, "lb_policy".to_owned(), Value::EnumNumber(7), "lb_policy", "LOAD_BALANCING_POLICY_CONFIG"),
+        (
+            SERVER,
+            "lb_policy".to_owned(),
+            Value::EnumNumber(7),
+            "lb_policy",
+            "LOAD_BALANCING_POLICY_CONFIG",
+        ),
         (SERVER, "type".to_owned(), Value::EnumNumber(0), "type", "STATIC"),
-        (tls, roots, text("kubernetes://secret"), "sds_secret_config.name", "kubernetes://secret"),
-        (tls, format!("{common}.tls_params.tls_minimum_protocol_version"), Value::EnumNumber(1), "tls_minimum", "1.2"),
+        (
+            tls,
+            roots,
+            text("kubernetes://secret"),
+            "sds_secret_config.name",
+            "kubernetes://secret",
+        ),
+        (
+            tls,
+            format!("{common}.tls_params.tls_minimum_protocol_version"),
+            Value::EnumNumber(1),
+            "tls_minimum",
+            "1.2",
+        ),
         (tls, socket.to_owned(), unknown_any(), "transport_socket", "some.Thing"),
-        (SERVER, "upstream_connection_options.tcp_keepalive.keepalive_time".to_owned(), number(99_999), "tcp_keepalive", "kernel"),
-        (SERVER, "outlier_detection.max_ejection_percent".to_owned(), number(101), "max_ejection_percent", "100"),
-        (SERVER, "circuit_breakers.thresholds[0].priority".to_owned(), Value::EnumNumber(1), "priority", "DEFAULT"),
-        (SERVER, "circuit_breakers.thresholds[0].max_connections".to_owned(), number(0), "max_connections", "0"),
+        (
+            SERVER,
+            "upstream_connection_options.tcp_keepalive.keepalive_time".to_owned(),
+            number(99_999),
+            "tcp_keepalive",
+            "kernel",
+        ),
+        (
+            SERVER,
+            "outlier_detection.max_ejection_percent".to_owned(),
+            number(101),
+            "max_ejection_percent",
+            "100",
+        ),
+        (
+            SERVER,
+            "circuit_breakers.thresholds[0].priority".to_owned(),
+            Value::EnumNumber(1),
+            "priority",
+            "DEFAULT",
+        ),
+        (
+            SERVER,
+            "circuit_breakers.thresholds[0].max_connections".to_owned(),
+            number(0),
+            "max_connections",
+            "0",
+        ),
     ] {
         let mut held = held(scenario);
         let mut cluster = message(scenario, "cds", name);
         set(&mut cluster, &path, value);
         let taken = held.take(&response("cds", name, &cluster)).unwrap();
         let refused = held.clusters[name].served.as_ref().unwrap_err();
-        assert!(refused.field.contains(field) && refused.why.contains(why), "{path}: {refused}");
+        assert!(
+            refused.field.contains(field) && refused.why.contains(why),
+            "{path}: {refused}"
+        );
         assert_eq!(taken.refused, std::slice::from_ref(refused));
-        assert_eq!(held.clusters.values().filter(|kept| kept.served.is_err()).count(), 1, "{path}");
+        assert_eq!(
+            held.clusters.values().filter(|kept| kept.served.is_err()).count(),
+            1,
+            "{path}"
+        );
     }
 }
 
@@ -294,10 +518,26 @@ fn number(value: u32) -> Value {
 fn an_endpoint_that_is_not_understood_is_left_out() {
     let address = "endpoints[0].lb_endpoints[0].endpoint.address";
     for (path, value, why) in [
-        (format!("{address}.envoy_internal_address.server_listener_name"), text("elsewhere"), "`elsewhere`"),
-        (format!("{address}.envoy_internal_address.endpoint_id"), text("10.0.0.1"), "no address"),
-        (format!("{address}.envoy_internal_address.endpoint_id"), text("10.0.0.1:80"), "local"),
-        ("endpoints[0].lb_endpoints[0].load_balancing_weight".to_owned(), number(0), "0"),
+        (
+            format!("{address}.envoy_internal_address.server_listener_name"),
+            text("elsewhere"),
+            "`elsewhere`",
+        ),
+        (
+            format!("{address}.envoy_internal_address.endpoint_id"),
+            text("10.0.0.1"),
+            "no address",
+        ),
+        (
+            format!("{address}.envoy_internal_address.endpoint_id"),
+            text("10.0.0.1:80"),
+            "local",
+        ),
+        (
+            "endpoints[0].lb_endpoints[0].load_balancing_weight".to_owned(),
+            number(0),
+            "0",
+        ),
     ] {
         let mut held = held("01-baseline");
         let mut set_of = message("01-baseline", "eds", SERVER);
@@ -305,7 +545,11 @@ fn an_endpoint_that_is_not_understood_is_left_out() {
         held.take(&response("eds", SERVER, &set_of)).unwrap();
         let kept = &held.endpoints[SERVER];
         assert_eq!(kept.served.as_ref().unwrap().endpoints.len(), 1, "{path}");
-        assert!(kept.left_out.len() == 1 && kept.left_out[0].why.contains(why), "{path}: {:?}", kept.left_out);
+        assert!(
+            kept.left_out.len() == 1 && kept.left_out[0].why.contains(why),
+            "{path}: {:?}",
+            kept.left_out
+        );
     }
 }
 

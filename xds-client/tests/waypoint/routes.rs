@@ -16,8 +16,13 @@ const V2: &str = "inbound-vip|80|http/v2|server.shop.svc.cluster.local";
 const SERVER_V2: &str = "inbound-vip|80|http|server-v2.shop.svc.cluster.local";
 
 fn asked(table: &RouteTable, path: &str, headers: &[(&'static str, &str)]) -> Arc<Route> {
-    let headers: HeaderMap = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    let headers: HeaderMap = headers
+        .iter()
+        .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+        .collect();
+    let (path, query) = path
+        .split_once('?')
+        .map_or((path, None), |(path, query)| (path, Some(query)));
     let view = RequestView {
         method: "GET",
         scheme: "http",
@@ -38,7 +43,11 @@ fn forward(route: &Route) -> &Forward {
 }
 
 fn split(forward: &Forward) -> Vec<(&str, u32)> {
-    forward.clusters().iter().map(|one| (&*one.cluster, one.weight)).collect()
+    forward
+        .clusters()
+        .iter()
+        .map(|one| (&*one.cluster, one.weight))
+        .collect()
 }
 
 #[test]
@@ -57,7 +66,12 @@ fn a_canary_needs_all_that_its_match_says() {
     for missing in 0..all.len() {
         let mut some = all.to_vec();
         some.remove(missing);
-        assert_eq!(&*asked(&table, path, &some).name, "default", "without {:?}", all[missing]);
+        assert_eq!(
+            &*asked(&table, path, &some).name,
+            "default",
+            "without {:?}",
+            all[missing]
+        );
     }
     let mut never = all.to_vec();
     never.push(("x-never", "1"));
@@ -73,11 +87,17 @@ fn rewrites_redirects_and_answers() {
     let table = table(&held("05-traffic-management"), SERVER);
     let rewrite = asked(&table, "/old/page", &[]);
     let old = forward(&rewrite);
-    assert_eq!(old.path.apply(&rewrite.matches, "/old/page").as_deref(), Some("/new/page"));
+    assert_eq!(
+        old.path.apply(&rewrite.matches, "/old/page").as_deref(),
+        Some("/new/page")
+    );
     assert_eq!(old.host.as_ref().unwrap(), "new.example.com");
     assert_eq!(split(old), [(V1, 1)]);
     let regex = asked(&table, "/rx/a/b/c", &[]);
-    assert_eq!(forward(&regex).path.apply(&regex.matches, "/rx/a/b/c").as_deref(), Some("/b/c/a"));
+    assert_eq!(
+        forward(&regex).path.apply(&regex.matches, "/rx/a/b/c").as_deref(),
+        Some("/b/c/a")
+    );
     match &asked(&table, "/moved", &[]).action {
         RouteAction::Redirect(to) => {
             assert_eq!(to.status, StatusCode::FOUND);
@@ -112,7 +132,10 @@ fn a_split_has_its_weights_retries_faults_and_copies() {
     assert_eq!(forward.clusters()[1].request_headers.edits[0].name, "x-branch");
     assert_eq!(forward.timeout, Some(Duration::from_secs(5)));
     let retry = forward.retry.as_ref().unwrap();
-    assert_eq!((retry.retries, retry.per_try_timeout), (3, Some(Duration::from_secs(1))));
+    assert_eq!(
+        (retry.retries, retry.per_try_timeout),
+        (3, Some(Duration::from_secs(1)))
+    );
     assert_eq!(retry.base_interval, Duration::from_millis(50));
     assert!(retry.on.server_error && retry.on.reset && retry.on.retriable_4xx && !retry.on.connect_failure);
     assert_eq!(retry.on.statuses, [StatusCode::SERVICE_UNAVAILABLE]);
@@ -121,7 +144,10 @@ fn a_split_has_its_weights_retries_faults_and_copies() {
     assert_eq!(fault.delay, Some((Delay::Fixed(Duration::from_secs(2)), 100_000)));
     assert_eq!(fault.abort, Some((Abort::Http(StatusCode::SERVICE_UNAVAILABLE), 5_000)));
     assert_eq!(forward.mirrors.len(), 1);
-    assert_eq!((&*forward.mirrors[0].cluster, forward.mirrors[0].share), (SERVER_V2, 250_000));
+    assert_eq!(
+        (&*forward.mirrors[0].cluster, forward.mirrors[0].share),
+        (SERVER_V2, 250_000)
+    );
     let cors = forward.cors.as_ref().unwrap();
     for (origin, expected) in [
         ("https://a.example.com", true),
@@ -133,10 +159,20 @@ fn a_split_has_its_weights_retries_faults_and_copies() {
     }
     assert!(cors.lets_credentials() && !cors.forwards_unmatched());
     assert_eq!(cors.max_age.as_ref().unwrap(), "86400");
-    let hashed: Vec<_> = forward.hash.iter().map(|policy| format!("{:?}", policy.source)).collect();
-    assert_eq!(hashed.len(), 1, "only one of its destinations goes by a hash: {hashed:?}");
+    let hashed: Vec<_> = forward
+        .hash
+        .iter()
+        .map(|policy| format!("{:?}", policy.source))
+        .collect();
+    assert_eq!(
+        hashed.len(),
+        1,
+        "only one of its destinations goes by a hash: {hashed:?}"
+    );
     let two = asked(&table, "/two-hashes", &[]);
-    let RouteAction::Forward(two) = &two.action else { panic!("{two:?}") };
+    let RouteAction::Forward(two) = &two.action else {
+        panic!("{two:?}")
+    };
     assert_eq!(two.hash.len(), 2);
     assert!(matches!(two.hash[0].source, HashSource::Header(_)));
 }
@@ -163,16 +199,29 @@ fn routes_of_the_gateway_api() {
     let table = table(&held, SERVER);
     let wanted = [("x-env", "prod"), ("x-re", "abc")];
     let route = asked(&table, "/api/x?q=1", &wanted);
-    assert_eq!(split(forward(&route)), [
-        ("inbound-vip|80|http|server-v1.shop.svc.cluster.local", 90),
-        (SERVER_V2, 10)
-    ]);
+    assert_eq!(
+        split(forward(&route)),
+        [
+            ("inbound-vip|80|http|server-v1.shop.svc.cluster.local", 90),
+            (SERVER_V2, 10)
+        ]
+    );
     assert_eq!(forward(&route).timeout, Some(Duration::from_secs(10)));
     let retry = forward(&route).retry.as_ref().unwrap();
-    assert_eq!((retry.retries, retry.per_try_timeout), (3, Some(Duration::from_secs(2))));
-    assert_eq!(retry.on.statuses, [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE]);
+    assert_eq!(
+        (retry.retries, retry.per_try_timeout),
+        (3, Some(Duration::from_secs(2)))
+    );
+    assert_eq!(
+        retry.on.statuses,
+        [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE]
+    );
     assert_eq!(forward(&route).mirrors[0].share, 500_000);
-    assert_eq!(split(forward(&asked(&table, "/apis?q=1", &wanted))), [(SERVER, 1)], "a segment is whole");
+    assert_eq!(
+        split(forward(&asked(&table, "/apis?q=1", &wanted))),
+        [(SERVER, 1)],
+        "a segment is whole"
+    );
     let rewrite = asked(&table, "/rewrite/a", &[]);
     let rewritten = forward(&rewrite).path.apply(&rewrite.matches, "/rewrite/a");
     assert_eq!(rewritten.as_deref(), Some("/a"));
@@ -185,9 +234,19 @@ fn routes_of_the_gateway_api() {
     assert!(!held.clusters.contains_key(&forward(&missing).clusters()[0].cluster));
     let tcp = tcp(&held, SERVER_TCP);
     let shares: Vec<_> = tcp.clusters.iter().map(|one| (&*one.cluster, one.weight)).collect();
-    assert_eq!(shares, [(SERVER_TCP, 3), ("inbound-vip|80|http|server-v1.shop.svc.cluster.local", 1)]);
+    assert_eq!(
+        shares,
+        [
+            (SERVER_TCP, 3),
+            ("inbound-vip|80|http|server-v1.shop.svc.cluster.local", 1)
+        ]
+    );
     let grpc = "inbound-vip|9090|http|grpc.shop.svc.cluster.local";
-    let grpc = held.clusters.keys().find(|name| name.contains("grpc.shop")).unwrap_or_else(|| panic!("no {grpc}"));
+    let grpc = held
+        .clusters
+        .keys()
+        .find(|name| name.contains("grpc.shop"))
+        .unwrap_or_else(|| panic!("no {grpc}"));
     let cluster = held.clusters[grpc].served.as_ref().unwrap();
     assert_eq!(cluster.settings.protocol, UpstreamProtocol::Http2);
 }
@@ -197,9 +256,12 @@ fn weights_of_tcp() {
     let held = held("05-traffic-management");
     let tcp = tcp(&held, SERVER_TCP);
     let shares: Vec<_> = tcp.clusters.iter().map(|one| (&*one.cluster, one.weight)).collect();
-    assert_eq!(shares, [
-        ("inbound-vip|9000|tcp/v1|server.shop.svc.cluster.local", 70),
-        ("inbound-vip|9000|tcp/v2|server.shop.svc.cluster.local", 30)
-    ]);
+    assert_eq!(
+        shares,
+        [
+            ("inbound-vip|9000|tcp/v1|server.shop.svc.cluster.local", 70),
+            ("inbound-vip|9000|tcp/v2|server.shop.svc.cluster.local", 30)
+        ]
+    );
     assert!(tcp.rules.is_empty());
 }

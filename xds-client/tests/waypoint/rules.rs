@@ -47,7 +47,10 @@ fn ruling(
     fields: &[(&'static str, &str)],
     claims: Option<&serde_json::Value>,
 ) -> (bool, Option<String>) {
-    let headers: HeaderMap = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+    let headers: HeaderMap = fields
+        .iter()
+        .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+        .collect();
     let asking = Asking {
         request: RequestView {
             method,
@@ -126,7 +129,10 @@ fn who_is_denied() {
     assert!(!of(None, "GET", "/secure"), "nobody without an identity");
     assert!(of(None, "GET", "/open"));
     assert!(!of(Some(CLIENT), "DELETE", "/open"));
-    assert!(!of(Some("spiffe://cluster.local/ns/banned/sa/x"), "GET", "/open"), "the gateway's policy");
+    assert!(
+        !of(Some("spiffe://cluster.local/ns/banned/sa/x"), "GET", "/open"),
+        "the gateway's policy"
+    );
 }
 
 #[test]
@@ -151,7 +157,13 @@ fn rules_stand_in_their_order_and_tell_what_they_have_to() {
     let dry = rbacs(&held, "inbound-vip|80|http|server-v2.shop.svc.cluster.local");
     let dry = dry.iter().find(|rbac| rbac.shadow.is_some()).unwrap();
     assert_eq!(&*dry.shadow_prefix, "istio_dry_run_deny_");
-    let (passes, policy) = ruling(dry.shadow.as_ref().unwrap(), &peer(None), ("PATCH", "h", "/"), &[], None);
+    let (passes, policy) = ruling(
+        dry.shadow.as_ref().unwrap(),
+        &peer(None),
+        ("PATCH", "h", "/"),
+        &[],
+        None,
+    );
     assert!(!passes && policy.unwrap().contains("dry-run-deny"));
 }
 
@@ -171,14 +183,26 @@ fn who_is_asked_elsewhere() {
     let by_http = asked(&held, SERVER);
     let provider = &by_http.provider;
     assert_eq!(&*provider.name, "authz-http");
-    assert_eq!(&*provider.forward.clusters()[0].cluster, "outbound|8000||ext-authz.auth.svc.cluster.local");
+    assert_eq!(
+        &*provider.forward.clusters()[0].cluster,
+        "outbound|8000||ext-authz.auth.svc.cluster.local"
+    );
     assert_eq!(provider.forward.timeout, Some(Duration::from_secs(2)));
     assert!(provider.failure_mode_allow);
     assert_eq!(provider.status_on_error.as_u16(), 503);
-    let AuthzService::Http(http) = &provider.service else { panic!("{provider:?}") };
+    let AuthzService::Http(http) = &provider.service else {
+        panic!("{provider:?}")
+    };
     assert_eq!(http.path_prefix, "/check");
     assert_eq!(http.headers_to_add.edits[0].name, "x-extra");
-    let told = |name: &str| provider.allowed_headers.as_ref().unwrap().iter().any(|one| one.matches(name));
+    let told = |name: &str| {
+        provider
+            .allowed_headers
+            .as_ref()
+            .unwrap()
+            .iter()
+            .any(|one| one.matches(name))
+    };
     assert!(told("X-Ext-Authz") && told("cookie") && !told("x-other"));
     assert!(http.allowed_upstream_headers[0].matches("x-user"));
     let body = provider.request_body.unwrap();
@@ -189,7 +213,9 @@ fn who_is_asked_elsewhere() {
     assert!(!enabled.holds(&told("istio-ext-authz-authz-grpc-ns[shop]-policy[check-grpc]-rule[0]")));
 
     let by_grpc = asked(&held, "inbound-vip|80|http|server-v1.shop.svc.cluster.local");
-    let AuthzService::Grpc(authority) = &by_grpc.provider.service else { panic!("{by_grpc:?}") };
+    let AuthzService::Grpc(authority) = &by_grpc.provider.service else {
+        panic!("{by_grpc:?}")
+    };
     assert_eq!(authority, "ext-authz.auth.svc.cluster.local");
     assert!(!by_grpc.provider.failure_mode_allow);
     assert_eq!(by_grpc.provider.allowed_headers.is_none(), true, "all of them");
@@ -206,7 +232,10 @@ fn connections_are_judged_without_requests() {
     };
     assert_eq!(rules.len(), 3);
     for principal in [None, Some(CLIENT), Some("spiffe://cluster.local/ns/banned/sa/x")] {
-        assert!(!pass(principal), "a rule on DELETE denies whatever is no request: {principal:?}");
+        assert!(
+            !pass(principal),
+            "a rule on DELETE denies whatever is no request: {principal:?}"
+        );
     }
     let held = crate::held("09-workload-waypoint");
     assert!(tcp(&held, "direct-tcp").rules.iter().all(|rbac| rbac.rules.is_some()));
@@ -216,7 +245,9 @@ fn connections_are_judged_without_requests() {
 fn whose_tokens_and_what_they_may() {
     let held = held("04-jwt");
     let table = table(&held, SERVER);
-    let Some(Filter::Jwt(jwt)) = table.filters.first() else { panic!("{:?}", table.filters) };
+    let Some(Filter::Jwt(jwt)) = table.filters.first() else {
+        panic!("{:?}", table.filters)
+    };
     let jwt: &Jwt = jwt;
     let issuers: Vec<&str> = jwt.providers().iter().map(|one| &*one.issuer).collect();
     assert_eq!(issuers, ["https://issuer.example.com", "https://second.example.com"]);
@@ -224,12 +255,28 @@ fn whose_tokens_and_what_they_may() {
     assert!(first.audiences.allow(&["api".to_owned()]) && !first.audiences.allow(&["other".to_owned()]));
     assert!(first.forward && first.shows_claims && first.clear_route_cache);
     assert_eq!(first.forward_payload_header.as_ref().unwrap(), "x-jwt-payload");
-    assert_eq!((&*first.claim_to_headers[0].claim, first.claim_to_headers[0].header.as_str()), ("sub", "x-jwt-sub"));
-    let headers: Vec<_> = first.locations.headers().map(|one| (one.place.name.as_str(), &*one.place.prefix)).collect();
+    assert_eq!(
+        (
+            &*first.claim_to_headers[0].claim,
+            first.claim_to_headers[0].header.as_str()
+        ),
+        ("sub", "x-jwt-sub")
+    );
+    let headers: Vec<_> = first
+        .locations
+        .headers()
+        .map(|one| (one.place.name.as_str(), &*one.place.prefix))
+        .collect();
     assert_eq!(headers, [("x-jwt", "Bearer ")]);
-    assert_eq!(first.locations.params().map(|(name, _)| &**name).collect::<Vec<_>>(), ["access_token"]);
+    assert_eq!(
+        first.locations.params().map(|(name, _)| &**name).collect::<Vec<_>>(),
+        ["access_token"]
+    );
     let second = &jwt.providers()[1];
-    assert_eq!(second.locations.cookies().map(|(name, _)| &**name).collect::<Vec<_>>(), ["session"]);
+    assert_eq!(
+        second.locations.cookies().map(|(name, _)| &**name).collect::<Vec<_>>(),
+        ["session"]
+    );
     assert!(jwt.bypass_cors_preflight);
     let optional = |place| Requirement::Any(vec![Requirement::Provider(place), Requirement::AllowMissing]);
     let expected = Requirement::Any(vec![

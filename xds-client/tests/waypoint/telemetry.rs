@@ -15,7 +15,10 @@ fn metrics_are_changed_as_telemetry_says() {
     assert_eq!(metrics.disabled, [RequestMetric::RequestBytes]);
     assert_eq!(metrics.removed, [(RequestMetric::Count, "response_flags".into())]);
     assert_eq!(metrics.added.len(), 1);
-    assert_eq!((&*metrics.added[0].name, &metrics.added[0].metrics[..]), ("request_host", &[RequestMetric::Count][..]));
+    assert_eq!(
+        (&*metrics.added[0].name, &metrics.added[0].metrics[..]),
+        ("request_host", &[RequestMetric::Count][..])
+    );
     assert_eq!(tcp(&held, SERVER_TCP).reporting_interval, Some(Duration::from_secs(5)));
     let plain = crate::held("01-baseline");
     assert_eq!(*http(&plain, SERVER).table.metrics, Default::default());
@@ -27,10 +30,16 @@ fn logs_in_files_are_written_and_others_are_told_of() {
     let logs = &http(&held, SERVER).logs;
     assert_eq!(logs.len(), 1);
     assert_eq!(logs[0].path, Path::new("/dev/stderr"));
-    let RequestFormat::Json { format, .. } = &logs[0].format else { panic!("{:?}", logs[0]) };
+    let RequestFormat::Json { format, .. } = &logs[0].format else {
+        panic!("{:?}", logs[0])
+    };
     assert!(format!("{format:?}").contains("status"), "{format:?}");
     let expression = logs[0].filter.expression.as_ref().unwrap();
     assert_eq!(expression.text(), "response.code >= 400 || connection.mtls == false");
-    let left: Vec<_> = held.chains[SERVER].left_out.iter().map(|why| why.field.as_str()).collect();
+    let left: Vec<_> = held.chains[SERVER]
+        .left_out
+        .iter()
+        .map(|why| why.field.as_str())
+        .collect();
     assert_eq!(left.len(), 3, "two logs and spans: {left:?}");
 }

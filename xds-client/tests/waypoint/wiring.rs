@@ -19,12 +19,20 @@ fn what_is_known_was_recorded() {
         let paths: Vec<&str> = free.iter().map(|line| line.split_once(" = ").unwrap().0).collect();
         let said = said.iter().filter(|(path, _)| !is_below(path, &paths));
         let said: Vec<String> = said.map(|(path, value)| format!("{path} = {value}")).collect();
-        let written: String = free.iter().copied().chain(said.iter().map(String::as_str)).map(|line| format!("{line}\n")).collect();
+        let written: String = free
+            .iter()
+            .copied()
+            .chain(said.iter().map(String::as_str))
+            .map(|line| format!("{line}\n"))
+            .collect();
         if std::env::var_os("UPDATE").is_some() {
             let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/waypoint/wiring");
             std::fs::write(root.join(folder).join(format!("{name}.txt")), &written).unwrap();
         } else {
-            assert!(written == known, "{folder}/{name}: run it with UPDATE=1, and look at what has changed");
+            assert!(
+                written == known,
+                "{folder}/{name}: run it with UPDATE=1, and look at what has changed"
+            );
         }
     }
 }

@@ -333,7 +333,8 @@ fn whoever_ejects_does_not_wait_for_a_large_ring() {
 
 #[test]
 fn one_that_is_not_well_is_given_nothing() {
-    let endpoints = "endpoints: [{address: '10.0.0.1:80', healthy: false}, '10.0.0.2:80', {address: '10.0.0.3:80', healthy: true}]";
+    let endpoints =
+        "endpoints: [{address: '10.0.0.1:80', healthy: false}, '10.0.0.2:80', {address: '10.0.0.3:80', healthy: true}]";
     for balancing in ["round-robin", "least-request", "random", "ring-hash", "maglev"] {
         let cluster = cluster(&format!("balancing: {balancing}, {endpoints}"));
         let given = counts(&cluster, &Wish::default(), 200);

@@ -8,8 +8,8 @@ use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
 use super::matches::{Conditions, condition};
 use crate::http::{
-    ConnectionSettings, KeyPairFiles, NameKind, NameMatch, Ping, ProxyProtocol, Roots, ServerNames, TcpKeepalive, TextMatch,
-    UpstreamTls,
+    ConnectionSettings, KeyPairFiles, NameKind, NameMatch, Ping, ProxyProtocol, Roots, ServerNames, TcpKeepalive,
+    TextMatch, UpstreamTls,
 };
 
 pub(super) const PROXY_PROTOCOLS: [(&str, ProxyProtocol); 2] = [("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)];

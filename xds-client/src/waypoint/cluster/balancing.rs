@@ -12,23 +12,26 @@ use wire::{LbConfig, LbPolicy};
 const LARGEST_RING: u64 = 8 << 20;
 const LARGEST_TABLE: u64 = 5_000_011;
 
-pub(super) fn translate(
-    policy: i32,
-    config: Option<&LbConfig>,
-) -> Result<(HttpBalancing, Option<SlowStart>), Refused> {
+pub(super) fn translate(policy: i32, config: Option<&LbConfig>) -> Result<(HttpBalancing, Option<SlowStart>), Refused> {
     let policy = LbPolicy::try_from(policy).map_err(|_| Refused::unsupported("lb_policy", policy))?;
     match (policy, config) {
         (LbPolicy::RoundRobin, None) => Ok((HttpBalancing::RoundRobin, None)),
         (LbPolicy::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
             let wire::RoundRobinLbConfig { slow_start_config } = config;
             let slow = slow_start_config.as_ref().map(slow_start).transpose();
-            Ok((HttpBalancing::RoundRobin, slow.at("round_robin_lb_config.slow_start_config")?))
+            Ok((
+                HttpBalancing::RoundRobin,
+                slow.at("round_robin_lb_config.slow_start_config")?,
+            ))
         }
         (LbPolicy::LeastRequest, None) => Ok((HttpBalancing::LeastRequest, None)),
         (LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
             let wire::LeastRequestLbConfig { slow_start_config } = config;
             let slow = slow_start_config.as_ref().map(slow_start).transpose();
-            Ok((HttpBalancing::LeastRequest, slow.at("least_request_lb_config.slow_start_config")?))
+            Ok((
+                HttpBalancing::LeastRequest,
+                slow.at("least_request_lb_config.slow_start_config")?,
+            ))
         }
         (LbPolicy::Random, None) => Ok((HttpBalancing::Random, None)),
         (LbPolicy::RingHash, None) => Ok((HttpBalancing::RingHash(RingHash::default()), None)),
@@ -64,7 +67,11 @@ fn ring(config: &wire::RingHashLbConfig) -> Result<RingHash, Refused> {
         minimum_ring_size: minimum_ring_size.unwrap_or(default.minimum_ring_size),
         maximum_ring_size: maximum_ring_size.unwrap_or(default.maximum_ring_size),
     };
-    only_if(ring.maximum_ring_size <= LARGEST_RING, "maximum_ring_size", "is above 8388608")?;
+    only_if(
+        ring.maximum_ring_size <= LARGEST_RING,
+        "maximum_ring_size",
+        "is above 8388608",
+    )?;
     let is_within = ring.minimum_ring_size <= ring.maximum_ring_size;
     only_if(is_within, "minimum_ring_size", "is above the largest size")?;
     Ok(ring)
@@ -88,7 +95,9 @@ fn slow_start(wire: &wire::SlowStartConfig) -> Result<SlowStart, Refused> {
         aggression,
         min_weight_percent,
     } = wire;
-    let window = slow_start_window.as_ref().ok_or_else(|| Refused::missing("slow_start_window"))?;
+    let window = slow_start_window
+        .as_ref()
+        .ok_or_else(|| Refused::missing("slow_start_window"))?;
     let window = duration(window).at("slow_start_window")?;
     only_if(!window.is_zero(), "slow_start_window", "is 0")?;
     let aggression = aggression.as_ref().map_or(1.0, |told: &RuntimeDouble| {
@@ -99,7 +108,11 @@ fn slow_start(wire: &wire::SlowStartConfig) -> Result<SlowStart, Refused> {
         } = told;
         *default_value
     });
-    only_if((0.001..=1000.0).contains(&aggression), "aggression", "is not between 0.001 and 1000")?;
+    only_if(
+        (0.001..=1000.0).contains(&aggression),
+        "aggression",
+        "is not between 0.001 and 1000",
+    )?;
     let least = min_weight_percent.as_ref().map(percent).transpose();
     Ok(SlowStart {
         window,

@@ -37,7 +37,11 @@ pub(super) fn translate(wire: &wire::OutlierDetection) -> Result<OutlierSettings
     let default = OutlierSettings::default();
     let mut enforcing = default.enforcing;
     for (kind, field, share) in [
-        (OutlierKind::Consecutive5xx, "enforcing_consecutive_5xx", enforcing_consecutive_5xx),
+        (
+            OutlierKind::Consecutive5xx,
+            "enforcing_consecutive_5xx",
+            enforcing_consecutive_5xx,
+        ),
         (
             OutlierKind::ConsecutiveGatewayFailure,
             "enforcing_consecutive_gateway_failure",
@@ -48,7 +52,11 @@ pub(super) fn translate(wire: &wire::OutlierDetection) -> Result<OutlierSettings
             "enforcing_consecutive_local_origin_failure",
             enforcing_consecutive_local_origin_failure,
         ),
-        (OutlierKind::SuccessRate, "enforcing_success_rate", enforcing_success_rate),
+        (
+            OutlierKind::SuccessRate,
+            "enforcing_success_rate",
+            enforcing_success_rate,
+        ),
         (
             OutlierKind::SuccessRateLocalOrigin,
             "enforcing_local_origin_success_rate",
@@ -78,7 +86,11 @@ pub(super) fn translate(wire: &wire::OutlierDetection) -> Result<OutlierSettings
         base_ejection_time: base,
         max_ejection_time: longest,
         max_ejection_time_jitter: jitter.unwrap_or(Duration::ZERO),
-        max_ejection_percent: share_of("max_ejection_percent", *max_ejection_percent, default.max_ejection_percent)?,
+        max_ejection_percent: share_of(
+            "max_ejection_percent",
+            *max_ejection_percent,
+            default.max_ejection_percent,
+        )?,
         always_eject_one: always_eject_one_host.unwrap_or(default.always_eject_one),
         split_local_origin: *split_external_local_origin_errors,
         consecutive: Consecutive {
@@ -98,7 +110,10 @@ pub(super) fn translate(wire: &wire::OutlierDetection) -> Result<OutlierSettings
                 *failure_percentage_threshold,
                 default.failure_percentage.threshold,
             )?,
-            minimum_hosts: hosts(*failure_percentage_minimum_hosts, default.failure_percentage.minimum_hosts),
+            minimum_hosts: hosts(
+                *failure_percentage_minimum_hosts,
+                default.failure_percentage.minimum_hosts,
+            ),
             request_volume: failure_percentage_request_volume.unwrap_or(default.failure_percentage.request_volume),
         },
         enforcing,

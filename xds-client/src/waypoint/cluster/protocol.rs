@@ -110,7 +110,11 @@ fn of_http2(wire: &base::Http2ProtocolOptions, protocol: &mut Protocol) -> Resul
         allow_connect,
         connection_keepalive,
     } = wire;
-    only_if(!allow_connect, "http2_protocol_options.allow_connect", "is for wiring only")?;
+    only_if(
+        !allow_connect,
+        "http2_protocol_options.allow_connect",
+        "is for wiring only",
+    )?;
     if let Some(streams) = max_concurrent_streams {
         only_if(*streams > 0, "http2_protocol_options.max_concurrent_streams", "is 0")?;
         protocol.connections.streams = *streams;

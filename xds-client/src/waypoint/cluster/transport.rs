@@ -52,12 +52,17 @@ fn by_labels(wire: &TransportSocketMatch, names: AskedNames) -> Result<(Labels, 
     let mut wanted = Vec::new();
     for (name, value) in labels.iter().flat_map(|labels| &labels.fields) {
         let Some(Kind::StringValue(value)) = &value.kind else {
-            return Err(Refused::unsupported("match", format!("a condition on `{name}` that is no text")));
+            return Err(Refused::unsupported(
+                "match",
+                format!("a condition on `{name}` that is no text"),
+            ));
         };
         wanted.push((name.as_str().into(), value.as_str().into()));
     }
     let labels = Labels::new(wanted);
-    let socket = transport_socket.as_ref().ok_or_else(|| Refused::missing("transport_socket"))?;
+    let socket = transport_socket
+        .as_ref()
+        .ok_or_else(|| Refused::missing("transport_socket"))?;
     // Sidecars' mutual TLS goes by the mesh's certificates, which is not for HTTP's endpoints to have.
     let is_sidecar = labels == Labels::new([("tlsMode".into(), "istio".into())]);
     let transport = match transport(socket, names) {
@@ -108,7 +113,10 @@ fn transport(socket: &base::TransportSocket, names: AskedNames) -> Result<Endpoi
                     tls,
                     proxy_protocol: Some(version),
                 }),
-                _ => Err(Refused::unsupported("typed_config.transport_socket", "another one of the same kind")),
+                _ => Err(Refused::unsupported(
+                    "typed_config.transport_socket",
+                    "another one of the same kind",
+                )),
             }
         }
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
@@ -136,7 +144,9 @@ fn upstream_tls(wire: &tls::UpstreamTlsContext, names: AskedNames) -> Result<Ups
         common_tls_context,
         sni,
     } = wire;
-    let common = common_tls_context.as_ref().ok_or_else(|| Refused::missing("common_tls_context"))?;
+    let common = common_tls_context
+        .as_ref()
+        .ok_or_else(|| Refused::missing("common_tls_context"))?;
     let server_name = match sni.as_str() {
         "" => {
             let why = "is missing, and names are not asked for as requests are (`auto_sni`)";
@@ -153,8 +163,8 @@ fn upstream_tls(wire: &tls::UpstreamTlsContext, names: AskedNames) -> Result<Ups
         validation_context_type,
     } = common;
     check_versions(tls_params.as_ref()).at("common_tls_context.tls_params")?;
-    let certificate = certificate(tls_certificate_sds_secret_configs)
-        .at("common_tls_context.tls_certificate_sds_secret_configs")?;
+    let certificate =
+        certificate(tls_certificate_sds_secret_configs).at("common_tls_context.tls_certificate_sds_secret_configs")?;
     let Some(ValidationContextType::CombinedValidationContext(combined)) = validation_context_type else {
         let why = "is missing: whose certificates are believed is not said";
         return Err(Refused::new("common_tls_context.combined_validation_context", why));
@@ -178,9 +188,15 @@ fn check_versions(params: Option<&tls::TlsParameters>) -> Result<(), Refused> {
         return Ok(());
     };
     let is = |version: i32, known: &[TlsProtocol]| known.iter().any(|known| *known as i32 == version);
-    let least = is(*tls_minimum_protocol_version, &[TlsProtocol::TlsAuto, TlsProtocol::TlSv12]);
+    let least = is(
+        *tls_minimum_protocol_version,
+        &[TlsProtocol::TlsAuto, TlsProtocol::TlSv12],
+    );
     only_if(least, "tls_minimum_protocol_version", "is not TLS 1.2")?;
-    let most = is(*tls_maximum_protocol_version, &[TlsProtocol::TlsAuto, TlsProtocol::TlSv13]);
+    let most = is(
+        *tls_maximum_protocol_version,
+        &[TlsProtocol::TlsAuto, TlsProtocol::TlSv13],
+    );
     only_if(most, "tls_maximum_protocol_version", "is not TLS 1.3")
 }
 
@@ -242,7 +258,11 @@ fn believed(
             text: text_match(wire)?,
         })
     };
-    let mut names = each("default_validation_context.match_subject_alt_names", match_subject_alt_names, any_kind)?;
+    let mut names = each(
+        "default_validation_context.match_subject_alt_names",
+        match_subject_alt_names,
+        any_kind,
+    )?;
     let field = "default_validation_context.match_typed_subject_alt_names";
     names.extend(each(field, match_typed_subject_alt_names, typed_name)?);
     let names = match names.is_empty() {

@@ -76,6 +76,10 @@
         "envoy.extensions.transport_sockets.tls.v3.CommonTlsContext.alpn_protocols",
         "what the cluster's protocol needs is offered",
     ),
+    irrelevant(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.http2_protocol_options",
+        "that a client speaks HTTP/2 is found out",
+    ),
     // Differences.
     irrelevant(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.server_name",
@@ -89,6 +93,10 @@
     not_yet(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.tracing",
         "spans; where something collects them, the chain says that they are left out",
+    ),
+    irrelevant(
+        "envoy.config.listener.v3.Listener.access_log",
+        "of connections that no chain is for; they have no line of their own",
     ),
     not_yet("envoy.config.route.v3.Route.decorator", "what spans are called"),
     not_yet("envoy.config.route.v3.RouteAction.RequestMirrorPolicy.trace_sampled", "whether copies have spans"),

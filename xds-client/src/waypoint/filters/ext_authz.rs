@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 use underpass_config::http::{
-    AppendAction, AuthzBody, AuthzProvider, AuthzService, ExtAuthz, Forward, HeaderEdit, HeaderEdits, HttpAuthz, Labels,
-    Rbac, ShadowMatch, Stage, TextMatch, WeightedCluster,
+    AppendAction, AuthzBody, AuthzProvider, AuthzService, ExtAuthz, Forward, HeaderEdit, HeaderEdits, HttpAuthz,
+    Labels, Rbac, ShadowMatch, Stage, TextMatch, WeightedCluster,
 };
 
 use super::super::http::{field, header_text};
@@ -45,7 +45,11 @@ pub(super) fn translate(wire: &wire::ExtAuthz) -> Result<ExtAuthz, Refused> {
     } = wire;
     let is_v3 = *transport_api_version == base::ApiVersion::V3 as i32;
     only_if(is_v3, "transport_api_version", "is not V3")?;
-    let enabled_by = filter_enabled_metadata.as_ref().map(shadow).transpose().at("filter_enabled_metadata")?;
+    let enabled_by = filter_enabled_metadata
+        .as_ref()
+        .map(shadow)
+        .transpose()
+        .at("filter_enabled_metadata")?;
     let allowed = allowed_headers.as_ref().map(names).transpose().at("allowed_headers")?;
     let (asked, service) = match services {
         Some(Services::GrpcService(wire)) => of_grpc(wire).at("grpc_service")?,
@@ -57,7 +61,9 @@ pub(super) fn translate(wire: &wire::ExtAuthz) -> Result<ExtAuthz, Refused> {
         None => AuthzProvider::DEFAULT_STATUS_ON_ERROR,
         Some(told) => error_status(told.code)?,
     };
-    let named = enabled_by.as_ref().and_then(|enabled| enabled.prefix.strip_prefix(ASKED));
+    let named = enabled_by
+        .as_ref()
+        .and_then(|enabled| enabled.prefix.strip_prefix(ASKED));
     let provider = AuthzProvider {
         name: named.map_or_else(|| asked.clusters()[0].cluster.clone(), Into::into),
         forward: asked,
@@ -67,7 +73,11 @@ pub(super) fn translate(wire: &wire::ExtAuthz) -> Result<ExtAuthz, Refused> {
             None if by_http => Some(Vec::new()),
             allowed => allowed,
         },
-        request_body: with_request_body.as_ref().map(body).transpose().at("with_request_body")?,
+        request_body: with_request_body
+            .as_ref()
+            .map(body)
+            .transpose()
+            .at("with_request_body")?,
         failure_mode_allow: *failure_mode_allow,
         status_on_error: of_error,
         clear_route_cache: *clear_route_cache,
@@ -149,7 +159,10 @@ fn of_http(wire: &wire::HttpService) -> Result<(Forward, AuthzService), Refused>
     }) = authorization_response
     {
         let list = |field: &str, list: &Option<matcher::ListStringMatcher>| {
-            list.as_ref().map_or(Ok(Vec::new()), names).at(field).at("authorization_response")
+            list.as_ref()
+                .map_or(Ok(Vec::new()), names)
+                .at(field)
+                .at("authorization_response")
         };
         service.allowed_upstream_headers = list("allowed_upstream_headers", allowed_upstream_headers)?;
         service.allowed_client_headers = list("allowed_client_headers", allowed_client_headers)?;
@@ -180,7 +193,11 @@ fn body(wire: &wire::BufferSettings) -> Result<AuthzBody, Refused> {
         allow_partial_message,
         pack_as_bytes,
     } = wire;
-    only_if((1..=BODY).contains(max_request_bytes), "max_request_bytes", "is 0, or above 16 MiB")?;
+    only_if(
+        (1..=BODY).contains(max_request_bytes),
+        "max_request_bytes",
+        "is 0, or above 16 MiB",
+    )?;
     Ok(AuthzBody {
         max_request_bytes: *max_request_bytes as usize,
         allow_partial_message: *allow_partial_message,
@@ -191,11 +208,17 @@ fn body(wire: &wire::BufferSettings) -> Result<AuthzBody, Refused> {
 /// Which requests it is asked about: those for which rules have told that a policy would have matched.
 fn shadow(wire: &matcher::MetadataMatcher) -> Result<ShadowMatch, Refused> {
     let matcher::MetadataMatcher { filter, path, value } = wire;
-    only_if(filter == RBAC, "filter", &format!("is `{filter}`, which leaves nothing here"))?;
+    only_if(
+        filter == RBAC,
+        "filter",
+        &format!("is `{filter}`, which leaves nothing here"),
+    )?;
     let key = match &path[..] {
-        [matcher::metadata_matcher::PathSegment {
-            segment: Some(Segment::Key(key)),
-        }] if **key == *Rbac::shadow_key(Rbac::ASKING_PREFIX) => key,
+        [
+            matcher::metadata_matcher::PathSegment {
+                segment: Some(Segment::Key(key)),
+            },
+        ] if **key == *Rbac::shadow_key(Rbac::ASKING_PREFIX) => key,
         _ => return Err(Refused::unsupported("path", "another than rules write")),
     };
     let prefix = match value.as_ref().and_then(|value| value.match_pattern.as_ref()) {

@@ -37,7 +37,11 @@ pub(super) fn translate(wire: &wire::JwtAuthentication) -> Result<Jwt, Refused> 
         bypass_cors_preflight,
     } = wire;
     only_if(providers.len() <= MOST, "providers", "are more than 64")?;
-    let places: Places<'_> = providers.keys().enumerate().map(|(place, name)| (name.as_str(), place)).collect();
+    let places: Places<'_> = providers
+        .keys()
+        .enumerate()
+        .map(|(place, name)| (name.as_str(), place))
+        .collect();
     let mut translated = Vec::with_capacity(providers.len());
     for (name, wire) in providers {
         translated.push(Arc::new(provider(name, wire).at(&format!("providers[{name}]"))?));
@@ -150,7 +154,8 @@ fn remote(wire: &wire::RemoteJwks) -> Result<RemoteJwks, Refused> {
     let Some(base::http_uri::HttpUpstreamType::Cluster(cluster)) = http_upstream_type else {
         return Err(Refused::missing("http_uri.cluster"));
     };
-    let parts = parts(uri).ok_or_else(|| Refused::new("http_uri.uri", format!("is `{uri}`, which is no URI of HTTP")))?;
+    let parts =
+        parts(uri).ok_or_else(|| Refused::new("http_uri.uri", format!("is `{uri}`, which is no URI of HTTP")))?;
     let (authority, path) = parts;
     let mut failed = None;
     if let Some(wire::JwksAsyncFetch {
@@ -167,7 +172,10 @@ fn remote(wire: &wire::RemoteJwks) -> Result<RemoteJwks, Refused> {
         authority,
         path,
         timeout: or(said("http_uri.timeout", timeout.as_ref())?, RemoteJwks::TIMEOUT),
-        cache_duration: or(said("cache_duration", cache_duration.as_ref())?, RemoteJwks::CACHE_DURATION),
+        cache_duration: or(
+            said("cache_duration", cache_duration.as_ref())?,
+            RemoteJwks::CACHE_DURATION,
+        ),
         failed_refetch: or(failed, RemoteJwks::FAILED_REFETCH),
     })
 }
@@ -176,7 +184,9 @@ fn remote(wire: &wire::RemoteJwks) -> Result<RemoteJwks, Refused> {
 pub(super) fn parts(uri: &str) -> Option<(Authority, PathAndQuery)> {
     let uri: Uri = uri.parse().ok()?;
     let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
-    let authority = uri.authority().filter(|authority| is_http && !authority.as_str().contains('@'))?;
+    let authority = uri
+        .authority()
+        .filter(|authority| is_http && !authority.as_str().contains('@'))?;
     let path = uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     Some((authority.clone(), path))
 }
@@ -189,7 +199,11 @@ fn rule(wire: &wire::RequirementRule, places: &Places<'_>) -> Result<JwtRule, Re
     let matched = matched.as_ref().ok_or_else(|| Refused::missing("match"))?;
     let matched = route_match(matched).at("match")?;
     let is_plain = matched.headers.is_empty() && matched.query.is_empty() && matched.fraction.is_none();
-    only_if(is_plain && matched.case_sensitive, "match", "is more than a prefix, which is not supported")?;
+    only_if(
+        is_plain && matched.case_sensitive,
+        "match",
+        "is more than a prefix, which is not supported",
+    )?;
     let PathMatch::Prefix(prefix) = matched.path else {
         return Err(Refused::unsupported("match", "not a prefix"));
     };

@@ -35,10 +35,7 @@ pub(super) fn translate(rules: [Option<&wire::Rbac>; 2], shadow_prefix: &str) ->
 }
 
 /// Rules of connections, none of which may ask for a request.
-pub(in super::super) fn of_connections(
-    rules: [Option<&wire::Rbac>; 2],
-    shadow_prefix: &str,
-) -> Result<Rbac, Refused> {
+pub(in super::super) fn of_connections(rules: [Option<&wire::Rbac>; 2], shadow_prefix: &str) -> Result<Rbac, Refused> {
     let rbac = translate(rules, shadow_prefix)?;
     for (field, rules) in [("rules", &rbac.rules), ("shadow_rules", &rbac.shadow)] {
         let asks = rules.as_ref().is_some_and(Rules::ask_for_requests);
@@ -120,7 +117,9 @@ fn permission(wire: &wire::Permission, depth: usize) -> Result<Condition, Refuse
                 _ => Err(Refused::new("destination_port_range", "is no range of ports")),
             }
         }
-        Some(Rule::RequestedServerName(wire)) => text_match(wire).map(Condition::ServerName).at("requested_server_name"),
+        Some(Rule::RequestedServerName(wire)) => {
+            text_match(wire).map(Condition::ServerName).at("requested_server_name")
+        }
         None => Err(Refused::missing("rule")),
     }
 }
@@ -157,7 +156,9 @@ fn path(wire: &matcher::PathMatcher) -> Result<Condition, Refused> {
 fn peer(wire: &matcher::FilterStateMatcher) -> Result<Condition, Refused> {
     let matcher::FilterStateMatcher { key, matcher } = wire;
     only_if(key == PEER, "key", &format!("is `{key}`, of which nothing is known"))?;
-    let text = matcher.as_ref().map(|matcher::filter_state_matcher::Matcher::StringMatch(text)| text);
+    let text = matcher
+        .as_ref()
+        .map(|matcher::filter_state_matcher::Matcher::StringMatch(text)| text);
     let text: TextMatch = required_text_match(text).at("string_match")?;
     Ok(Condition::Principal(text))
 }
@@ -165,13 +166,19 @@ fn peer(wire: &matcher::FilterStateMatcher) -> Result<Condition, Refused> {
 fn claim(wire: &matcher::MetadataMatcher) -> Result<Condition, Refused> {
     use matcher::metadata_matcher::path_segment::Segment;
     let matcher::MetadataMatcher { filter, path, value } = wire;
-    only_if(filter == JWT, "filter", &format!("is `{filter}`, which leaves nothing here"))?;
-    let names = each("path", path, |segment: &matcher::metadata_matcher::PathSegment| {
-        match &segment.segment {
+    only_if(
+        filter == JWT,
+        "filter",
+        &format!("is `{filter}`, which leaves nothing here"),
+    )?;
+    let names = each(
+        "path",
+        path,
+        |segment: &matcher::metadata_matcher::PathSegment| match &segment.segment {
             Some(Segment::Key(key)) => Ok(key.as_str().into()),
             None => Err(Refused::missing("key")),
-        }
-    })?;
+        },
+    )?;
     let mut names = names.into_iter();
     let first: Option<underpass_config::Text> = names.next();
     only_if(first.as_deref() == Some(PAYLOAD), "path", "is not within `payload`")?;

@@ -81,11 +81,17 @@ fn change(wire: &wire::MetricConfig, settings: &mut MetricSettings) -> Result<()
 fn value_of(expression: &str) -> Result<Format, Refused> {
     let expression = expression.trim();
     let quoted = |text: &str| {
-        let inner = ['\'', '"'].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
-        inner.filter(|inner| !inner.contains(['\'', '"', '\\'])).map(str::to_owned)
+        let inner = ['\'', '"']
+            .iter()
+            .find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
+        inner
+            .filter(|inner| !inner.contains(['\'', '"', '\\']))
+            .map(str::to_owned)
     };
     let attribute = ATTRIBUTES.iter().find(|(known, _)| *known == expression);
-    let header = expression.strip_prefix("request.headers[").and_then(|rest| rest.strip_suffix(']'));
+    let header = expression
+        .strip_prefix("request.headers[")
+        .and_then(|rest| rest.strip_suffix(']'));
     let text = match (attribute, header.and_then(quoted), quoted(expression)) {
         (Some((_, operator)), _, _) => (*operator).to_owned(),
         (None, Some(name), _) => format!("%REQ({name})%"),

@@ -63,10 +63,21 @@ pub(super) fn forward(wire: &wire::RouteAction, everywhere: &Everywhere) -> Resu
             offset,
         }),
     };
-    forward.duration = max_stream_duration.as_ref().map(duration).transpose().at("max_stream_duration")?;
-    forward.retry = retry_policy.as_ref().map(retry::translate).transpose().at("retry_policy")?;
+    forward.duration = max_stream_duration
+        .as_ref()
+        .map(duration)
+        .transpose()
+        .at("max_stream_duration")?;
+    forward.retry = retry_policy
+        .as_ref()
+        .map(retry::translate)
+        .transpose()
+        .at("retry_policy")?;
     only_if(
-        forward.retry.as_ref().is_none_or(|retry| retry.retries as usize <= RETRIES_IN_ALL),
+        forward
+            .retry
+            .as_ref()
+            .is_none_or(|retry| retry.retries as usize <= RETRIES_IN_ALL),
         "retry_policy.num_retries",
         "is above 100",
     )?;
@@ -129,7 +140,9 @@ fn rewrite(prefix: &str, pattern: Option<&RegexMatchAndSubstitute>) -> Result<Pa
         });
     };
     only_if(prefix.is_empty(), "prefix_rewrite", "is said beside `regex_rewrite`")?;
-    let pattern = pattern.as_ref().ok_or_else(|| Refused::missing("regex_rewrite.pattern"))?;
+    let pattern = pattern
+        .as_ref()
+        .ok_or_else(|| Refused::missing("regex_rewrite.pattern"))?;
     let pattern = part_pattern(&pattern.regex);
     let pattern = pattern.map_err(|why| Refused::new("regex_rewrite.pattern.regex", why.to_string()))?;
     let substitution = Substitution::parse(substitution, pattern.captures_len() - 1);

@@ -37,7 +37,9 @@ fn translate_one(wire: &wire::AccessLog) -> Result<RequestLog, Refused> {
         filter,
         config_type,
     } = wire;
-    let any = config_type.as_ref().map(|wire::access_log::ConfigType::TypedConfig(any)| any);
+    let any = config_type
+        .as_ref()
+        .map(|wire::access_log::ConfigType::TypedConfig(any)| any);
     let any = any.ok_or_else(|| Refused::missing("typed_config"))?;
     if type_name(any) != "envoy.extensions.access_loggers.file.v3.FileAccessLog" {
         let why = format!("is a `{}`: logs go to files only, yet", type_name(any));
@@ -96,7 +98,8 @@ fn request_format(wire: &base::SubstitutionFormatString) -> Result<RequestFormat
             omits_empty: *omit_empty_values,
         }),
         Some(Written::TextFormatSource(_)) => {
-            let text = inline(wire).ok_or_else(|| Refused::unsupported("text_format_source", "not in the configuration"));
+            let text =
+                inline(wire).ok_or_else(|| Refused::unsupported("text_format_source", "not in the configuration"));
             text_format(text?, *omit_empty_values)
         }
         None => Err(Refused::missing("format")),
@@ -132,27 +135,39 @@ fn narrow(wire: &wire::AccessLogFilter, conditions: &mut LogFilter, depth: usize
     match &wire.filter_specifier {
         Some(FilterSpecifier::AndFilter(wire::AndFilter { filters })) => {
             for (index, filter) in filters.iter().enumerate() {
-                narrow(filter, conditions, depth + 1).item(index).at("and_filter.filters")?;
+                narrow(filter, conditions, depth + 1)
+                    .item(index)
+                    .at("and_filter.filters")?;
             }
         }
         Some(FilterSpecifier::StatusCodeFilter(wire::StatusCodeFilter { comparison })) => {
             let is_first = conditions.status_codes.is_empty();
             only_if(is_first, "status_code_filter", "is there twice, which is not supported")?;
-            let range = comparison.as_ref().ok_or_else(|| Refused::missing("comparison")).and_then(statuses);
+            let range = comparison
+                .as_ref()
+                .ok_or_else(|| Refused::missing("comparison"))
+                .and_then(statuses);
             conditions.status_codes = range.at("status_code_filter")?;
         }
         Some(FilterSpecifier::ResponseFlagFilter(wire::ResponseFlagFilter { flags })) => {
             let is_first = conditions.response_flags.is_none();
-            only_if(is_first, "response_flag_filter", "is there twice, which is not supported")?;
+            only_if(
+                is_first,
+                "response_flag_filter",
+                "is there twice, which is not supported",
+            )?;
             conditions.response_flags = Some(flags.iter().map(|flag| flag.as_str().into()).collect());
         }
         Some(FilterSpecifier::ExtensionFilter(wire::ExtensionFilter { name: _, config_type })) => {
-            let any = config_type.as_ref().map(|wire::extension_filter::ConfigType::TypedConfig(any)| any);
+            let any = config_type
+                .as_ref()
+                .map(|wire::extension_filter::ConfigType::TypedConfig(any)| any);
             let ExpressionFilter { expression } = unpack(any).at("extension_filter.typed_config")?;
             let is_first = conditions.expression.is_none();
             only_if(is_first, "extension_filter", "is there twice, which is not supported")?;
             let parsed = Expression::parse(&expression);
-            let parsed = parsed.map_err(|why| Refused::new("extension_filter.typed_config.expression", why.to_string()))?;
+            let parsed =
+                parsed.map_err(|why| Refused::new("extension_filter.typed_config.expression", why.to_string()))?;
             conditions.expression = Some(parsed);
         }
         None => return Err(Refused::missing("filter_specifier")),

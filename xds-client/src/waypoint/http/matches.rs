@@ -24,9 +24,7 @@ pub(in super::super) fn route_match(wire: &wire::RouteMatch) -> Result<RouteMatc
         Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.clone()),
         Some(PathSpecifier::Path(exact)) => PathMatch::Exact(exact.clone()),
         Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::Segments(prefix.clone()),
-        Some(PathSpecifier::SafeRegex(pattern)) => {
-            PathMatch::Regex(whole(&pattern.regex).at("safe_regex.regex")?)
-        }
+        Some(PathSpecifier::SafeRegex(pattern)) => PathMatch::Regex(whole(&pattern.regex).at("safe_regex.regex")?),
         Some(PathSpecifier::ConnectMatcher(_)) => {
             return Err(Refused::unsupported("connect_matcher", "for wiring only"));
         }
@@ -76,7 +74,8 @@ pub(in super::super) fn header(wire: &wire::HeaderMatcher) -> Result<HeaderMatch
         treat_missing_header_as_empty,
     } = wire;
     let field = Field::named(name);
-    let field = field.ok_or_else(|| Refused::new("name", format!("is `{name}`, which is no name of a header field")))?;
+    let field =
+        field.ok_or_else(|| Refused::new("name", format!("is `{name}`, which is no name of a header field")))?;
     let (value, invert) = match header_match_specifier {
         // Envoy's: without a word, that it is there.
         None => (None, false),

@@ -94,7 +94,11 @@ fn of_cors(wire: &CorsPolicy) -> Result<Cors, Refused> {
     } = wire;
     let enabled = fraction(filter_enabled.as_ref()).map(parts).transpose();
     let is_always = enabled.at("filter_enabled")?.is_none_or(|share| share == Fault::ALL);
-    only_if(is_always, "filter_enabled", "is a share of requests, which is not supported")?;
+    only_if(
+        is_always,
+        "filter_enabled",
+        "is a share of requests, which is not supported",
+    )?;
     let origins = each("allow_origin_string_match", allow_origin_string_match, text_match)?;
     Ok(Cors {
         origins: CorsOrigins::new(origins),

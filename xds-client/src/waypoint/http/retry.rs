@@ -35,7 +35,9 @@ pub(super) fn translate(wire: &wire::RetryPolicy) -> Result<RetryPolicy, Refused
             None => return Err(Refused::unsupported("retry_on", format!("`{word}`"))),
         }
     }
-    let statuses = each("retriable_status_codes", retriable_status_codes, |code: &u32| status(*code))?;
+    let statuses = each("retriable_status_codes", retriable_status_codes, |code: &u32| {
+        status(*code)
+    })?;
     let headers = each("retriable_headers", retriable_headers, header)?;
     // Lists without their word say nothing, as with Envoy.
     if by_status {
@@ -57,7 +59,11 @@ pub(super) fn translate(wire: &wire::RetryPolicy) -> Result<RetryPolicy, Refused
     let base = base.unwrap_or(RetryPolicy::DEFAULT_BASE);
     only_if(!base.is_zero(), "retry_back_off.base_interval", "is 0")?;
     let longest = longest.unwrap_or(base.saturating_mul(10));
-    only_if(longest >= base, "retry_back_off.max_interval", "is below `base_interval`")?;
+    only_if(
+        longest >= base,
+        "retry_back_off.max_interval",
+        "is below `base_interval`",
+    )?;
     let (reset_headers, reset_max) = match rate_limited_retry_back_off {
         None => (Vec::new(), None),
         Some(wire::retry_policy::RateLimitedRetryBackOff {

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use underpass_config::http::{
-    DirectResponse, Domain, Redirect, Route, RouteAction, RouteTable, Stage, VirtualHost,
-};
+use underpass_config::http::{DirectResponse, Domain, Redirect, Route, RouteAction, RouteTable, Stage, VirtualHost};
 
 use super::super::refusal::{At, Refused, each, only_if};
 use super::super::values::{port, status};
@@ -33,10 +31,7 @@ pub(super) fn table(
     Ok(RouteTable::new(chain.into(), hosts))
 }
 
-fn virtual_host(
-    wire: &wire::VirtualHost,
-    everywhere: &Everywhere,
-) -> Result<(Vec<Domain>, VirtualHost), Refused> {
+fn virtual_host(wire: &wire::VirtualHost, everywhere: &Everywhere) -> Result<(Vec<Domain>, VirtualHost), Refused> {
     let wire::VirtualHost {
         name,
         domains,
@@ -48,7 +43,10 @@ fn virtual_host(
         typed_per_filter_config,
     } = wire;
     if let Some(filter) = typed_per_filter_config.keys().next() {
-        return Err(Refused::unsupported("typed_per_filter_config", format!("for `{filter}`")));
+        return Err(Refused::unsupported(
+            "typed_per_filter_config",
+            format!("for `{filter}`"),
+        ));
     }
     let domains = each("domains", domains, |text: &String| {
         text.parse::<Domain>()
@@ -92,7 +90,11 @@ fn route(wire: &wire::Route, everywhere: &Everywhere) -> Result<Route, Refused> 
         Some(other) => {
             // Envoy does it before anybody is redirected; here it belongs to what goes on.
             let is_plain = overrides.fault.is_none() && overrides.cors.is_none();
-            only_if(is_plain, "typed_per_filter_config", "is of a route that goes nowhere, which is not supported")?;
+            only_if(
+                is_plain,
+                "typed_per_filter_config",
+                "is of a route that goes nowhere, which is not supported",
+            )?;
             match other {
                 Action::Redirect(redirect_to) => RouteAction::Redirect(redirect(redirect_to).at("redirect")?),
                 Action::DirectResponse(answer) => RouteAction::Direct(direct(answer).at("direct_response")?),
@@ -165,7 +167,9 @@ fn direct(wire: &wire::DirectResponseAction) -> Result<DirectResponse, Refused> 
         }) => text.clone(),
         Some(DataSource {
             specifier: Some(Specifier::InlineBytes(bytes)),
-        }) => String::from_utf8(bytes.clone()).map_err(|_| Refused::new("body", "is no text, which is not supported"))?,
+        }) => {
+            String::from_utf8(bytes.clone()).map_err(|_| Refused::new("body", "is no text, which is not supported"))?
+        }
         Some(_) => return Err(Refused::unsupported("body", "not in the configuration")),
     };
     Ok(DirectResponse {
