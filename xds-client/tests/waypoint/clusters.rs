@@ -206,6 +206,16 @@ fn service_entries() {
     );
     assert_eq!(api.refresh, Duration::from_secs(60));
     assert_eq!((&*api.names[0].host, api.names[0].port), ("api.example.com", 80));
+    let tls = resolved(&held, "inbound-vip|80|http|api.example.com")
+        .settings
+        .transport
+        .tls
+        .clone()
+        .unwrap();
+    assert_eq!(
+        (tls.server_name, tls.roots, tls.names),
+        (None, Roots::System, ServerNames::Asked)
+    );
     let multi = dns("inbound-vip|8080|http|multi.example.com");
     let names: Vec<_> = multi
         .names

@@ -5,6 +5,7 @@
     reason = "clippy takes the helpers of an integration test for something else"
 )]
 
+mod closed;
 mod clusters;
 mod fields;
 mod hashes;

@@ -56,13 +56,11 @@ pub(super) fn forward(wire: &wire::RouteAction, everywhere: &Everywhere) -> Resu
     forward.timeout = limit("timeout", timeout.as_ref(), Some(Forward::DEFAULT_TIMEOUT))?;
     forward.idle_timeout = limit("idle_timeout", idle_timeout.as_ref(), everywhere.idle_timeout)?;
     let offset = said("grpc_timeout_offset", grpc_timeout_offset.as_ref())?.unwrap_or(Duration::ZERO);
-    forward.grpc_timeout = match said("max_grpc_timeout", max_grpc_timeout.as_ref())? {
-        None => None,
-        Some(max) => Some(GrpcTimeout {
-            max: Some(max).filter(|max| !max.is_zero()),
-            offset,
-        }),
-    };
+    let max = said("max_grpc_timeout", max_grpc_timeout.as_ref())?;
+    forward.grpc_timeout = max.map(|max| GrpcTimeout {
+        max: Some(max).filter(|max| !max.is_zero()),
+        offset,
+    });
     forward.duration = max_stream_duration
         .as_ref()
         .map(duration)
