@@ -218,7 +218,7 @@ fn who_is_asked_elsewhere() {
     };
     assert_eq!(authority, "ext-authz.auth.svc.cluster.local");
     assert!(!by_grpc.provider.failure_mode_allow);
-    assert_eq!(by_grpc.provider.allowed_headers.is_none(), true, "all of them");
+    assert!(by_grpc.provider.allowed_headers.is_none(), "all of them");
 }
 
 /// Policies of HTTP guard ports of TCP: what asks for a request is gone from them, and denies what is left.
