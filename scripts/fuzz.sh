@@ -47,6 +47,7 @@ fuzz() { # CRATE TARGET SEEDS...
 recordings=(xds-client/tests/recordings/*/)
 fuzz xds-client response "${recordings[@]}"
 fuzz xds-client policy
+fuzz xds-client waypoint "${recordings[@]}"
 fuzz certs spiffe
 fuzz certs certificate
 fuzz proxy hbone

@@ -51,7 +51,7 @@ use foldhash::quality::RandomState;
 pub use balancing::{Fallback, HttpBalancing, MaglevTable, PeakEwma, RingHash, SlowStart, Subsets};
 pub use breakers::{Breakers, Held, Retries, Usage};
 pub use cluster::{Cluster, ClusterSettings, UpstreamProtocol};
-pub use connections::{ConnectionSettings, Ping};
+pub use connections::{ConnectionSettings, Ping, TcpKeepalive};
 pub use cors::{Cors, CorsList, CorsOrigins};
 pub use discovery::{Discovery, DnsDiscovery, DnsFamily, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
@@ -65,7 +65,10 @@ pub use jwt::{
     Audiences, BadKeys, ClaimToHeader, Curve, HeaderLocation, Issuers, Jwk, JwkMaterial, Jwks, JwksSource, Jwt,
     JwtProvider, JwtRule, Located, Locations, RemoteJwks, Requirement, claim_at, json_object,
 };
-pub use matching::{Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch};
+pub use matching::{
+    BadPattern, Field, Fraction, HeaderMatch, PathMatch, QueryMatch, RequestView, RouteMatch, TextMatch, part_pattern,
+    whole_pattern,
+};
 pub use metrics::{AddedLabel, MetricSettings, RequestMetric, ServiceName};
 pub use mirror::{Mirror, MirrorCounts, MirrorEnd};
 pub use normalization::PathNormalization;
@@ -82,7 +85,8 @@ pub use rbac::{
     Asking, BadTemplate, ClaimMatch, Condition, PathTemplate, Peer, Policy, Rbac, RuleAction, Rules, Ruling, Settled,
     ValueMatch,
 };
-pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
+pub use regex::Regex;
+pub use retry::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy, RetryWord};
 pub use rewrite::{PathRewrite, Substitution};
 pub use route::{
     ConnectMode, DirectResponse, Forward, Redirect, Route, RouteAction, RouteTable, VirtualHost, WeightedCluster,

@@ -1,7 +1,172 @@
-//! What a waypoint serves.
+//! What a waypoint serves: where a connection was going leads to a chain, and the chain to clusters.
+//!
+//! **One idea.** This is what istiod's listeners *mean*; how Envoy wires it is not here. A service and port has a [`Chain`]: routes and filters of HTTP, or
+//! clusters and rules of TCP, in the types that a listener of the file has as well. Each is independent of the others: what is not understood of one
+//! closes that one.
 
 mod place;
 mod served;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
 pub use place::{Going, Lead, Place, Places};
 pub use served::{Served, Waypoint};
+
+use crate::http::{
+    ClusterSettings, DnsFamily, EndpointSettings, Labels, MetricSettings, ProxyProtocol, Rbac, RouteTable, UpstreamTls,
+};
+use crate::{RequestLog, Text};
+
+/// What becomes of the connections that are led to one name.
+#[derive(Debug)]
+pub enum Chain {
+    /// Their requests go through a table.
+    Http(HttpChain),
+    /// They are carried as they are.
+    Tcp(TcpChain),
+}
+
+/// A service that speaks HTTP.
+#[derive(Debug)]
+pub struct HttpChain {
+    /// Its routes, filters and metrics.
+    pub table: Arc<RouteTable>,
+    /// Its access logs.
+    pub logs: Vec<RequestLog>,
+    /// Where requests go by the name that they are for: its cluster asks DNS for it. None: its clusters know their endpoints.
+    pub dynamic: Option<DynamicNames>,
+    /// Where a connection was going whose tunnel named the service: its own address. None: that is not said.
+    pub destination: Option<SocketAddr>,
+}
+
+/// A service of which nothing is known above TCP.
+#[derive(Debug)]
+pub struct TcpChain {
+    /// Where connections go; at least one has a weight.
+    pub clusters: Vec<TcpCluster>,
+    /// Whether the client's address decides which endpoint one goes to, where the cluster goes by that.
+    pub by_source: bool,
+    /// Rules that each goes through, in their order. None asks for a request.
+    pub rules: Vec<Rbac>,
+    /// How long no byte may move; none: no limit. Default 1 h, Envoy's.
+    pub idle_timeout: Option<Duration>,
+    /// How long it may be open; none: no limit.
+    pub max_duration: Option<Duration>,
+    /// What it is counted by.
+    pub metrics: Arc<MetricSettings>,
+    /// How often an open connection is counted; none: Istio's 5 s.
+    pub reporting_interval: Option<Duration>,
+    /// Its access logs.
+    pub logs: Vec<RequestLog>,
+    /// Where it goes by the name that its client asks TLS for, at this port.
+    pub dynamic: Option<(DynamicNames, u16)>,
+    /// Where a connection was going whose tunnel named the service: its own address. None: that is not said.
+    pub destination: Option<SocketAddr>,
+}
+
+impl TcpChain {
+    /// Envoy's `idle_timeout` of `TcpProxy`.
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+}
+
+/// The name that stands, in routes and in [`TcpCluster`]s, for the workload that a connection was going to: it goes on there. Istio's name for how
+/// that is wired.
+pub const ORIGINAL_WORKLOAD: &str = "encap";
+
+/// One of the clusters that a TCP chain leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpCluster {
+    /// Its name.
+    pub cluster: Text,
+    /// Its share, of the sum of all.
+    pub weight: u32,
+}
+
+/// Names that are asked for when somebody wants them (Envoy's dynamic forward proxy, which Istio has wildcard hosts of a `ServiceEntry` go through).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DynamicNames {
+    /// Which of a name's addresses count.
+    pub family: DnsFamily,
+}
+
+/// A cluster, as far as it says itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaypointCluster {
+    /// All but its endpoints, what is below HTTP, and what its localities weigh.
+    pub settings: ClusterSettings,
+    /// Where its endpoints come from.
+    pub source: EndpointSource,
+    /// Whether localities get what they weigh.
+    pub weighs_localities: bool,
+    /// What is between TCP and HTTP, by what an endpoint says of itself: the first whose labels it has.
+    pub transports: Vec<(Labels, EndpointTransport)>,
+}
+
+/// Where a cluster's endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointSource {
+    /// Another resource, of this name.
+    Named(Text),
+    /// The cluster itself: addresses, or names as [`ClusterSettings::discovery`] says.
+    Here,
+    /// Where the connection was going is the endpoint (`ORIGINAL_DST`).
+    Original,
+    /// The name that a request or a connection is for has it.
+    Dynamic(DynamicNames),
+}
+
+/// What is between TCP and HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndpointTransport {
+    /// This, by itself or in the endpoint's tunnel.
+    Known {
+        /// TLS, as its client.
+        tls: Option<UpstreamTls>,
+        /// Who the client is, before it.
+        proxy_protocol: Option<ProxyProtocol>,
+    },
+    /// The mutual TLS of Istio's sidecars, without HBONE: there is nothing here that speaks it.
+    Sidecar,
+}
+
+/// The endpoints of one name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSet {
+    /// The endpoints.
+    pub endpoints: Vec<WaypointEndpoint>,
+    /// What localities weigh, in the order in which they came.
+    pub localities: Vec<(Text, u32)>,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaypointEndpoint {
+    /// Its address, and what is said of it.
+    pub settings: EndpointSettings,
+    /// How it is reached.
+    pub reach: Reach,
+    /// What transports are chosen by.
+    pub transport: Labels,
+    /// Whose it is, for metrics: `workload;namespace;canonical name;canonical revision;cluster`, as istiod writes it; may be empty. Who may be there, by its
+    /// certificate, is not said here: workloads say that.
+    pub workload: Text,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// At its address.
+    Direct,
+    /// By HBONE to its address, through the proxy before it; or through this one, a waypoint or gateway on the way.
+    Hbone {
+        /// The address of the one on the way.
+        via: Option<SocketAddr>,
+    },
+    /// By HBONE within HBONE: to the gateway of another network at the endpoint's address, and there to a service (`host:port`).
+    Network {
+        /// What the gateway is asked for.
+        target: Text,
+    },
+}

@@ -253,7 +253,7 @@ impl Held {
     }
 }
 
-fn check_names(response: &DeltaDiscoveryResponse) -> Result<(), ResponseError> {
+pub(crate) fn check_names(response: &DeltaDiscoveryResponse) -> Result<(), ResponseError> {
     let sent = response.resources.iter().map(|resource| &resource.name);
     let mut seen = HashSet::with_capacity(response.resources.len() + response.removed_resources.len());
     for name in sent.chain(&response.removed_resources) {

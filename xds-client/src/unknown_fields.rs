@@ -41,3 +41,8 @@ fn in_value(value: &Value) -> Option<String> {
         _ => None,
     }
 }
+
+/// The descriptors of all messages.
+pub(crate) fn messages() -> impl Iterator<Item = MessageDescriptor> {
+    POOL.as_ref().into_iter().flat_map(DescriptorPool::all_messages)
+}

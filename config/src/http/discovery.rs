@@ -123,6 +123,7 @@ impl NamedEndpoint {
             priority: self.priority,
             locality: self.locality.clone(),
             labels: self.labels.clone(),
+            is_well: true,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Looked for in this order: the exact name, the longest `*suffix`, the longest `prefix*`, `*`. Case does not count, nor does the port
 //! that a client may have added (Envoy's `ignore_port_in_host_matching`, as istiod sets it).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use foldhash::quality::RandomState;
@@ -83,7 +83,7 @@ pub(super) fn without_port(authority: &str) -> &str {
 }
 
 /// From domains to the places of virtual hosts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(super) struct DomainIndex {
     exact: HashMap<String, usize, RandomState>,
     /// Longest first.
@@ -91,6 +91,15 @@ pub(super) struct DomainIndex {
     /// Longest first.
     prefixes: Vec<(String, usize)>,
     any: Option<usize>,
+}
+
+/// In the order of names.
+impl fmt::Debug for DomainIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exact: BTreeMap<_, _> = self.exact.iter().collect();
+        let rest = (&self.suffixes, &self.prefixes, &self.any);
+        f.debug_tuple("DomainIndex").field(&exact).field(&rest).finish()
+    }
 }
 
 impl DomainIndex {

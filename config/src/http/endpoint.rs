@@ -24,6 +24,8 @@ pub struct EndpointSettings {
     pub locality: Text,
     /// What subsets go by.
     pub labels: Labels,
+    /// Whether it is well, as far as the configuration knows. One that is not is given nothing, as one that is ejected.
+    pub is_well: bool,
 }
 
 impl EndpointSettings {
@@ -36,6 +38,7 @@ impl EndpointSettings {
             priority: 0,
             locality: "".into(),
             labels: Labels::default(),
+            is_well: true,
         }
     }
 }
@@ -73,7 +76,7 @@ impl Labels {
     }
 
     /// Whether all of `wanted` are among them.
-    pub(super) fn have(&self, wanted: &Self) -> bool {
+    pub fn have(&self, wanted: &Self) -> bool {
         wanted.0.iter().all(|label| self.0.contains(label))
     }
 }
@@ -148,6 +151,11 @@ impl ClusterEndpoint {
     /// Whether it is ejected.
     pub fn is_ejected(&self) -> bool {
         self.monitor().is_some_and(Monitor::is_ejected)
+    }
+
+    /// Whether it is to be given anything.
+    pub(super) fn is_well(&self) -> bool {
+        self.settings.is_well && !self.is_ejected()
     }
 
     /// Since when it is an endpoint.

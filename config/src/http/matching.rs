@@ -23,6 +23,43 @@ pub struct RequestView<'a> {
     pub headers: &'a HeaderMap,
 }
 
+/// Text that fills one compiled regular expression; more would let one route use up the node's memory.
+const REGEX_SIZE: usize = 1 << 20;
+
+/// Why a text is no regular expression.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadPattern {
+    /// It would take too much memory.
+    #[error("is too large a regular expression")]
+    Large,
+    /// It is none.
+    #[error("is not a regular expression: {0}")]
+    Syntax(String),
+}
+
+/// A regular expression that parts of a text have to match.
+///
+/// # Errors
+/// If it is none (RE2's syntax: no look-around, no back-references), or too large.
+pub fn part_pattern(pattern: &str) -> Result<Regex, BadPattern> {
+    let compiled = regex::RegexBuilder::new(pattern).size_limit(REGEX_SIZE).build();
+    compiled.map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => BadPattern::Large,
+        // The parser's drawing of where it stopped takes several lines.
+        other => BadPattern::Syntax(other.to_string().lines().last().unwrap_or_default().trim().to_owned()),
+    })
+}
+
+/// A regular expression that the whole of a text has to match.
+///
+/// # Errors
+/// As [`part_pattern`].
+pub fn whole_pattern(pattern: &str) -> Result<Regex, BadPattern> {
+    // By itself first: `a)|(?:b` would be two of them in the parentheses that it is to fill.
+    part_pattern(pattern)?;
+    part_pattern(&format!("^(?:{pattern})$"))
+}
+
 /// A condition on a text (`type.matcher.v3.StringMatcher`).
 #[derive(Clone, Debug)]
 pub enum TextMatch {

@@ -108,6 +108,12 @@ impl Rules {
         &self.policies
     }
 
+    /// Whether any of them asks for something that only a request has.
+    pub fn ask_for_requests(&self) -> bool {
+        let asks = |policy: &Policy| policy.permission.asks_for_request() || policy.principal.asks_for_request();
+        self.policies.iter().any(asks)
+    }
+
     /// What is left of them for requests of `peer`.
     pub fn settle(&self, peer: &Peer<'_>) -> Settled {
         let mut left = Vec::new();

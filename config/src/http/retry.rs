@@ -44,6 +44,22 @@ impl RetryConditions {
         ("unavailable", 14),
     ];
 
+    /// Adds what a word stands for. Lists are the caller's.
+    pub fn add(&mut self, word: RetryWord) {
+        match word {
+            RetryWord::ServerError => self.server_error = true,
+            RetryWord::GatewayError => self.gateway_error = true,
+            RetryWord::Reset => self.reset = true,
+            RetryWord::ConnectFailure => self.connect_failure = true,
+            RetryWord::RefusedStream => self.refused_stream = true,
+            RetryWord::Retriable4xx => self.retriable_4xx = true,
+            RetryWord::BeforeRequest => self.reset_before_request = true,
+            RetryWord::RateLimited => self.rate_limited = true,
+            RetryWord::Grpc(code) => self.grpc.push(code),
+            RetryWord::Never | RetryWord::Statuses | RetryWord::Headers => {}
+        }
+    }
+
     /// Whether another try may follow an answer.
     pub fn of_answer(&self, status: StatusCode, headers: &HeaderMap) -> bool {
         if headers.contains_key("x-envoy-ratelimited") {
@@ -94,6 +110,62 @@ impl RetryConditions {
     /// Whether another try may follow a stream that was refused.
     pub fn of_refused_stream(&self) -> bool {
         self.refused_stream || self.of_reset()
+    }
+}
+
+/// A word of `retry_on`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryWord {
+    /// `5xx`
+    ServerError,
+    /// `gateway-error`
+    GatewayError,
+    /// `reset`
+    Reset,
+    /// `connect-failure`
+    ConnectFailure,
+    /// `refused-stream`
+    RefusedStream,
+    /// `retriable-4xx`
+    Retriable4xx,
+    /// `reset-before-request`
+    BeforeRequest,
+    /// `envoy-ratelimited`
+    RateLimited,
+    /// What this proxy never has a reason for: `http3-post-connect-failure`.
+    Never,
+    /// `retriable-status-codes`: those of a list.
+    Statuses,
+    /// `retriable-headers`: those of a list.
+    Headers,
+    /// A status of gRPC.
+    Grpc(u32),
+}
+
+impl RetryWord {
+    /// All of them, as they are written.
+    pub fn all() -> Vec<(&'static str, Self)> {
+        let mut all = vec![
+            ("5xx", Self::ServerError),
+            ("gateway-error", Self::GatewayError),
+            ("reset", Self::Reset),
+            ("connect-failure", Self::ConnectFailure),
+            ("refused-stream", Self::RefusedStream),
+            ("retriable-4xx", Self::Retriable4xx),
+            ("retriable-status-codes", Self::Statuses),
+            ("retriable-headers", Self::Headers),
+            ("reset-before-request", Self::BeforeRequest),
+            ("envoy-ratelimited", Self::RateLimited),
+            ("http3-post-connect-failure", Self::Never),
+        ];
+        all.extend(RetryConditions::GRPC.map(|(word, code)| (word, Self::Grpc(code))));
+        all
+    }
+
+    /// That which is written so.
+    pub fn named(word: &str) -> Option<Self> {
+        let mut all = Self::all().into_iter();
+        all.find(|(known, _)| *known == word).map(|(_, word)| word)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Route tables: from a request to what becomes of it (`config.route.v3`).
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,6 @@ use super::{
 use crate::Text;
 
 /// The routes of one listener.
-#[derive(Debug)]
 pub struct RouteTable {
     /// Unique name.
     pub name: Text,
@@ -103,6 +103,8 @@ pub struct Forward {
     /// At least one, with a weight.
     clusters: Vec<WeightedCluster>,
     total_weight: u32,
+    /// What is answered where its cluster is not there (`cluster_not_found_response_code`). Default 503.
+    pub not_found: StatusCode,
     /// How the path changes.
     pub path: PathRewrite,
     /// The host that the request names from here on.
@@ -153,6 +155,7 @@ impl Forward {
         (sum > 0).then_some(Self {
             clusters,
             total_weight: sum,
+            not_found: StatusCode::SERVICE_UNAVAILABLE,
             path: PathRewrite::None,
             host: None,
             timeout: Some(Self::DEFAULT_TIMEOUT),
@@ -321,6 +324,21 @@ impl RouteTable {
         let matches = |route: usize| host.routes[route].matches.matches(request, random);
         let route = self.paths[place].first(request.path, matches)?;
         Some((host, &host.routes[route]))
+    }
+}
+
+/// Without what only finds routes sooner, so that what is written of two tables differs where they do.
+impl fmt::Debug for RouteTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RouteTable")
+            .field("name", &self.name)
+            .field("normalization", &self.normalization)
+            .field("filters", &self.filters)
+            .field("connection_rules", &self.connection_rules)
+            .field("metrics", &self.metrics)
+            .field("virtual_hosts", &self.virtual_hosts)
+            .field("domains", &self.index)
+            .finish_non_exhaustive()
     }
 }
 

@@ -216,13 +216,13 @@ fn at_percent(levels: &[Level], mut point: u32) -> &Level {
 
 fn health(endpoints: &[Arc<ClusterEndpoint>]) -> Health {
     Health {
-        well: endpoints.iter().filter(|endpoint| !endpoint.is_ejected()).count(),
+        well: endpoints.iter().filter(|endpoint| endpoint.is_well()).count(),
         all: endpoints.len(),
     }
 }
 
 fn well(endpoints: &[Arc<ClusterEndpoint>]) -> Endpoints {
-    let well = endpoints.iter().filter(|endpoint| !endpoint.is_ejected());
+    let well = endpoints.iter().filter(|endpoint| endpoint.is_well());
     well.cloned().collect()
 }
 

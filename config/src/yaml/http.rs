@@ -34,7 +34,7 @@ use serde::Deserialize;
 
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
-use crate::http::{Cluster, Http};
+use crate::http::{Cluster, Http, part_pattern, whole_pattern};
 use crate::{NodeSettings, Text};
 use clusters::ClusterShape;
 use ext_authz::{ProviderShape, Providers};
@@ -165,31 +165,17 @@ fn report_unknown<'k>(
     reading.report(path, name, problem, remedy);
 }
 
-/// Text that fills one compiled regular expression; more would let one route use up the node's memory.
-const REGEX_SIZE: usize = 1 << 20;
-
 /// A regular expression that has to match the whole of a text, or else (`whole` false) parts of it.
 fn regex(path: Path<'_>, value: &Scalar<'_>, whole: bool, reading: &mut Reading) -> Option<Regex> {
-    let compile = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(REGEX_SIZE).build();
-    // By itself first: `a)|(?:b` would be two of them in the parentheses that it is to fill.
-    let alone = compile(value);
     let compiled = match whole {
-        true => alone.and_then(|_| compile(&format!("^(?:{})$", &**value))),
-        false => alone,
+        true => whole_pattern(value),
+        false => part_pattern(value),
     };
     match compiled {
         Ok(regex) => Some(regex),
         Err(error) => {
-            let problem = match error {
-                regex::Error::CompiledTooBig(_) => "is too large a regular expression".to_owned(),
-                // The parser's drawing of where it stopped takes several lines.
-                other => format!(
-                    "is not a regular expression: {}",
-                    other.to_string().lines().last().unwrap_or_default().trim()
-                ),
-            };
             let remedy = "write RE2's syntax (no look-around, no back-references)";
-            reading.report(path, value, problem, remedy);
+            reading.report(path, value, error.to_string(), remedy);
             None
         }
     }

@@ -311,7 +311,7 @@ impl Exchange<'_> {
         let Some(cluster) = self.snapshot.config.http.cluster(&chosen.cluster) else {
             record.flags.add(Flags::NO_CLUSTER);
             record.details = "cluster_not_found".into();
-            return reply(self.audience, StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
+            return reply(self.audience, forward.not_found, Bytes::new());
         };
         let is_let_to = match &intake.switch {
             None => true,

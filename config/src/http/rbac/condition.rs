@@ -121,6 +121,26 @@ impl Condition {
         }
     }
 
+    /// Whether any of it is about a request.
+    pub(super) fn asks_for_request(&self) -> bool {
+        match self {
+            Self::All(several) | Self::Either(several) => several.iter().any(Self::asks_for_request),
+            Self::Not(inner) => inner.asks_for_request(),
+            Self::Header(_)
+            | Self::Path(_)
+            | Self::Template(_)
+            | Self::ClientIp(_)
+            | Self::Claim(_)
+            | Self::Told(_) => true,
+            Self::Any
+            | Self::DestinationIp(_)
+            | Self::DestinationPort(_)
+            | Self::ServerName(_)
+            | Self::Principal(_)
+            | Self::PeerIp(_) => false,
+        }
+    }
+
     /// Whether it holds for a request of `peer`.
     pub fn holds(&self, peer: &Peer<'_>, asking: &Asking<'_>) -> bool {
         match self {

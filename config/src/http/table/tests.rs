@@ -330,3 +330,18 @@ fn whoever_ejects_does_not_wait_for_a_large_ring() {
         std::thread::yield_now();
     }
 }
+
+#[test]
+fn one_that_is_not_well_is_given_nothing() {
+    let endpoints =
+        "endpoints: [{address: '10.0.0.1:80', healthy: false}, '10.0.0.2:80', {address: '10.0.0.3:80', healthy: true}]";
+    for balancing in ["round-robin", "least-request", "random", "ring-hash", "maglev"] {
+        let cluster = cluster(&format!("balancing: {balancing}, {endpoints}"));
+        let given = counts(&cluster, &Wish::default(), 200);
+        assert!(!given.contains_key(&1) && given.len() == 2, "{balancing}: {given:?}");
+    }
+    // While so few are well that it can't be true, it does not count; unless the cluster says that it always does.
+    let bad = "endpoints: [{address: '10.0.0.1:80', healthy: false}]";
+    assert_eq!(counts(&cluster(bad), &Wish::default(), 1).len(), 1);
+    assert!(counts(&cluster(&format!("panic_threshold: 0, {bad}")), &Wish::default(), 1).is_empty());
+}

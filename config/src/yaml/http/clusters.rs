@@ -65,6 +65,7 @@ struct EndpointShape<'a> {
     weight: Option<Scalar<'a>>,
     priority: Option<Scalar<'a>>,
     locality: Option<Scalar<'a>>,
+    healthy: Option<Scalar<'a>>,
     #[serde(default)]
     labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
 }
@@ -227,6 +228,10 @@ impl ClusterShape<'_> {
         let shapes = self.endpoints.iter().enumerate();
         let names = shapes.filter_map(|(index, shape)| {
             let (name, said) = said(shape, path.item(index), reading, Reading::named_endpoint);
+            if !said.is_well {
+                let remedy = "remove the name, or `healthy`: its addresses are what DNS says";
+                reading.report(path.item(index).field("healthy"), "no", "is of a name", remedy);
+            }
             let (host, port) = name?;
             Some(NamedEndpoint {
                 host,
@@ -268,6 +273,7 @@ impl ClusterShape<'_> {
                 priority: said.priority,
                 locality: said.locality,
                 labels: said.labels,
+                is_well: said.is_well,
             });
         }
         endpoints
@@ -334,6 +340,7 @@ struct Said {
     priority: u32,
     locality: Text,
     labels: Labels,
+    is_well: bool,
 }
 
 impl<'a> ScalarOr<'a, EndpointShape<'a>> {
@@ -357,6 +364,7 @@ fn said<T>(
         priority: 0,
         locality: reading.text_or_empty(None),
         labels: Labels::default(),
+        is_well: true,
     };
     let shape = match shape {
         ScalarOr::Scalar(address) => return (read(reading, path, address), said),
@@ -373,6 +381,8 @@ fn said<T>(
     }
     said.locality = reading.text_or_empty(shape.locality.as_ref());
     said.labels = labels(&shape.labels, reading);
+    let healthy = reading.choice(path.field("healthy"), shape.healthy.as_ref(), &YES_OR_NO);
+    said.is_well = healthy.unwrap_or(true);
     (read(reading, path.field("address"), &shape.address), said)
 }
 

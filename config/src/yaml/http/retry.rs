@@ -11,7 +11,7 @@ use super::super::scalar::{Scalar, ScalarOr};
 use super::actions::status;
 use super::headers::header_name;
 use super::matches::{TextShape, header};
-use crate::http::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy};
+use crate::http::{ResetFormat, ResetHeader, RetryConditions, RetryPolicy, RetryWord};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,41 +46,6 @@ struct ResetShape<'a> {
 const RETRIES: RangeInclusive<u32> = 0..=100;
 /// Each request that may be sent again holds so much at most.
 pub(super) const REPLAY: RangeInclusive<u32> = 0..=(16 << 20);
-
-#[derive(Clone, Copy)]
-enum Condition {
-    ServerError,
-    GatewayError,
-    Reset,
-    ConnectFailure,
-    RefusedStream,
-    Retriable4xx,
-    BeforeRequest,
-    RateLimited,
-    /// What this proxy never has a reason for.
-    Never,
-    Statuses,
-    Headers,
-    Grpc(u32),
-}
-
-fn conditions() -> Vec<(&'static str, Condition)> {
-    let mut all = vec![
-        ("5xx", Condition::ServerError),
-        ("gateway-error", Condition::GatewayError),
-        ("reset", Condition::Reset),
-        ("connect-failure", Condition::ConnectFailure),
-        ("refused-stream", Condition::RefusedStream),
-        ("retriable-4xx", Condition::Retriable4xx),
-        ("retriable-status-codes", Condition::Statuses),
-        ("retriable-headers", Condition::Headers),
-        ("reset-before-request", Condition::BeforeRequest),
-        ("envoy-ratelimited", Condition::RateLimited),
-        ("http3-post-connect-failure", Condition::Never),
-    ];
-    all.extend(RetryConditions::GRPC.map(|(word, code)| (word, Condition::Grpc(code))));
-    all
-}
 
 impl RetryShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> RetryPolicy {
@@ -138,24 +103,16 @@ impl RetryShape<'_> {
     }
 
     fn conditions(&self, path: Path<'_>, reading: &mut Reading) -> RetryConditions {
-        let words = conditions();
+        let words = RetryWord::all();
         let mut on = RetryConditions::default();
         let list = path.field("on");
         let (mut uses_statuses, mut uses_headers) = (false, false);
         for (index, word) in self.on.iter().enumerate() {
             match reading.choice(list.item(index), Some(word), &words) {
-                None | Some(Condition::Never) => {}
-                Some(Condition::ServerError) => on.server_error = true,
-                Some(Condition::GatewayError) => on.gateway_error = true,
-                Some(Condition::Reset) => on.reset = true,
-                Some(Condition::ConnectFailure) => on.connect_failure = true,
-                Some(Condition::RefusedStream) => on.refused_stream = true,
-                Some(Condition::Retriable4xx) => on.retriable_4xx = true,
-                Some(Condition::BeforeRequest) => on.reset_before_request = true,
-                Some(Condition::RateLimited) => on.rate_limited = true,
-                Some(Condition::Statuses) => uses_statuses = true,
-                Some(Condition::Headers) => uses_headers = true,
-                Some(Condition::Grpc(code)) => on.grpc.push(code),
+                None => {}
+                Some(RetryWord::Statuses) => uses_statuses = true,
+                Some(RetryWord::Headers) => uses_headers = true,
+                Some(word) => on.add(word),
             }
         }
         for (index, value) in self.statuses.iter().enumerate() {

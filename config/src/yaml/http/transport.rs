@@ -8,8 +8,8 @@ use super::super::reading::{Path, Reading, YES_OR_NO};
 use super::super::scalar::{Scalar, ScalarOr};
 use super::matches::{Conditions, condition};
 use crate::http::{
-    ConnectionSettings, KeyPairFiles, NameKind, NameMatch, Ping, ProxyProtocol, Roots, ServerNames, TextMatch,
-    UpstreamTls,
+    ConnectionSettings, KeyPairFiles, NameKind, NameMatch, Ping, ProxyProtocol, Roots, ServerNames, TcpKeepalive,
+    TextMatch, UpstreamTls,
 };
 
 pub(super) const PROXY_PROTOCOLS: [(&str, ProxyProtocol); 2] = [("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)];
@@ -63,6 +63,17 @@ pub(super) struct ConnectionsShape<'a> {
     streams: Option<Scalar<'a>>,
     idle: Option<Scalar<'a>>,
     ping: Option<PingShape<'a>>,
+    keepalive: Option<KeepaliveShape<'a>>,
+}
+
+/// What differs from `node.keepalive`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KeepaliveShape<'a> {
+    #[serde(borrow)]
+    time: Option<Scalar<'a>>,
+    interval: Option<Scalar<'a>>,
+    probes: Option<Scalar<'a>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -197,6 +208,31 @@ impl ConnectionsShape<'_> {
                     timeout: reading.duration(path.field("timeout"), shape.timeout.as_ref(), Ping::TIMEOUT),
                 }
             }),
+            keepalive: (self.keepalive.as_ref()).map(|shape| shape.compile(path.field("keepalive"), reading)),
+        }
+    }
+}
+
+impl KeepaliveShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> TcpKeepalive {
+        let mut seconds = |field, value: &Option<Scalar<'_>>| {
+            let value = value.as_ref()?;
+            let time = reading.duration(path.field(field), Some(value), Ping::TIMEOUT);
+            let keepalive = TcpKeepalive {
+                time: Some(time),
+                ..TcpKeepalive::default()
+            };
+            if !keepalive.is_possible() {
+                let remedy = "the kernel takes whole seconds from 1s to 32767s";
+                reading.report(path.field(field), value, "is not possible for keepalive", remedy);
+            }
+            Some(time)
+        };
+        let (time, interval) = (seconds("time", &self.time), seconds("interval", &self.interval));
+        TcpKeepalive {
+            time,
+            interval,
+            probes: (self.probes.as_ref()).and_then(|probes| reading.count(path.field("probes"), probes, 1..=127)),
         }
     }
 }

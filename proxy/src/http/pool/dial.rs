@@ -169,6 +169,10 @@ impl Dial {
             Connecting::Underway(stream) => socket::finish_connect(stream).await?,
         };
         let keepalive = self.node.snapshot().config.node.keepalive;
+        let keepalive = match &self.cluster.settings.connections.keepalive {
+            Some(differs) => differs.over(keepalive),
+            None => keepalive,
+        };
         if let Err(error) = socket::set_keepalive(&stream, &keepalive) {
             tracing::debug!(%error, "keepalive could not be set");
         }

@@ -1,0 +1,283 @@
+//! What is in force of a waypoint's resources, and what a response makes of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prost::Message;
+use prost_reflect::DynamicMessage;
+use underpass_config::Text;
+use underpass_config::waypoint::{Chain, EndpointSet, Place, WaypointCluster};
+
+use super::inspection::{ContentHash, inspect, inspect_bytes};
+use super::listener::{self, MAIN, Main, Translated, Unread};
+use super::refusal::{Refused, Untranslated};
+use super::wiring::{self, Kind};
+use super::{CLUSTER, ENDPOINTS, LISTENER, cluster, endpoints};
+use crate::ResponseError;
+use crate::proto::discovery::{DeltaDiscoveryResponse, Resource};
+use crate::proto::envoy::config::cluster::v3::Cluster;
+use crate::proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use crate::proto::envoy::config::listener::v3::Listener;
+
+/// Something that was sent, with its hash. It is the same object as long as it says the same.
+#[derive(Debug)]
+pub struct Kept<T> {
+    /// What it says.
+    pub hash: ContentHash,
+    /// What it means; or why that is not known, so that it is closed.
+    pub served: Result<T, Untranslated>,
+    /// What of it is left out, which only tells of requests, or is one endpoint of several.
+    pub left_out: Vec<Untranslated>,
+}
+
+/// Things by name.
+pub type Served<T> = BTreeMap<Text, Arc<Kept<T>>>;
+
+/// What is in force.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Clusters that are not wiring.
+    pub clusters: Served<WaypointCluster>,
+    /// Sets of endpoints.
+    pub endpoints: Served<EndpointSet>,
+    /// Chains.
+    pub chains: Served<Chain>,
+    /// Where connections lead; none: nothing was sent.
+    pub place: Option<Place>,
+    /// Branches of that which are closed.
+    pub closed: Vec<Untranslated>,
+    /// Listeners and clusters that are wiring and not as it is known, by type and name; while there is one, nothing can be served.
+    pub unlike: BTreeMap<(&'static str, Text), Untranslated>,
+}
+
+/// What a response has done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// What was translated, by name: it is new, or says something else.
+    pub rebuilt: Vec<Text>,
+    /// How much was sent that says what it said.
+    pub kept: usize,
+    /// What is gone, by name.
+    pub removed: Vec<Text>,
+    /// What is not served as it was sent, of what was translated.
+    pub refused: Vec<Untranslated>,
+}
+
+impl Held {
+    /// Takes what a response says.
+    ///
+    /// # Errors
+    /// If it is of a type that is not a waypoint's, has a resource without a name, or one twice. Nothing of it is in force then.
+    pub fn take(&mut self, response: &DeltaDiscoveryResponse) -> Result<Taken, ResponseError> {
+        let remove = match response.type_url.as_str() {
+            CLUSTER => Self::remove_cluster,
+            ENDPOINTS => Self::remove_endpoints,
+            LISTENER => Self::remove_listener,
+            other => return Err(ResponseError::Type(other.to_owned())),
+        };
+        crate::held::check_names(response)?;
+        let mut taken = Taken::default();
+        for name in &response.removed_resources {
+            remove(self, name, &mut taken);
+        }
+        for resource in &response.resources {
+            let name: Text = resource.name.as_str().into();
+            match response.type_url.as_str() {
+                CLUSTER => self.take_cluster(&name, resource, &mut taken),
+                ENDPOINTS => self.take_endpoints(&name, resource, &mut taken),
+                _ => self.take_listener(&name, resource, &mut taken),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn remove_cluster(&mut self, name: &str, taken: &mut Taken) {
+        self.unlike.remove(&(CLUSTER, name.into()));
+        taken.remove(&mut self.clusters, name);
+    }
+
+    fn remove_endpoints(&mut self, name: &str, taken: &mut Taken) {
+        taken.remove(&mut self.endpoints, name);
+    }
+
+    fn remove_listener(&mut self, name: &str, taken: &mut Taken) {
+        self.unlike.remove(&(LISTENER, name.into()));
+        if name == MAIN {
+            self.place = None;
+            self.closed.clear();
+            let gone = std::mem::take(&mut self.chains);
+            taken.removed.extend(gone.into_keys());
+        }
+    }
+
+    fn take_cluster(&mut self, name: &Text, resource: &Resource, taken: &mut Taken) {
+        let (wire, message) = match read::<Cluster>(resource, CLUSTER, |wire| &wire.name) {
+            Ok(read) => read,
+            Err(why) => return taken.unreadable(&mut self.clusters, name, resource, why),
+        };
+        if let Some(known) = wiring::known(Kind::Cluster, name) {
+            return self.take_wiring(CLUSTER, name, wiring::check(&message, known), taken);
+        }
+        let inspected = inspect(&message);
+        taken.keep_or(&mut self.clusters, name, inspected.hash, || {
+            let known = all_known(&inspected.unknown);
+            (known.and_then(|()| cluster::translate(&wire)), Vec::new())
+        });
+    }
+
+    fn take_endpoints(&mut self, name: &Text, resource: &Resource, taken: &mut Taken) {
+        let read = read::<ClusterLoadAssignment>(resource, ENDPOINTS, |wire| &wire.cluster_name);
+        let (wire, message) = match read {
+            Ok(read) => read,
+            Err(why) => return taken.unreadable(&mut self.endpoints, name, resource, why),
+        };
+        let inspected = inspect(&message);
+        taken.keep_or(&mut self.endpoints, name, inspected.hash, || {
+            let translated = all_known(&inspected.unknown).and_then(|()| endpoints::translate(&wire));
+            match translated {
+                Ok((set, left_out)) => (Ok(set), left_out),
+                Err(why) => (Err(why), Vec::new()),
+            }
+        });
+    }
+
+    fn take_listener(&mut self, name: &Text, resource: &Resource, taken: &mut Taken) {
+        let (wire, message) = match read::<Listener>(resource, LISTENER, |wire| &wire.name) {
+            Ok(read) => read,
+            Err(why) => return self.take_wiring(LISTENER, name, Err(why), taken),
+        };
+        match listener::translate(wire, &message) {
+            Translated::Wiring(checked) => self.take_wiring(LISTENER, name, checked, taken),
+            Translated::Main(main) => self.take_main(name, *main, taken),
+            Translated::Unknown => {
+                let why = Refused::new("name", "is no listener of a waypoint's that is known");
+                self.take_wiring(LISTENER, name, Err(why), taken);
+            }
+        }
+    }
+
+    fn take_wiring(&mut self, kind: &'static str, name: &Text, checked: Result<(), Refused>, taken: &mut Taken) {
+        match checked {
+            Ok(()) => {
+                self.unlike.remove(&(kind, name.clone()));
+            }
+            Err(why) => {
+                let why = why.of(name);
+                taken.refused.push(why.clone());
+                self.unlike.insert((kind, name.clone()), why);
+            }
+        }
+    }
+
+    fn take_main(&mut self, name: &Text, main: Main, taken: &mut Taken) {
+        let Main {
+            frame,
+            place,
+            closed,
+            chains,
+        } = main;
+        self.take_wiring(LISTENER, name, frame, taken);
+        let closed: Vec<_> = closed
+            .into_iter()
+            .map(|why| why.within("filter_chain_matcher").of(name))
+            .collect();
+        taken.refused.extend(closed.iter().cloned());
+        self.closed = closed;
+        self.place = Some(place);
+        let mut before = std::mem::take(&mut self.chains);
+        let mut by_name: BTreeMap<&Text, Vec<&Unread>> = BTreeMap::new();
+        for chain in &chains {
+            by_name.entry(&chain.name).or_default().push(chain);
+        }
+        for (name, same) in by_name {
+            if let Some(kept) = before.remove(name) {
+                self.chains.insert(name.clone(), kept);
+            }
+            match &same[..] {
+                [chain] => taken.keep_or_read(&mut self.chains, name, chain.hash, || chain.read()),
+                several => {
+                    // Which of them is meant can't be known.
+                    let hash = ContentHash::of_several(several.iter().map(|chain| chain.hash));
+                    let why = || Refused::new("name", "is another chain's, too");
+                    taken.keep_or(&mut self.chains, name, hash, || (Err(why()), Vec::new()));
+                }
+            }
+        }
+        taken.removed.extend(before.into_keys());
+    }
+}
+
+impl Taken {
+    fn remove<T>(&mut self, from: &mut Served<T>, name: &str) {
+        if let Some((name, _)) = from.remove_entry(name) {
+            self.removed.push(name);
+        }
+    }
+
+    /// Keeps what says the same, and translates the rest.
+    fn keep_or<T>(
+        &mut self,
+        held: &mut Served<T>,
+        name: &Text,
+        hash: ContentHash,
+        translate: impl FnOnce() -> (Result<T, Refused>, Vec<Refused>),
+    ) {
+        self.keep_or_read(held, name, hash, || {
+            let (served, left_out) = translate();
+            let left_out = left_out.into_iter().map(|why| why.of(name));
+            (served.map_err(|why| why.of(name)), left_out.collect())
+        });
+    }
+
+    fn keep_or_read<T>(
+        &mut self,
+        held: &mut Served<T>,
+        name: &Text,
+        hash: ContentHash,
+        translate: impl FnOnce() -> (Result<T, Untranslated>, Vec<Untranslated>),
+    ) {
+        if held.get(name).is_some_and(|kept| kept.hash == hash) {
+            self.kept += 1;
+            return;
+        }
+        let (served, left_out) = translate();
+        self.refused.extend(served.as_ref().err().cloned());
+        self.refused.extend(left_out.iter().cloned());
+        self.rebuilt.push(name.clone());
+        let kept = Kept { hash, served, left_out };
+        held.insert(name.clone(), Arc::new(kept));
+    }
+
+    /// What is no such message is closed, as what it was before is not what it is now.
+    fn unreadable<T>(&mut self, held: &mut Served<T>, name: &Text, resource: &Resource, why: Refused) {
+        let bytes = resource.resource.as_ref().map_or(&[][..], |any| &any.value);
+        let hash = ContentHash::of_bytes(bytes);
+        self.keep_or(held, name, hash, || (Err(why), Vec::new()));
+    }
+}
+
+fn all_known(unknown: &[String]) -> Result<(), Refused> {
+    match unknown.first() {
+        Some(path) => Err(Refused::new(path.as_str(), "is not known")),
+        None => Ok(()),
+    }
+}
+
+/// A resource as its message, twice: as what is translated, and as what can be looked at.
+fn read<M: Message + Default>(
+    resource: &Resource,
+    url: &'static str,
+    name: impl Fn(&M) -> &String,
+) -> Result<(M, DynamicMessage), Refused> {
+    let any = resource.resource.as_ref().ok_or_else(|| Refused::missing("resource"))?;
+    if any.type_url != url {
+        return Err(Refused::unsupported("resource", format!("a `{}`", any.type_url)));
+    }
+    let wire = M::decode(&*any.value).map_err(|error| Refused::new("", format!("can't be decoded: {error}")))?;
+    if *name(&wire) != resource.name {
+        return Err(Refused::new("name", format!("is `{}` in the message", name(&wire))));
+    }
+    let type_name = url.rsplit_once('/').map_or(url, |(_, name)| name);
+    let message = inspect_bytes(type_name, &any.value).map_err(|why| Refused::new("", why))?;
+    Ok((wire, message))
+}
