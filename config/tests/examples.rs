@@ -34,6 +34,7 @@ fn every_example_loads() {
         "services.yaml",
         "tracing.yaml",
         "upstreams.yaml",
+        "waypoint.yaml",
         "balancing.yaml",
     ] {
         assert!(names.iter().any(|name| name == known), "{known} is missing");
