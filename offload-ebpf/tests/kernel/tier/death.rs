@@ -262,7 +262,9 @@ fn bytes_after_end(
         let reader = scope.spawn(|| {
             run_first(at_receiver, 1);
             let deadline = Instant::now() + soon();
-            while !has_something(&b) && Instant::now() < deadline {}
+            while !has_something(&b) && Instant::now() < deadline {
+                thread::yield_now();
+            }
             spin_for(pause);
             // Nobody gives the receiver's lock back until the page is there.
             let first = page.read(&b);
