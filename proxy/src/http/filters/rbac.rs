@@ -7,6 +7,9 @@ use underpass_config::{Action, Text};
 use super::Refusal;
 use crate::telemetry::Telemetry;
 
+/// What shadow rules have said of a request: names and values.
+type Told = [Option<(Text, Text)>; 2];
+
 /// What is left of rules for one connection.
 #[derive(Debug)]
 pub struct SettledRbac {
@@ -43,7 +46,7 @@ impl SettledRbac {
         peer: &Peer<'_>,
         asking: &Asking<'_>,
         telemetry: &Telemetry,
-    ) -> (Result<(), Refusal>, [Option<(Text, Text)>; 2]) {
+    ) -> (Result<(), Refusal>, Told) {
         let mut told = [None, None];
         if let (Some(shadow), Some(settled)) = (&rbac.shadow, &self.shadow) {
             let ruling = shadow.rule(settled, peer, asking);
