@@ -162,7 +162,7 @@ const FORMATS: [(&str, Named); 5] = [
 /// What a log turns out to be.
 enum Compiled {
     Own(LogFormat, PathBuf),
-    OfRequests(RequestLog),
+    OfRequests(Box<RequestLog>),
 }
 
 impl AccessLogShape<'_> {
@@ -208,7 +208,7 @@ fn add(logs: &mut AccessLog, log: Option<Compiled>) {
     match log {
         None => {}
         Some(Compiled::Own(format, path)) => (logs.format, logs.path) = (format, path),
-        Some(Compiled::OfRequests(log)) => logs.requests.push(log),
+        Some(Compiled::OfRequests(log)) => logs.requests.push(*log),
     }
 }
 
@@ -249,7 +249,7 @@ impl LogShape<'_> {
         let filter = (self.filter.as_ref()).map(|filter| filter.compile(path.field("filter"), reading));
         if let Some(to) = self.remote(path, reading) {
             let filter = filter.unwrap_or_default();
-            return Some(Compiled::OfRequests(RequestLog { to, filter }));
+            return Some(Compiled::OfRequests(Box::new(RequestLog { to, filter })));
         }
         let omits_empty = reading
             .choice(
@@ -274,10 +274,10 @@ impl LogShape<'_> {
                 return Some(Compiled::Own(own, to));
             }
         };
-        Some(Compiled::OfRequests(RequestLog {
+        Some(Compiled::OfRequests(Box::new(RequestLog {
             to: LogTo::File { path: to, format },
             filter: filter.unwrap_or_default(),
-        }))
+        })))
     }
 
     /// The format of lines of requests, or else the proxy's own.

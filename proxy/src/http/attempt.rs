@@ -68,6 +68,32 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Whether there was no connection.
+    pub fn is_unconnected(&self) -> bool {
+        matches!(
+            self,
+            Self::NotConnected(_) | Self::Untrusted(_) | Self::ConnectTimedOut | Self::Overflow
+        )
+    }
+
+    /// What a span of the try says of it, in Envoy's words (`resetReasonToString`); nothing, if the proxy has given it up.
+    pub fn reset_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::NotConnected(_) | Self::Untrusted(_) => Some("remote connection failure"),
+            Self::ConnectTimedOut => Some("connection timeout"),
+            Self::Refused => Some("remote refused stream reset"),
+            Self::Reset => Some("remote reset"),
+            Self::Closed | Self::Limited => Some("connection termination"),
+            Self::Malformed => Some("protocol error"),
+            Self::Overflow => Some("overflow"),
+            Self::NotSpoken(_) | Self::TimedOut | Self::Idle | Self::Lasted | Self::ClientGone | Self::Unwritable => {
+                None
+            }
+        }
+    }
+}
+
 /// What an endpoint has answered.
 pub struct Answer {
     /// The head, and the body.

@@ -240,6 +240,9 @@ impl Job<'_> {
             if let Some(outcome) = self.told(&outcome) {
                 self.note(current, outcome);
             }
+            if let Some(traced) = &mut record.traced {
+                traced.end_try(outcome.as_ref().map(|answer| answer.response.version()));
+            }
             record.service_time = Some(record.age());
             if let Some(pause) = self.goes_on(&outcome, record.attempts, &mut holds, record) {
                 note_given_up(&outcome, record);
@@ -360,11 +363,14 @@ impl Job<'_> {
 
     /// Begins a try's span, where tries have one; the request then tells the endpoint of it.
     fn begin_try(&self, endpoint: SocketAddr, record: &mut Record) -> Option<Intake> {
-        let cluster = &self.cluster.settings.name;
-        let headers = record
-            .traced
-            .as_mut()?
-            .begin_try(endpoint, cluster, &self.intake.headers)?;
+        let whither = (&self.cluster.settings.name, endpoint);
+        let version = match self.speaks() {
+            Speaks::Http1 => Some(http::Version::HTTP_11),
+            Speaks::Http2 => Some(http::Version::HTTP_2),
+            Speaks::Negotiated => None,
+        };
+        let traced = record.traced.as_mut()?;
+        let headers = traced.begin_try(whither, version, &self.intake.headers)?;
         Some(self.intake.with_headers(headers))
     }
 

@@ -162,6 +162,12 @@ impl Logged<'_> {
         find(&self.kept.trailers, name).or_else(|| find(&self.kept.response, name))
     }
 
+    /// Tries. Envoy counts one that found no endpoint.
+    fn attempts(&self) -> u32 {
+        let in_vain = u32::from(self.record.flags.has(Flags::NO_HEALTHY_UPSTREAM));
+        self.record.attempts.saturating_add(in_vain)
+    }
+
     fn is_grpc(&self) -> bool {
         find(&self.kept.request, &CONTENT_TYPE).is_some_and(is_kind_of_grpc)
     }
@@ -284,11 +290,7 @@ impl Facts for Logged<'_> {
                 let after = record.answered_after.filter(|_| record.is_complete);
                 millis(after.map(|after| record.age().saturating_sub(after)), out)
             }
-            // Envoy counts one that found no endpoint.
-            Fact::Attempts => {
-                let in_vain = u32::from(record.flags.has(Flags::NO_HEALTHY_UPSTREAM));
-                number(Some(record.attempts.saturating_add(in_vain)), out)
-            }
+            Fact::Attempts => number(Some(self.attempts()), out),
             Fact::GrpcStatus(form) => {
                 let status = self.grpc_status().filter(|_| self.is_grpc());
                 some(status.map(|status| grpc_word(status, *form)), out)

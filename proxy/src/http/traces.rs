@@ -14,10 +14,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use underpass_config::Text;
 use underpass_config::http::{Route, SpanDirection, Tracing};
 
+use super::attempt::Failure;
 use super::filters::Findings;
 use super::flags::Flags;
 use super::intake::Intake;
@@ -80,6 +81,10 @@ struct Try {
     cluster: Text,
     /// How many came before it.
     number: u32,
+    /// What is spoken with the endpoint; none: there is no connection, or it is not known.
+    version: Option<Version>,
+    /// How it has failed, if the endpoint, or the way there, is to blame.
+    reset: Option<&'static str>,
     /// When it was given up for another, and what it had come to; none: it is the last.
     given_up: Option<GivenUp>,
 }
@@ -211,8 +216,13 @@ impl Traced {
         }
     }
 
-    /// Begins a try, if tries have spans; `headers` then tell the endpoint of it.
-    pub fn begin_try(&mut self, endpoint: SocketAddr, cluster: &Text, headers: &HeaderMap) -> Option<HeaderMap> {
+    /// Begins a try by `version`, where that is known, if tries have spans; the fields that tell the endpoint of it, made of `headers`.
+    pub fn begin_try(
+        &mut self,
+        (cluster, endpoint): (&Text, SocketAddr),
+        version: Option<Version>,
+        headers: &HeaderMap,
+    ) -> Option<HeaderMap> {
         if !self.tracing.has_try_spans {
             return None;
         }
@@ -227,10 +237,25 @@ impl Traced {
                 endpoint,
                 cluster: cluster.clone(),
                 number: u32::try_from(reported.tries.len()).unwrap_or(u32::MAX),
+                version,
+                reset: None,
                 given_up: None,
             });
         }
         Some(headers)
+    }
+
+    /// Notes what was spoken in a try that was answered, or how one has failed.
+    pub fn end_try(&mut self, outcome: Result<Version, &Failure>) {
+        let last = reported(&mut self.span).and_then(|reported| reported.tries.last_mut());
+        let Some(last) = last else { return };
+        match outcome {
+            Ok(version) => last.version = Some(version),
+            Err(failure) => {
+                last.reset = failure.reset_reason();
+                last.version = last.version.filter(|_| !failure.is_unconnected());
+            }
+        }
     }
 
     /// Notes that there will be another try, and what the last one has come to.

@@ -214,6 +214,8 @@ fn asked() -> Vec<Ask> {
         of(EGRESS, "/ok", "x-envoy-decorator-operation: said\r\n", 1),
         of(EGRESS, "/ok", "x-do: 404\r\n", 1),
         of(EGRESS, "/quiet", "", 1),
+        of(EGRESS, "/ok", &format!("{grpc}x-do: grpc\r\n"), 1),
+        of(TRIES, "/ok", "x-do: close\r\n", 2),
         of(EGRESS, "/nowhere", "", 1),
         of(NONE, "/ok", "", 0),
         of(NONE, "/ok", "x-envoy-force-trace: 1\r\n", 0),

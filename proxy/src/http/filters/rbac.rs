@@ -9,6 +9,9 @@ use underpass_config::{Action, Text};
 use super::Refusal;
 use crate::telemetry::{DryRunCounter, Telemetry};
 
+/// What shadow rules have said of a request: names and values.
+type Told = [Option<(Text, Text)>; 2];
+
 /// What is left of rules for one connection.
 #[derive(Debug)]
 pub struct SettledRbac {
@@ -49,7 +52,7 @@ fn is_dry_run(rbac: &Rbac) -> bool {
 const RESULTS: [&str; 2] = ["denied", "allowed"];
 
 /// What came of judging: why it does not pass; and which policy of shadow rules has matched and what they would have done, under the names by which Envoy tells it.
-type Judged = (Result<(), Refusal>, [Option<(Text, Text)>; 2]);
+type Judged = (Result<(), Refusal>, Told);
 
 impl SettledRbac {
     /// Of `rbac`, for requests of `peer`.

@@ -102,7 +102,6 @@ impl Logged<'_> {
         let record = self.record;
         let session = &record.connection().session;
         let client = Some(address(session.source.address()));
-        let is_connected = !record.flags.has(super::Flags::CONNECT_FAILED);
         als::AccessLogCommon {
             downstream_remote_address: client.clone(),
             downstream_direct_remote_address: client,
@@ -119,9 +118,14 @@ impl Logged<'_> {
             time_to_first_upstream_rx_byte: record.answered_after.map(duration),
             time_to_last_downstream_tx_byte: Some(record.age()).filter(|_| record.is_complete).map(duration),
             duration: Some(duration(record.age())),
-            upstream_remote_address: record.endpoint.filter(|_| is_connected).map(address),
+            upstream_remote_address: record.endpoint.map(address),
             upstream_local_address: record.upload.as_ref().and_then(Upload::local).map(address),
-            upstream_cluster: self.cluster().unwrap_or_default().to_owned(),
+            // That of the endpoint, as with Envoy: without one there is none.
+            upstream_cluster: self
+                .cluster()
+                .filter(|_| record.endpoint.is_some())
+                .unwrap_or_default()
+                .to_owned(),
             response_flags: self.response_flags(),
             upstream_transport_failure_reason: record.transport_failure.as_deref().unwrap_or_default().to_owned(),
             route_name: record
@@ -129,7 +133,7 @@ impl Logged<'_> {
                 .as_ref()
                 .map(|(_, route)| route.name.to_string())
                 .unwrap_or_default(),
-            upstream_request_attempt_count: record.attempts,
+            upstream_request_attempt_count: self.attempts(),
             stream_id: self.header(&X_REQUEST_ID),
         }
     }

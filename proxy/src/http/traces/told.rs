@@ -34,6 +34,9 @@ const METHODS: [&str; 9] = [
 ];
 const OTHER_METHOD: &str = "_OTHER";
 
+/// gRPC's statuses that are a server's failure: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+const GRPC_FAILURES: [u16; 6] = [2, 4, 12, 13, 14, 15];
+
 /// Tags, each name once: what is said again takes the place of what was said.
 #[derive(Default)]
 struct Tags(Vec<KeyValue>);
@@ -99,7 +102,7 @@ impl Telling<'_> {
         self.node(&mut tags);
         self.of_request(&mut tags);
         self.common(&came_to, self.logged.cluster(), &mut tags);
-        self.of_grpc(&mut tags);
+        let grpc = self.of_grpc(&mut tags);
         let parent = self.span.parent;
         otlp::Span {
             trace_id: self.span.context.trace_id.to_vec(),
@@ -111,7 +114,7 @@ impl Telling<'_> {
             start_time_unix_nano: nanos(self.record.started()),
             end_time_unix_nano: nanos(ended),
             attributes: tags.0,
-            status: status(kind, came_to.status),
+            status: status(kind, came_to.status, grpc),
             flags: IS_SAMPLED | HAS_IS_REMOTE | if parent.is_some() { IS_REMOTE } else { 0 },
         }
     }
@@ -129,16 +132,17 @@ impl Telling<'_> {
             },
         };
         let mut tags = Tags::default();
-        self.node(&mut tags);
         if one.number > 0 {
             tags.set("retry.count", one.number.to_string());
         }
         if one.given_up.is_some() {
             tags.set("canceled", "true");
         }
-        if let Some(version) = self.record.version {
-            tags.set("http.protocol", protocol(version));
+        if let Some(reset) = one.reset {
+            tags.set("error", "true");
+            tags.set("error.reason", reset);
         }
+        tags.set("http.protocol", one.version.map_or("-", protocol));
         tags.set("upstream_address", one.endpoint.to_string());
         tags.set("peer.address", one.endpoint.to_string());
         self.common(&came_to, Some(&one.cluster), &mut tags);
@@ -152,7 +156,7 @@ impl Telling<'_> {
             start_time_unix_nano: nanos(one.began),
             end_time_unix_nano: nanos(one.given_up.as_ref().map_or(ended, |given_up| given_up.at)),
             attributes: tags.0,
-            status: status(CLIENT, came_to.status),
+            status: status(CLIENT, came_to.status, None),
             flags: IS_SAMPLED | HAS_IS_REMOTE,
         }
     }
@@ -234,14 +238,20 @@ impl Telling<'_> {
         format!("{scheme}://{authority}{path}")
     }
 
-    /// What a response of gRPC says.
-    fn of_grpc(&self, tags: &mut Tags) {
+    /// What a response of gRPC says, and its status.
+    fn of_grpc(&self, tags: &mut Tags) -> Option<u16> {
         for (tag, name) in [("grpc.status_code", "grpc-status"), ("grpc.message", "grpc-message")] {
             let said = self.logged.answered(&HeaderName::from_static(name));
             if let Some(said) = said {
                 tags.set(tag, String::from_utf8_lossy(said));
             }
         }
+        let said = std::str::from_utf8(self.logged.answered(&HeaderName::from_static("grpc-status"))?);
+        let status = said.ok()?.parse().ok()?;
+        if GRPC_FAILURES.contains(&status) {
+            tags.set("error", "true");
+        }
+        Some(status)
     }
 
     fn common(&self, came_to: &CameTo, cluster: Option<&str>, tags: &mut Tags) {
@@ -275,10 +285,13 @@ impl Telling<'_> {
     }
 }
 
-/// A server's span has an error where the server has failed, a client's where it was not served (OpenTelemetry's conventions for HTTP).
-fn status(kind: i32, status: u16) -> Option<otlp::Status> {
-    let least = if kind == SERVER { 500 } else { 400 };
-    (status >= least).then_some(otlp::Status { code: ERROR })
+/// A server's span has an error where the server has failed, a client's where it was not served (OpenTelemetry's conventions for HTTP and gRPC).
+fn status(kind: i32, status: u16, grpc: Option<u16>) -> Option<otlp::Status> {
+    let is_error = match kind == SERVER {
+        true => status >= 500 || grpc.is_some_and(|grpc| GRPC_FAILURES.contains(&grpc)),
+        false => status >= 400 || grpc.is_some_and(|grpc| grpc != 0),
+    };
+    is_error.then_some(otlp::Status { code: ERROR })
 }
 
 fn nanos(time: SystemTime) -> u64 {

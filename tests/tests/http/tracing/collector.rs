@@ -92,7 +92,8 @@ impl Collector {
 }
 
 impl Told {
-    fn hear(&mut self, path: &str, message: &[u8]) {
+    /// Hears a message; `identifier` is what its stream has begun with.
+    fn hear(&mut self, path: &str, message: &[u8], identifier: &mut Identifier) {
         match path {
             TRACES | "/v1/traces" => {
                 for spans in ExportTraces::decode(message).expect("spans").resource_spans {
@@ -110,9 +111,9 @@ impl Told {
             }
             ENTRIES => {
                 let message = StreamAccessLogs::decode(message).expect("entries");
-                let last = self.entries.last().map(|(identifier, _)| identifier.clone());
-                // Only the first message of a stream has one.
-                let identifier = message.identifier.or(last).unwrap_or_default();
+                if let Some(said) = message.identifier {
+                    *identifier = said;
+                }
                 let entries = message.http_logs.unwrap_or_default().log_entry;
                 self.entries
                     .extend(entries.into_iter().map(|entry| (identifier.clone(), entry)));
@@ -129,7 +130,7 @@ async fn by_grpc(
 ) -> Result<(), h2::Error> {
     let (head, mut stream) = request.into_parts();
     let path = head.uri.path().to_owned();
-    let mut body = Vec::new();
+    let (mut body, mut identifier) = (Vec::new(), Identifier::default());
     {
         let mut told = told.lock().expect("no holder panics");
         told.heads.push(format!("{} {:?}", head.uri, head.headers));
@@ -151,7 +152,7 @@ async fn by_grpc(
             }
             assert_eq!(body[0], 0, "it is not compressed");
             let message: Vec<u8> = body.drain(..5 + length).skip(5).collect();
-            told.lock().expect("no holder panics").hear(&path, &message);
+            told.lock().expect("no holder panics").hear(&path, &message, &mut identifier);
         }
     }
     answer.send_data(vec![0; 5].into(), false)?;
@@ -192,7 +193,7 @@ fn by_http(mut stream: &TcpStream, told: &Mutex<Told>) -> Option<()> {
     let path = head.split(' ').nth(1)?.to_owned();
     {
         let mut told = told.lock().expect("no holder panics");
-        told.hear(&path, &body);
+        told.hear(&path, &body, &mut Identifier::default());
         told.heads.push(head);
     }
     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").ok()

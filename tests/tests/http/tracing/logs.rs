@@ -109,7 +109,11 @@ fn told(collector: &Collector, side: &Side) -> BTreeMap<(String, String), String
             .collect();
         let agent = attributes["agent"].clone();
         if let Some(trace) = attributes.get_mut("trace") {
-            let id = Any::Text(messages::hex(&record.trace_id));
+            let id = match record.trace_id.is_empty() {
+                true => "-".to_owned(),
+                false => messages::hex(&record.trace_id),
+            };
+            let id = Any::Text(id);
             assert_eq!(*trace, format!("{:?}", Some(&id)));
             *trace = format!("{} {}", trace.len(), record.span_id.len());
         }
@@ -129,10 +133,10 @@ fn told(collector: &Collector, side: &Side) -> BTreeMap<(String, String), String
             .unwrap_or_default();
         normal(&mut entry, side);
         let key = (identifier.log_name.clone(), agent);
-        assert!(
-            all.insert(key, format!("{node} {entry:?}")).is_none(),
-            "an entry is there once"
-        );
+        let text = format!("{node} {entry:?}");
+        if let Some(before) = all.insert(key.clone(), text.clone()) {
+            panic!("{key:?} is there twice:\n{before}\n{text}");
+        }
     }
     all
 }
@@ -182,7 +186,9 @@ fn normal(entry: &mut messages::Entry, side: &Side) {
     let request = entry.request.as_mut().expect("a request");
     assert_eq!(request.request_id.len(), 36);
     // By one of these names a request is found in other logs.
-    common.stream_id = (common.stream_id == request.request_id).to_string();
+    if common.stream_id == request.request_id {
+        common.stream_id = "as the request".to_owned();
+    }
     request.request_id.clear();
     let response = entry.response.as_mut().expect("a response");
     response.body = u64::from(response.body > 0);
@@ -203,12 +209,7 @@ fn entries_are_envoys() {
     };
     let place = Place::start(&[table], &logs());
     let asks = [
-        (
-            "GET",
-            "/ok",
-            "x-a: 1\r\nreferer: there\r\nx-forwarded-for: 192.0.2.7\r\n",
-            "",
-        ),
+        ("GET", "/ok", "x-a: 1\r\nreferer: there\r\n", ""),
         ("POST", "/ok", "content-length: 5\r\n", "12345"),
         ("GET", "/ok", "x-do: 404\r\n", ""),
         ("GET", "/rewrite/x", "", ""),
@@ -218,7 +219,6 @@ fn entries_are_envoys() {
         ("GET", "/closed", "", ""),
         ("GET", "/retried", "x-do: 503\r\n", ""),
         ("OPTIONS", "/ok", "", ""),
-        ("WHAT", "/ok", "", ""),
     ];
     for (number, (method, path, lines, body)) in asks.iter().enumerate() {
         let request =

@@ -204,7 +204,7 @@ pub(crate) struct Common {
     pub(crate) duration: Option<Time>,
     #[prost(uint32, tag = "24")]
     pub(crate) attempts: u32,
-    #[prost(string, tag = "27")]
+    #[prost(string, tag = "26")]
     pub(crate) stream_id: String,
 }
 
