@@ -200,12 +200,9 @@ impl Place {
             let [mut ours, mut envoys] = self.both(request);
             if request.starts_with("HEAD ") {
                 // Envoy says of an answer to HEAD that has no length how it would be framed; endpoints tell in theirs how often they were asked.
-                for (seen, name) in [
-                    (&mut ours, "content-length"),
-                    (&mut envoys, "content-length"),
-                    (&mut envoys, "transfer-encoding"),
-                ] {
-                    seen.headers.remove(name);
+                envoys.headers.remove("transfer-encoding");
+                for seen in [&mut ours, &mut envoys] {
+                    seen.headers.remove("content-length");
                 }
             }
             // What hyper's parser does not take for a path is refused by it (`differences`).

@@ -126,7 +126,7 @@ fn what_servers_are_told_by_routes_and_tell_besides_is_as_with_envoy() {
         let seen = pair.both(PORT, &get(path, &format!("x-ask: {ask}\r\n")));
         assert_eq!(seen.map(|seen| seen.status), [*status; 2], "{path} {ask}");
         for (side, heard) in ["ours", "envoys"].into_iter().zip(&heard) {
-            assert_eq!(contexts(heard), [context.clone()], "{side} {path}");
+            assert_eq!(contexts(heard), std::slice::from_ref(context), "{side} {path}");
         }
     }
     let seen = pair.both(PORT, &get("/off/x", "x-ask: tenant none\r\n"));
