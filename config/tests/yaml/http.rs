@@ -326,6 +326,19 @@ fn a_listener_and_its_routes_go_together() {
             "protocol: socks5, routes: t",
             "routes | t | only HTTP listeners | protocol: http",
         ),
+        ("protocol: hbone", "identity | | shows a certificate | identity: spiffe://"),
+        (
+            "protocol: hbone, identity: web",
+            "identity | web | begins with `spiffe://` | spiffe://cluster.local/ns/shop/sa/web",
+        ),
+        (
+            "protocol: hbone, identity: 'spiffe://cluster.local/ns/shop/sa/web'",
+            "identity | spiffe://cluster.local/ns/shop/sa/web | there is no certificate | node.identities.certificates",
+        ),
+        (
+            "protocol: socks5, identity: 'spiffe://cluster.local/ns/shop/sa/web'",
+            "identity | spiffe://cluster.local/ns/shop/sa/web | only listeners for tunnels | protocol: hbone",
+        ),
     ];
     for (fields, expected) in cases {
         let yaml = format!("node: {{listeners: [{{name: a, address: '127.0.0.1:80', {fields}}}]}}");
