@@ -128,12 +128,10 @@ fn every_recorded_field_is_used_or_listed() {
                                 .entry((field.clone(), differs))
                                 .or_insert_with(|| format!("{scenario} {kind} {name}"));
                         }
-                        if !is_wiring {
-                            if differs {
-                                matters.insert(field.clone());
-                            }
-                            seen.insert(field);
+                        if !is_wiring && differs {
+                            matters.insert(field.clone());
                         }
+                        seen.insert(field);
                     }
                 }
             }
