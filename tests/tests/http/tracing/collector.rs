@@ -152,7 +152,9 @@ async fn by_grpc(
             }
             assert_eq!(body[0], 0, "it is not compressed");
             let message: Vec<u8> = body.drain(..5 + length).skip(5).collect();
-            told.lock().expect("no holder panics").hear(&path, &message, &mut identifier);
+            told.lock()
+                .expect("no holder panics")
+                .hear(&path, &message, &mut identifier);
         }
     }
     answer.send_data(vec![0; 5].into(), false)?;
