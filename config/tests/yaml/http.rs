@@ -326,7 +326,10 @@ fn a_listener_and_its_routes_go_together() {
             "protocol: socks5, routes: t",
             "routes | t | only HTTP listeners | protocol: http",
         ),
-        ("protocol: hbone", "identity | | shows a certificate | identity: spiffe://"),
+        (
+            "protocol: hbone",
+            "identity | | shows a certificate | identity: spiffe://",
+        ),
         (
             "protocol: hbone, identity: web",
             "identity | web | begins with `spiffe://` | spiffe://cluster.local/ns/shop/sa/web",

@@ -88,7 +88,7 @@ mod tests {
     use crate::waypoint::{Going, Lead};
     use crate::{Config, Text};
 
-    const FILE: &str = "http:\n  routes:\n  - {name: web, virtual_hosts: [{name: a, domains: ['*'], routes: [{direct_response: {status: 200}}]}]}\n  services:\n";
+    const FILE: &str = "http:\n  routes:\n  - {name: web, virtual_hosts: [{name: a, domains: ['*'], routes: [{direct: {status: 200}}]}]}\n  services:\n";
 
     fn served(services: &str) -> Result<Waypoint, String> {
         let config = Config::from_yaml(&format!("{FILE}{services}")).map_err(|error| error.to_string())?;

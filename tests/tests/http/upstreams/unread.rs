@@ -19,10 +19,10 @@ use crate::streams;
 
 /// RFC 7541, appendix A: `:status: 200` of the static table.
 const OK: u8 = 0x88;
-/// What the proxy lets an endpoint send of one answer (`STREAM_WINDOW`), in frames of a byte.
+/// What the proxy bears of one answer that is not read, in frames of a byte (`ONE_STREAM`).
 const FRAMES: usize = 128 << 10;
 
-/// Answers the first stream of each connection by as many small frames as it may send, and ends it when it has answered another. Counts
+/// Answers the first stream of each connection by as many small frames as are borne, and ends it when it has answered another. Counts
 /// connections.
 fn start(host: &Host) -> (SocketAddr, Arc<AtomicU32>) {
     let listener = host.listen(9001);
@@ -54,7 +54,6 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
             (HEADERS, Some(first)) => {
                 stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &[OK]))?;
                 if !std::mem::replace(&mut is_ended, true) {
-                    // It has a window for no more than this.
                     stream.write_all(&frame(DATA, END_STREAM, first, &[]))?;
                 }
             }
