@@ -139,7 +139,8 @@ struct Moment(UnsafeCell<u64>);
 // SAFETY: one word, read and written whole.
 unsafe impl Sync for Moment {}
 
-/// When a whole wait for a sender was in vain; 0 before the first.
+/// When a whole wait for a sender was in vain; 0 before the first. (BTF has its name: unmangled, it does not say where the crate lies.)
+#[unsafe(no_mangle)]
 static IN_VAIN: Moment = Moment(UnsafeCell::new(0));
 
 struct Leaving {
