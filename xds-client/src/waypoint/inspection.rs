@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use aws_lc_rs::digest::{SHA256, digest};
-use prost::Message;
 use prost_reflect::{DynamicMessage, MapKey, ReflectMessage, Value};
 use prost_types::Any;
 
@@ -110,12 +109,14 @@ impl Inspector {
             return out;
         }
         let mut out = Vec::new();
+        // What is not known is compared as it came.
+        let mut as_it_came = Vec::new();
         for unknown in message.unknown_fields() {
             self.unknown.push(joined(path, &unknown.number().to_string()));
+            unknown.encode(&mut as_it_came);
         }
-        if message.unknown_fields().next().is_some() {
-            // What is not known is compared as it came.
-            framed(&message.encode_to_vec(), &mut out);
+        if !as_it_came.is_empty() {
+            framed(&as_it_came, &mut out);
         }
         for (field, value) in message.fields() {
             out.extend_from_slice(&field.number().to_le_bytes());
