@@ -16,14 +16,44 @@ type Told = [Option<(Text, Text)>; 2];
 #[derive(Debug)]
 pub struct SettledRbac {
     rules: Option<Settled>,
-    shadow: Option<Settled>,
-    /// What shadow rules have matched is told under it.
-    shadow_key: Text,
-    /// And what they would have done, under this one: let it pass, or not.
-    result_key: Text,
-    results: [Text; 2],
+    shadow: Option<SettledShadow>,
+}
+
+/// What is left of shadow rules.
+#[derive(Debug)]
+struct SettledShadow {
+    settled: Settled,
+    names: ShadowNames,
     /// Where that is a trial, how it is counted; if it is none, it says whom to ask.
     dry_run: Option<DryRun>,
+}
+
+/// The names by which Envoy tells what shadow rules have said.
+#[derive(Debug)]
+struct ShadowNames {
+    /// Of the policy that has matched.
+    policy: Text,
+    /// Of what they would have done, which is one of these: not let it pass, or let it.
+    result: Text,
+    results: [Text; 2],
+}
+
+impl ShadowNames {
+    fn of(rbac: &Rbac) -> Self {
+        Self {
+            policy: Rbac::shadow_key(&rbac.shadow_prefix),
+            result: Rbac::shadow_result_key(&rbac.shadow_prefix),
+            results: ["denied".into(), "allowed".into()],
+        }
+    }
+
+    fn tell(&self, ruling: &Ruling<'_>) -> Told {
+        let result = &self.results[usize::from(ruling.is_allowed)];
+        [
+            ruling.policy.map(|policy| (self.policy.clone(), policy.clone())),
+            Some((self.result.clone(), result.clone())),
+        ]
+    }
 }
 
 /// The counters of shadow rules, each looked up when it is first needed: one for each policy, and one for where none matches.
@@ -48,39 +78,31 @@ fn is_dry_run(rbac: &Rbac) -> bool {
     *rbac.shadow_prefix != *Rbac::ASKING_PREFIX
 }
 
-/// What shadow rules would have done: not let it pass, or let it.
-const RESULTS: [&str; 2] = ["denied", "allowed"];
-
 /// What came of judging: why it does not pass; and which policy of shadow rules has matched and what they would have done, under the names by which Envoy tells it.
 type Judged = (Result<(), Refusal>, Told);
 
 impl SettledRbac {
     /// Of `rbac`, for requests of `peer`.
     pub fn new(rbac: &Rbac, peer: &Peer<'_>) -> Self {
-        let settle = |rules: &Option<_>| rules.as_ref().map(|rules: &Rules| rules.settle(peer));
         Self {
-            rules: settle(&rbac.rules),
-            shadow: settle(&rbac.shadow),
-            shadow_key: Rbac::shadow_key(&rbac.shadow_prefix),
-            result_key: Rbac::shadow_result_key(&rbac.shadow_prefix),
-            results: RESULTS.map(Text::from),
-            dry_run: rbac.shadow.as_ref().filter(|_| is_dry_run(rbac)).map(DryRun::of),
+            rules: rbac.rules.as_ref().map(|rules| rules.settle(peer)),
+            shadow: rbac.shadow.as_ref().map(|shadow| SettledShadow {
+                settled: shadow.settle(peer),
+                names: ShadowNames::of(rbac),
+                dry_run: is_dry_run(rbac).then(|| DryRun::of(shadow)),
+            }),
         }
     }
 
     /// Judges a request; what shadow rules would have done is counted.
     pub fn judge(&self, rbac: &Rbac, peer: &Peer<'_>, asking: &Asking<'_>, telemetry: &Telemetry) -> Judged {
         let mut told = [None, None];
-        if let (Some(shadow), Some(settled)) = (&rbac.shadow, &self.shadow) {
-            let ruling = shadow.rule(settled, peer, asking);
-            if let Some(dry_run) = &self.dry_run {
+        if let (Some(rules), Some(shadow)) = (&rbac.shadow, &self.shadow) {
+            let ruling = rules.rule(&shadow.settled, peer, asking);
+            if let Some(dry_run) = &shadow.dry_run {
                 dry_run.count(&ruling, telemetry);
             }
-            let result = &self.results[usize::from(ruling.is_allowed)];
-            told = [
-                ruling.policy.map(|policy| (self.shadow_key.clone(), policy.clone())),
-                Some((self.result_key.clone(), result.clone())),
-            ];
+            told = shadow.names.tell(&ruling);
         }
         let (Some(rules), Some(settled)) = (&rbac.rules, &self.rules) else {
             return (Ok(()), told);
@@ -95,12 +117,7 @@ pub fn judge_anew(rbac: &Rbac, peer: &Peer<'_>, asking: &Asking<'_>, telemetry: 
     if let Some(ruling) = shadow.as_ref().filter(|_| is_dry_run(rbac)) {
         dry_run_counter(ruling, telemetry).inc();
     }
-    let policy = shadow.as_ref().and_then(|ruling| ruling.policy);
-    let result = shadow.as_ref().map(|ruling| RESULTS[usize::from(ruling.is_allowed)]);
-    let told = [
-        policy.map(|policy| (Rbac::shadow_key(&rbac.shadow_prefix), policy.clone())),
-        result.map(|result| (Rbac::shadow_result_key(&rbac.shadow_prefix), result.into())),
-    ];
+    let told = shadow.map_or([None, None], |ruling| ShadowNames::of(rbac).tell(&ruling));
     let ruling = rbac.rules.as_ref().map(|rules| rules.rule_anew(peer, asking));
     (ruling.map_or(Ok(()), |ruling| passed(&ruling)), told)
 }
