@@ -57,6 +57,25 @@ pub(crate) fn ask<T: DeserializeOwned>(address: SocketAddr, path: &str) -> Resul
     }
 }
 
+/// Prints the list that the admin server at `address` has at `path`: as one JSON document, or as `text` says it.
+///
+/// # Errors
+/// When it does not answer.
+pub(crate) fn show(
+    address: SocketAddr,
+    path: &str,
+    as_json: bool,
+    text: impl FnOnce(&[Value]) -> String,
+) -> Result<(), AskError> {
+    let all: Vec<Value> = ask(address, path)?;
+    if as_json {
+        println!("{}", Value::Array(all));
+    } else {
+        print!("{}", text(&all));
+    }
+    Ok(())
+}
+
 /// The parts of a list; none, if it is none.
 pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
@@ -67,15 +86,20 @@ pub(crate) fn word(value: &Value) -> String {
     value.as_str().unwrap_or("-").to_owned()
 }
 
-/// Rows as a table whose columns are as wide as their widest cell.
-pub(crate) fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+/// Rows under their titles, as a table whose columns are as wide as their widest cell, behind `margin`.
+pub(crate) fn table<const COLUMNS: usize>(
+    margin: &str,
+    titles: [&str; COLUMNS],
+    rows: impl IntoIterator<Item = [String; COLUMNS]>,
+) -> String {
+    let rows: Vec<_> = [titles.map(str::to_owned)].into_iter().chain(rows).collect();
     let widths: [usize; COLUMNS] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let mut text = String::new();
     for row in rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         let line = cells.collect::<Vec<_>>().join("  ");
-        let _ = writeln!(text, "{}", line.trim_end());
+        let _ = writeln!(text, "{margin}{}", line.trim_end());
     }
     text
 }

@@ -5,20 +5,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::ask::{AskError, ask, list, table, word};
+use crate::ask::{self, AskError, list, table, word};
 
 /// Prints the clusters of the proxy whose admin server is at `address`, or one JSON document.
 ///
 /// # Errors
 /// When it does not answer.
 pub fn show(address: SocketAddr, as_json: bool) -> Result<(), AskError> {
-    let clusters: Vec<Value> = ask(address, "/clusters")?;
-    if as_json {
-        println!("{}", Value::Array(clusters));
-    } else {
-        print!("{}", text(&clusters));
-    }
-    Ok(())
+    ask::show(address, "/clusters", as_json, text)
 }
 
 const COLUMNS: [&str; 8] = [
@@ -50,14 +44,7 @@ fn text(clusters: &[Value]) -> String {
             text += "  no endpoints\n";
             continue;
         }
-        let mut rows: Vec<_> = [COLUMNS.map(str::to_owned)]
-            .into_iter()
-            .chain(endpoints.iter().map(row))
-            .collect();
-        for row in &mut rows {
-            row[0].insert_str(0, "  ");
-        }
-        text += &table(&rows);
+        text += &table("  ", COLUMNS, endpoints.iter().map(row));
     }
     text
 }

@@ -4,20 +4,14 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::ask::{AskError, ask, table, word};
+use crate::ask::{self, AskError, table, word};
 
 /// Prints the open connections of the proxy whose admin server is at `address`, or one JSON document.
 ///
 /// # Errors
 /// When it does not answer.
 pub fn show(address: SocketAddr, as_json: bool) -> Result<(), AskError> {
-    let flows: Vec<Value> = ask(address, "/connections")?;
-    if as_json {
-        println!("{}", Value::Array(flows));
-    } else {
-        print!("{}", text(&flows));
-    }
-    Ok(())
+    ask::show(address, "/connections", as_json, text)
 }
 
 const COLUMNS: [&str; 7] = ["FROM", "TO", "TIER", "SENT", "RECEIVED", "IN KERNEL", "NOTE"];
@@ -26,11 +20,7 @@ fn text(flows: &[Value]) -> String {
     if flows.is_empty() {
         return "no connections are open\n".to_owned();
     }
-    let rows: Vec<_> = [COLUMNS.map(str::to_owned)]
-        .into_iter()
-        .chain(flows.iter().map(row))
-        .collect();
-    table(&rows)
+    table("", COLUMNS, flows.iter().map(row))
 }
 
 fn row(flow: &Value) -> [String; COLUMNS.len()] {

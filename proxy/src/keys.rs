@@ -4,20 +4,14 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::ask::{AskError, ask, list, table, word};
+use crate::ask::{self, AskError, list, table, word};
 
 /// Prints the keys of the proxy whose admin server is at `address`, or one JSON document.
 ///
 /// # Errors
 /// When it does not answer.
 pub fn show(address: SocketAddr, as_json: bool) -> Result<(), AskError> {
-    let providers: Vec<Value> = ask(address, "/keys")?;
-    if as_json {
-        println!("{}", Value::Array(providers));
-    } else {
-        print!("{}", text(&providers));
-    }
-    Ok(())
+    ask::show(address, "/keys", as_json, text)
 }
 
 const COLUMNS: [&str; 6] = ["ISSUER", "TABLES", "KEYS", "FROM", "FETCHED", "NOTE"];
@@ -26,11 +20,7 @@ fn text(providers: &[Value]) -> String {
     if providers.is_empty() {
         return "no tokens are asked for\n".to_owned();
     }
-    let rows: Vec<_> = [COLUMNS.map(str::to_owned)]
-        .into_iter()
-        .chain(providers.iter().map(row))
-        .collect();
-    table(&rows)
+    table("", COLUMNS, providers.iter().map(row))
 }
 
 fn row(provider: &Value) -> [String; COLUMNS.len()] {

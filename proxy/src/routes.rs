@@ -4,20 +4,14 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 
-use crate::ask::{AskError, ask, list, table, word};
+use crate::ask::{self, AskError, list, table, word};
 
 /// Prints the routes of the proxy whose admin server is at `address`, or one JSON document.
 ///
 /// # Errors
 /// When it does not answer.
 pub fn show(address: SocketAddr, as_json: bool) -> Result<(), AskError> {
-    let tables: Vec<Value> = ask(address, "/routes")?;
-    if as_json {
-        println!("{}", Value::Array(tables));
-    } else {
-        print!("{}", text(&tables));
-    }
-    Ok(())
+    ask::show(address, "/routes", as_json, text)
 }
 
 const COLUMNS: [&str; 8] = [
@@ -41,11 +35,7 @@ fn text(tables: &[Value]) -> String {
         }
         let hosts = list(&one["virtual_hosts"]).iter();
         let rows = hosts.flat_map(|host| list(&host["routes"]).iter().map(move |route| row(host, route)));
-        let mut rows: Vec<_> = [COLUMNS.map(str::to_owned)].into_iter().chain(rows).collect();
-        for row in &mut rows {
-            row[0].insert_str(0, "  ");
-        }
-        text += &table(&rows);
+        text += &table("  ", COLUMNS, rows);
     }
     text
 }

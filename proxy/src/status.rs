@@ -98,12 +98,12 @@ fn certificates(identities: &Value, pods: &[Value], now: SystemTime) -> String {
         word(&identities["trust_domain"]),
         identities["roots"]
     );
-    let header = ["  IDENTITY", "CERTIFICATE", "EXPIRES IN", "RENEWED IN", "PODS", "NOTE"].map(str::to_owned);
+    let titles = ["IDENTITY", "CERTIFICATE", "EXPIRES IN", "RENEWED IN", "PODS", "NOTE"];
     let row = |certificate: &Value| {
         let identity = word(&certificate["identity"]);
         let held_by = pods.iter().filter(|pod| pod["identity"] == *identity).count();
         [
-            format!("  {identity}"),
+            identity,
             word(&certificate["state"]),
             within(&certificate["not_after"], now),
             within(&certificate["renew_at"], now),
@@ -112,8 +112,7 @@ fn certificates(identities: &Value, pods: &[Value], now: SystemTime) -> String {
         ]
     };
     if !known.is_empty() {
-        let rows: Vec<_> = [header].into_iter().chain(known.iter().map(row)).collect();
-        text.push_str(&table(&rows));
+        text.push_str(&table("  ", titles, known.iter().map(row)));
     }
     for pod in pods.iter().filter(|pod| pod["identity"].is_null()) {
         let _ = writeln!(
