@@ -101,7 +101,7 @@ pub use transport::{
 };
 
 use crate::Text;
-use crate::waypoint::Waypoint;
+use crate::waypoint::Place;
 
 /// Route tables and clusters, by name. Each cluster that a route names is there.
 #[derive(Clone, Debug, Default)]
@@ -110,8 +110,8 @@ pub struct Http {
     pub tables: HashMap<Text, Arc<RouteTable>, RandomState>,
     /// Clusters, which routes name.
     pub clusters: HashMap<Text, Arc<Cluster>, RandomState>,
-    /// Which tables the tunnels of a waypoint's listener lead to.
-    pub waypoint: Waypoint,
+    /// To which of the tables a waypoint's tunnel leads, by where it was going; none: nothing is served.
+    pub waypoint: Option<Place>,
 }
 
 impl Http {

@@ -5,14 +5,12 @@
 //! closes that one.
 
 mod place;
-mod served;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use place::{Going, Lead, Place, Places};
-pub use served::{Served, Waypoint};
 
 use crate::http::{
     ClusterSettings, DnsFamily, EndpointSettings, Labels, MetricSettings, ProxyProtocol, Rbac, RouteTable, UpstreamTls,

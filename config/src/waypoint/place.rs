@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::Text;
+use crate::{Service, Text};
 
 /// Where a connection leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +84,21 @@ impl Place {
             Self::Closed(why) => Some(Lead::Closed(why)),
             Self::Depends(places) => places.lead(going),
         }
+    }
+
+    /// Whether one of a service's addresses and ports leads anywhere.
+    pub fn stands_before(&self, service: &Service) -> bool {
+        let leads = |address: IpAddr, port: u16| {
+            let authority = format!("{}:{port}", service.hostname);
+            let going = Going {
+                authority: Some(&authority),
+                to: SocketAddr::new(address, port),
+            };
+            self.lead(&going).is_some()
+        };
+        let ports = || service.ports.iter().map(|port| port.port);
+        let mut vips = service.vips.iter().map(|vip| vip.address);
+        vips.any(|address| ports().any(|port| leads(address, port)))
     }
 
     /// The chains that it may lead to.

@@ -56,7 +56,10 @@ impl Host {
     pub fn is_asked_for(&self, service: &ServiceState, config: &Config) -> bool {
         match self {
             Self::Pod(pod) => service.endpoints().any(|endpoint| endpoint.workload.uid == pod.uid),
-            Self::Waypoint(_) => config.http.waypoint.stands_before(service.service()),
+            Self::Waypoint(_) => {
+                let place = config.http.waypoint.as_ref();
+                place.is_some_and(|place| place.stands_before(service.service()))
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One CONNECT stream to a waypoint: it was opened for a service, whose requests are served as those of a listener are.
 //!
 //! The client is the peer that the handshake verified: a node's proxy connects as the workload that it speaks for. Where the stream leads, says the configuration
-//! ([`Waypoint::place`](underpass_config::waypoint::Waypoint::place)): what it does not know is refused, and so is what of it is not understood.
+//! ([`Http::waypoint`](underpass_config::http::Http::waypoint)): what it does not know is refused, and so is what of it is not understood.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::{Request, Response};
-use underpass_config::waypoint::{Going, Lead, Served};
+use underpass_config::waypoint::{Going, Lead};
 use underpass_config::{Config, Destination, Text};
 
 use super::chunk::Chunk;
@@ -59,34 +59,24 @@ fn lead<B>(config: &Config, request: &Request<B>) -> Result<(SocketAddr, Text), 
         authority: authority.as_deref(),
         to,
     };
-    let waypoint = &config.http.waypoint;
-    let lead = waypoint.place.as_ref().and_then(|place| place.lead(&going));
+    let lead = (config.http.waypoint.as_ref()).and_then(|place| place.lead(&going));
     let nowhere = || {
         refused(
             Ending::UnknownDestination,
             format!("this waypoint does not serve {wanted}"),
         )
     };
-    let closed = |why: &Text| {
-        let detail = format!("what this waypoint was told of {wanted} is not understood: {why}");
-        refused(Ending::UnknownDestination, detail)
+    let table = match lead.ok_or_else(nowhere)? {
+        Lead::Closed(why) => {
+            let detail = format!("what this waypoint was told of {wanted} is not understood: {why}");
+            return Err(refused(Ending::UnknownDestination, detail));
+        }
+        Lead::Protocol { http, .. } => http.ok_or_else(nowhere)?,
+        Lead::Chain(table) => table,
     };
-    match lead.ok_or_else(nowhere)? {
-        Lead::Closed(why) => Err(closed(why)),
-        Lead::Protocol { http, .. } => served(waypoint.chains.get(http.ok_or_else(nowhere)?), &nowhere, &closed),
-        Lead::Chain(chain) => served(waypoint.chains.get(chain), &nowhere, &closed),
-    }
-    .map(|table| (to, table))
-}
-
-fn served(
-    chain: Option<&Served>,
-    nowhere: &impl Fn() -> Refused,
-    closed: &impl Fn(&Text) -> Refused,
-) -> Result<Text, Refused> {
-    match chain.ok_or_else(nowhere)? {
-        Served::Http { table } => Ok(table.clone()),
-        Served::Closed { why } => Err(closed(why)),
+    match config.http.tables.contains_key(table) {
+        true => Ok((to, table.clone())),
+        false => Err(nowhere()),
     }
 }
 

@@ -11,7 +11,7 @@ use super::super::reading::{Path, Reading};
 use super::super::scalar::Scalar;
 use super::{HttpShape, SECTION};
 use crate::http::Http;
-use crate::waypoint::{Place, Places, Served, Waypoint};
+use crate::waypoint::{Place, Places};
 
 /// A service and one of its ports.
 #[derive(Debug, Deserialize)]
@@ -23,11 +23,10 @@ pub(super) struct ServedShape<'a> {
     routes: Scalar<'a>,
 }
 
-/// Chains by port, of one address.
+/// Tables by port, of one address.
 type Ports = BTreeMap<u16, Place>;
 
-pub(super) fn compile(shapes: &[ServedShape<'_>], http: &Http, reading: &mut Reading) -> Waypoint {
-    let mut waypoint = Waypoint::default();
+pub(super) fn compile(shapes: &[ServedShape<'_>], http: &Http, reading: &mut Reading) -> Option<Place> {
     let (mut by_address, mut by_name) = (BTreeMap::<IpAddr, Ports>::new(), BTreeMap::new());
     for (index, shape) in shapes.iter().enumerate() {
         let services = SECTION.field("services");
@@ -38,7 +37,7 @@ pub(super) fn compile(shapes: &[ServedShape<'_>], http: &Http, reading: &mut Rea
             continue;
         };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        let place = Place::Chain(routes.clone());
+        let place = Place::Chain(routes);
         match by_address.entry(address.ip()).or_default().entry(address.port()) {
             Entry::Vacant(free) => drop(free.insert(place.clone())),
             Entry::Occupied(_) => taken(path.field("address"), &shape.address, reading),
@@ -49,13 +48,8 @@ pub(super) fn compile(shapes: &[ServedShape<'_>], http: &Http, reading: &mut Rea
                 taken(path.field("hostname"), hostname, reading);
             }
         }
-        let served = Served::Http { table: routes.clone() };
-        waypoint.chains.insert(routes, served);
     }
-    if !by_address.is_empty() {
-        waypoint.place = Some(place(by_address, by_name));
-    }
-    waypoint
+    (!by_address.is_empty()).then(|| place(by_address, by_name))
 }
 
 fn taken(path: Path<'_>, value: &str, reading: &mut Reading) {
@@ -84,22 +78,20 @@ fn place(by_address: BTreeMap<IpAddr, Ports>, by_name: BTreeMap<String, Place>) 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::Config;
     use crate::waypoint::{Going, Lead};
-    use crate::{Config, Text};
 
     const FILE: &str = "http:\n  routes:\n  - {name: web, virtual_hosts: [{name: a, domains: ['*'], routes: [{direct: {status: 200}}]}]}\n  services:\n";
 
-    fn served(services: &str) -> Result<Waypoint, String> {
-        let config = Config::from_yaml(&format!("{FILE}{services}")).map_err(|error| error.to_string())?;
-        Ok(config.http.waypoint.clone())
+    fn served(services: &str) -> Result<Config, String> {
+        Config::from_yaml(&format!("{FILE}{services}")).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_tunnel_leads_by_its_address_or_by_its_name() {
-        let waypoint =
+        let config =
             served("  - {address: '10.96.0.1:80', hostname: Web.shop.svc.cluster.local, routes: web}\n").unwrap();
-        let place = waypoint.place.as_ref().unwrap();
+        let place = config.http.waypoint.as_ref().unwrap();
         let lead = |authority: &str, to: &str| {
             let to = to.parse().unwrap();
             let authority = Some(authority);
@@ -109,12 +101,7 @@ mod tests {
         assert!(lead("web.shop.svc.cluster.local:80", "0.0.0.0:80"));
         assert!(!lead("10.96.0.1:81", "10.96.0.1:81"));
         assert!(!lead("10.96.0.2:80", "10.96.0.2:80"));
-        assert_eq!(
-            waypoint.chains["web"],
-            Served::Http {
-                table: Text::from("web")
-            }
-        );
+        assert!(config.http.tables.contains_key("web"));
     }
 
     #[test]
