@@ -148,12 +148,9 @@ async fn serve_http(
     let of_tcp = http::serve(session, came_by, local, routes.clone(), tcp_fallback.as_ref()).await?;
     let http::OfTcp {
         session,
-        downstream: http::Downstream::Socket(downstream),
+        downstream,
         early,
-    } = of_tcp
-    else {
-        return None;
-    };
+    } = of_tcp;
     let destination = tcp_fallback.as_ref()?.destination.clone();
     let known = Handshake::without_request(destination).with_early(early);
     Some((session, downstream, Some(known)))

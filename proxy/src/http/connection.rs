@@ -43,6 +43,7 @@ use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
 use crate::session::Session;
 use crate::socket;
+use crate::stream::Stream;
 use crate::telemetry::RequestCounts;
 use crate::upstream::Refused;
 
@@ -136,13 +137,13 @@ impl Connection {
 pub struct OfTcp {
     /// Who opened it.
     pub session: Session,
-    /// What the client came by.
-    pub downstream: Downstream,
+    /// The client's socket.
+    pub downstream: Stream,
     /// What has been read of it.
     pub early: Vec<u8>,
 }
 
-/// Serves a client until it is gone. `routes` names the table that its requests are routed by. With a fallback, one that speaks no HTTP is given back.
+/// Serves a client until it is gone. `routes` names the table that its requests are routed by. With a fallback, one that came by a socket and speaks no HTTP is given back.
 pub async fn serve(
     session: Session,
     downstream: Downstream,
@@ -151,25 +152,25 @@ pub async fn serve(
     fallback: Option<&TcpFallback>,
 ) -> Option<OfTcp> {
     let settings = session.node.snapshot().config.node.clone();
+    let moved = Arc::default();
+    let way = Way::new(downstream, &moved);
     let guard = match enter(&session, local, &settings) {
         Ok(guard) => guard,
         Err(refused) => {
-            downstream.reset();
+            way.reset_on_close();
             session.refuse(&refused);
             return None;
         }
     };
-    let moved = Arc::default();
-    let way = Way::new(downstream, &moved);
     let detected = match fallback {
         None => None,
         Some(fallback) => match detected(&session, &guard, &way, &settings, fallback).await {
             Ok((Protocol::Neither, early)) => {
                 // It is entered anew, as what it is.
                 guard.abandon();
-                let downstream = way.into_downstream()?;
+                let downstream = way.into_socket()?;
                 if let Err(why) = judge_connection(&session, local, &routes) {
-                    downstream.reset();
+                    socket::reset_on_close(&downstream);
                     session.refuse(&Refused {
                         detail: Some(why),
                         ..Ending::PolicyDenied.into()
@@ -185,9 +186,7 @@ pub async fn serve(
             Ok((protocol, early)) => Some((protocol, early.into())),
             Err(refused) => {
                 guard.abandon();
-                if let Some(downstream) = way.into_downstream() {
-                    downstream.reset();
-                }
+                way.reset_on_close();
                 session.refuse(&refused);
                 return None;
             }
@@ -216,9 +215,7 @@ pub async fn serve(
     };
     if let Err(ending) = serving.run(detected).await {
         tracing::debug!(peer = %connection.session.source.address(), %ending, "an HTTP connection was ended");
-        if let Some(socket) = way.socket() {
-            socket::reset_on_close(&**socket);
-        }
+        way.reset_on_close();
     }
     // What is still there of a switch holds the connection, which holds it.
     let unfinished = connection.switched().take();

@@ -26,16 +26,6 @@ pub enum Downstream {
     Tunnel(Box<Tunnel>),
 }
 
-impl Downstream {
-    /// Ends it in a way that does not look complete.
-    pub fn reset(self) {
-        match self {
-            Self::Socket(socket) => socket::reset_on_close(&socket),
-            Self::Tunnel(mut tunnel) => tunnel.reset(h2::Reason::CANCEL),
-        }
-    }
-}
-
 /// The same while it is served.
 #[derive(Debug)]
 pub enum Way {
@@ -56,14 +46,18 @@ impl Way {
         }
     }
 
-    /// What it came by, if nothing has it as yet.
-    pub fn into_downstream(self) -> Option<Downstream> {
+    /// Its socket, if it is one and no codec has it.
+    pub fn into_socket(self) -> Option<Stream> {
         match self {
-            Self::Socket(socket) => Arc::into_inner(socket).map(Downstream::Socket),
-            Self::Tunnel(tunnel) => {
-                let tunnelled = tunnel.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-                Some(Downstream::Tunnel(Box::new(tunnelled.into_tunnel()?)))
-            }
+            Self::Socket(socket) => Arc::into_inner(socket),
+            Self::Tunnel(_) => None,
+        }
+    }
+
+    /// Has it end in a way that does not look complete, when it is let go. A stream that no codec has ended does so by itself.
+    pub fn reset_on_close(&self) {
+        if let Self::Socket(socket) = self {
+            socket::reset_on_close(&**socket);
         }
     }
 

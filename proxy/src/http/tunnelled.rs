@@ -82,11 +82,6 @@ impl Tunnelled {
         }
     }
 
-    /// The tunnel itself, which carries something else than HTTP from here on.
-    pub fn into_tunnel(mut self) -> Option<Tunnel> {
-        self.tunnel.take()
-    }
-
     /// Has `early`, which was read of it before, read again.
     pub fn put_back(&mut self, early: Bytes) {
         self.unread = match self.unread.is_empty() {
