@@ -59,6 +59,24 @@ impl Pod {
         }
     }
 
+    /// One that has this address alone, and gets no sockets.
+    #[cfg(any(test, fuzzing))]
+    pub fn at_address(uid: &str, address: IpAddr) -> Self {
+        let told = crate::handover::Pod {
+            cookie: 1,
+            uid: uid.into(),
+            addresses: vec![address],
+            interfaces: Vec::new(),
+            outbound: Vec::new(),
+            inbound: Vec::new(),
+        };
+        Self::new(
+            told,
+            None,
+            Arc::new(SocketPool::new(1, tokio::sync::mpsc::unbounded_channel().0)),
+        )
+    }
+
     /// The same pod as `earlier`, told of anew: it is served no more when that is.
     pub fn succeeding(self, earlier: &Self) -> Self {
         Self {

@@ -12,13 +12,11 @@ use bytes::Bytes;
 use h2::server;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::mpsc::unbounded_channel;
 use underpass_config::{
     ApplicationTunnel, Config, Destination, HboneSettings, Identity, MeshChange, Workload, WorkloadUid,
 };
 
-use crate::capture::{Pod, SocketPool};
-use crate::handover;
+use crate::capture::Pod;
 use crate::hbone::{connect, proxy_protocol, server::settings, target};
 pub use crate::http::filters::ext_authz::fuzzing::ext_authz;
 pub use crate::http::filters::jwt::fuzzing::jwt;
@@ -147,16 +145,7 @@ fn place(tunnel: Option<ApplicationTunnel>) -> (Config, Arc<Pod>) {
     );
     workload.application_tunnel = tunnel;
     config.mesh.apply([MeshChange::Workload(workload)]);
-    let told = handover::Pod {
-        cookie: 1,
-        uid: "web".into(),
-        addresses: vec![POD.into()],
-        interfaces: Vec::new(),
-        outbound: Vec::new(),
-        inbound: Vec::new(),
-    };
-    let pool = Arc::new(SocketPool::new(1, unbounded_channel().0));
-    (config, Arc::new(Pod::new(told, None, pool)))
+    (config, Arc::new(Pod::at_address("web", POD.into())))
 }
 
 /// What a client of a listener sends first: SOCKS5 or HTTP CONNECT. True if it is a whole message.

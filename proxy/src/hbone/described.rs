@@ -173,11 +173,9 @@ fn service(fields: &HeaderMap, at: &Host, config: &Config) -> Option<DescribedSe
 mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;
-    use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::capture::{Pod, SocketPool};
-    use crate::handover;
+    use crate::capture::Pod;
 
     const MESH: &str = "workloads:\n- {uid: web, name: web-1, namespace: shop, addresses: [10.0.0.1]}\n\
         - {uid: db, name: db-1, namespace: shop, addresses: [10.0.0.2]}\n\
@@ -193,15 +191,7 @@ mod tests {
         fields.insert(BAGGAGE, HeaderValue::from_str(baggage).unwrap());
         fields.insert(FORWARDED, HeaderValue::from_str(forwarded).unwrap());
         let config = Config::from_yaml(MESH).unwrap();
-        let told = handover::Pod {
-            cookie: 1,
-            uid: "web".into(),
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            interfaces: Vec::new(),
-            outbound: Vec::new(),
-            inbound: Vec::new(),
-        };
-        let pod = Pod::new(told, None, Arc::new(SocketPool::new(1, unbounded_channel().0)));
+        let pod = Pod::at_address("web", "10.0.0.1".parse().unwrap());
         known.of(&fields, &peer(), &Host::Pod(Arc::new(pod)), &config)
     }
 

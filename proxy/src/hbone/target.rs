@@ -93,15 +93,10 @@ fn own_address(pod: &Pod, workload: &Workload) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use http::Method;
-    use tokio::sync::mpsc::unbounded_channel;
     use underpass_config::{MeshChange, WorkloadUid};
 
     use super::*;
-    use crate::capture::SocketPool;
-    use crate::handover;
 
     const MESH: &str = "workloads:\n- {uid: web, name: web-1, namespace: shop, addresses: [10.0.0.1]}\n\
         - {uid: db, name: db-1, namespace: shop, addresses: [10.0.0.2]}\n\
@@ -114,15 +109,7 @@ mod tests {
         let mut workload = Workload::clone(config.mesh.workload(&WorkloadUid::new("web")).unwrap());
         workload.application_tunnel = tunnel;
         config.mesh.apply([MeshChange::Workload(workload)]);
-        let told = handover::Pod {
-            cookie: 1,
-            uid: "web".into(),
-            addresses: vec!["10.0.0.1".parse().unwrap()],
-            interfaces: Vec::new(),
-            outbound: Vec::new(),
-            inbound: Vec::new(),
-        };
-        let pod = Pod::new(told, None, Arc::new(SocketPool::new(1, unbounded_channel().0)));
+        let pod = Pod::at_address("web", "10.0.0.1".parse().unwrap());
         let request = Request::builder()
             .method(Method::CONNECT)
             .uri(authority)

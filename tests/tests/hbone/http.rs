@@ -329,21 +329,16 @@ fn what_the_other_node_refuses_is_not_connected() {
     assert_eq!(endpoint.accepted(), 0);
 }
 
-#[test]
-fn an_answer_whose_endpoint_or_tunnel_dies_is_broken_not_complete() {
-    let Some((mut place, client)) = place("shop/web") else {
-        return;
-    };
-    let _endpoint = Endpoint::start(&place.server);
+/// An answer is broken whose endpoint dies or resets; and so is one in whose middle, which would end where its connection does, `kill` ends a proxy on the way.
+pub(crate) fn assert_breaks_off(client: &Host, kill: impl FnOnce()) {
     for path in ["/1/killed", "/1/reset"] {
-        let answer = get(&client, address(LISTEN), path);
+        let answer = get(client, address(LISTEN), path);
         assert!(
             answer.0.starts_with("HTTP/1.1 200") && answer.0.contains("half"),
             "{answer:?}"
         );
         assert!(!is_whole(&answer), "{path}: {answer:?}");
     }
-    // The other node's proxy is gone, in the middle of a body that ends where its connection does.
     let mut stream = client.connect_unbound(address(LISTEN)).expect("the proxy accepts");
     stream.set_read_timeout(Some(wait::soon())).expect("a socket");
     stream
@@ -355,10 +350,19 @@ fn an_answer_whose_endpoint_or_tunnel_dies_is_broken_not_complete() {
         stream.read_exact(&mut byte).expect("half of it");
         all.push(byte[0]);
     }
-    place.far.proxy.process().kill();
+    kill();
     let ended = stream.read_to_end(&mut all);
     let answer = (String::from_utf8_lossy(&all).into_owned(), ended.is_ok());
     assert!(!is_whole(&answer), "{answer:?}");
+}
+
+#[test]
+fn an_answer_whose_endpoint_or_tunnel_dies_is_broken_not_complete() {
+    let Some((mut place, client)) = place("shop/web") else {
+        return;
+    };
+    let _endpoint = Endpoint::start(&place.server);
+    assert_breaks_off(&client, || place.far.proxy.process().kill());
     let answer = get(&client, address(LISTEN), "/1/whole");
     assert!(answer.0.starts_with("HTTP/1.1 503"), "{answer:?}");
 }

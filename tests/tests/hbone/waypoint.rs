@@ -9,7 +9,7 @@ use std::thread;
 
 use underpass_tests::{Config, Host, Listen, Proxy, wait};
 
-use crate::http::{Endpoint, get, id, is_whole, logged};
+use crate::http::{Endpoint, assert_breaks_off, get, id, logged};
 use crate::place::{GATEWAY, PORT, Place, address};
 
 /// Where the near proxy takes requests.
@@ -155,29 +155,8 @@ fn what_the_waypoint_does_not_serve_is_refused() {
 #[test]
 fn an_answer_that_breaks_off_is_broken_for_the_client_too() {
     let Some(mut mesh) = Mesh::start() else { return };
-    for path in ["/1/killed", "/1/reset"] {
-        let answer = mesh.get(path);
-        assert!(
-            answer.0.starts_with("HTTP/1.1 200") && answer.0.contains("half"),
-            "{answer:?}"
-        );
-        assert!(!is_whole(&answer), "{path}: {answer:?}");
-    }
-    let mut stream = mesh.client.connect_unbound(address(LISTEN)).expect("the proxy accepts");
-    stream.set_read_timeout(Some(wait::soon())).expect("a socket");
-    stream
-        .write_all(b"GET /1/endless HTTP/1.1\r\nhost: web.test\r\n\r\n")
-        .expect("sent");
-    let mut all = Vec::new();
-    while !all.windows(4).any(|four| four == b"half") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).expect("half of it");
-        all.push(byte[0]);
-    }
-    mesh.waypoint.process().kill();
-    let ended = stream.read_to_end(&mut all);
-    let answer = (String::from_utf8_lossy(&all).into_owned(), ended.is_ok());
-    assert!(!is_whole(&answer), "{answer:?}");
+    let Mesh { client, waypoint, .. } = &mut mesh;
+    assert_breaks_off(client, || waypoint.process().kill());
 }
 
 /// Mutant: `Tunnelled::reset_on_drop` that does nothing, and a drop that ends what was not ended: with both the client sees an end.

@@ -8,29 +8,7 @@ use underpass_xds_client::{MeshFacts, ResourceType, ResponseError, translate_res
 
 use super::recorded::recordings;
 use super::response;
-
-/// A slip in a recorded response: a byte of a resource changed, bytes taken out, or bytes put in.
-#[derive(Clone, Debug)]
-struct Slip {
-    recording: usize,
-    resource: usize,
-    at: usize,
-    remove: usize,
-    insert: Vec<u8>,
-}
-
-fn slip() -> impl Strategy<Value = Slip> {
-    let bytes = proptest::collection::vec(any::<u8>(), 0..6);
-    (any::<usize>(), any::<usize>(), any::<usize>(), 0..6usize, bytes).prop_map(
-        |(recording, resource, at, remove, insert)| Slip {
-            recording,
-            resource,
-            at,
-            remove,
-            insert,
-        },
-    )
-}
+use super::slips::slip;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
@@ -39,15 +17,10 @@ proptest! {
     fn a_damaged_recording_is_taken_or_rejected_resource_by_resource(slip in slip()) {
         let recordings: Vec<_> = recordings().into_iter().filter(|(_, one)| !one.resources.is_empty()).collect();
         let mut response = recordings[slip.recording % recordings.len()].1.clone();
-        let position = slip.resource % response.resources.len();
-        let value = &mut response.resources[position].resource.as_mut().unwrap().value;
-        let at = slip.at % value.len();
-        let end = value.len().min(at + slip.remove);
-        value.splice(at..end, slip.insert);
+        let name = slip.make(&mut response);
 
         let accepted = translate_response(&response, &MeshFacts::default()).unwrap();
-        let name = &response.resources[position].name;
-        prop_assert!(accepted.rejections.iter().all(|rejection| rejection.name == *name));
+        prop_assert!(accepted.rejections.iter().all(|rejection| rejection.name == name));
         prop_assert!(accepted.changes.len() >= response.resources.len() - 1);
         Mesh::default().apply(accepted.changes);
     }

@@ -8,6 +8,8 @@
 mod hostile;
 mod not_understood;
 mod recorded;
+#[path = "../common/slips.rs"]
+mod slips;
 
 use prost::Message;
 use underpass_xds_client::ResourceType;

@@ -8,30 +8,8 @@ use underpass_xds_client::proto::discovery::DeltaDiscoveryResponse;
 use underpass_xds_client::waypoint::Held;
 
 use crate::reflection::{any as packed_any, repack};
+use crate::slips::slip;
 use crate::{SCENARIOS, SERVER, TYPES, held, message, recording, response};
-
-/// A slip in a recorded response: a byte of a resource changed, bytes taken out, or bytes put in.
-#[derive(Clone, Debug)]
-struct Slip {
-    recording: usize,
-    resource: usize,
-    at: usize,
-    remove: usize,
-    insert: Vec<u8>,
-}
-
-fn slip() -> impl Strategy<Value = Slip> {
-    let bytes = proptest::collection::vec(any::<u8>(), 0..6);
-    (any::<usize>(), any::<usize>(), any::<usize>(), 0..6usize, bytes).prop_map(
-        |(recording, resource, at, remove, insert)| Slip {
-            recording,
-            resource,
-            at,
-            remove,
-            insert,
-        },
-    )
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
@@ -41,12 +19,7 @@ proptest! {
         let scenario = SCENARIOS[slip.recording % SCENARIOS.len()];
         let (_, kind) = TYPES[slip.recording / SCENARIOS.len() % TYPES.len()];
         let mut response = recording(scenario, kind);
-        let position = slip.resource % response.resources.len();
-        let value = &mut response.resources[position].resource.as_mut().unwrap().value;
-        let at = slip.at % value.len();
-        let end = value.len().min(at + slip.remove);
-        value.splice(at..end, slip.insert);
-        let name = response.resources[position].name.clone();
+        let name = slip.make(&mut response);
         let mut held = Held::default();
         let taken = held.take(&response).unwrap();
         let closed = held.clusters.iter().filter(|(_, kept)| kept.served.is_err()).map(|(name, _)| name);

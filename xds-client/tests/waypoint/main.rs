@@ -15,6 +15,8 @@ mod reflection;
 mod refusals;
 mod routes;
 mod rules;
+#[path = "../common/slips.rs"]
+mod slips;
 mod telemetry;
 mod wiring;
 
