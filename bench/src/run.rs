@@ -34,7 +34,7 @@ pub(crate) struct Run {
     /// Systems to compare [default: all that the scenarios are for; capture and tunnels take root].
     #[arg(long, env = "SYSTEMS", default_value = "")]
     systems: String,
-    /// Scenarios to run, all of one kind: l4-*, hbone-*, or http1,h2,grpc [default: all l4-*].
+    /// Scenarios to run, all of one kind: l4-*, hbone-*, http1,h2,grpc, or http1-secured [default: all l4-*].
     #[arg(long, env = "SCENARIO", default_value = scenarios::DEFAULT)]
     scenarios: String,
     /// Rounds.
