@@ -55,7 +55,7 @@ pub use connections::{ConnectionSettings, Ping, TcpKeepalive};
 pub use cors::{Cors, CorsList, CorsOrigins};
 pub use discovery::{Discovery, DnsDiscovery, DnsFamily, DnsKind, NamedEndpoint};
 pub use domains::{BadDomain, Domain};
-pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels};
+pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels, Reach};
 pub use ext_authz::{AuthzBody, AuthzProvider, AuthzService, ExtAuthz, HttpAuthz, ShadowMatch};
 pub use fault::{Abort, Delay, Fault};
 pub use filters::Filter;
@@ -100,8 +100,8 @@ pub use transport::{
     KeyPairFiles, NameKind, NameMatch, ProxyProtocol, Roots, ServerNames, Transport, UpstreamHbone, UpstreamTls,
 };
 
-use crate::Text;
-use crate::waypoint::Place;
+use crate::waypoint::{Chain, Place};
+use crate::{Identity, Text};
 
 /// Route tables and clusters, by name. Each cluster that a route names is there.
 #[derive(Clone, Debug, Default)]
@@ -110,8 +110,12 @@ pub struct Http {
     pub tables: HashMap<Text, Arc<RouteTable>, RandomState>,
     /// Clusters, which routes name.
     pub clusters: HashMap<Text, Arc<Cluster>, RandomState>,
-    /// To which of the tables a waypoint's tunnel leads, by where it was going; none: nothing is served.
-    pub waypoint: Option<Place>,
+    /// To which of the chains a waypoint's tunnel leads, by where it was going; none: nothing is served.
+    pub waypoint: Option<Arc<Place>>,
+    /// Those of the chains of which there is more to say than a table of the same name does; why, where one is not understood.
+    pub chains: HashMap<Text, Result<Arc<Chain>, Text>, RandomState>,
+    /// As whom endpoints are asked that say themselves how they are reached ([`Reach`]); none: nobody asks them.
+    pub client: Option<Identity>,
 }
 
 impl Http {

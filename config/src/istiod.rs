@@ -1,11 +1,12 @@
 //! istiod, as the configuration file names it: where it is, how it is known, and who this node says it is.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::http::UpstreamHbone;
 use crate::settings::as_written;
 use crate::{Destination, Text};
 
@@ -41,6 +42,31 @@ pub struct IstiodSettings {
     /// Default 500 ms.
     #[serde(serialize_with = "as_written")]
     pub policy_grace: Duration,
+    /// What this proxy is a waypoint of, beside what else it is; none: it is none. Default: none, but in the role `waypoint`.
+    pub waypoint: Option<WaypointSettings>,
+}
+
+/// A proxy that serves what istiod sends a waypoint: tables and clusters come from there, and the file has none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WaypointSettings {
+    /// The `Gateway` that it belongs to, as its pod's label `gateway.networking.k8s.io/gateway-name` says. Default `waypoint`.
+    pub gateway: Text,
+    /// Where it takes tunnels. Default `[::]:15008`.
+    pub address: SocketAddr,
+    /// How long a route waits for the endpoints of what it leads to, and a cluster that is gone for the routes that lead to it, before what is there counts.
+    /// Default 500 ms.
+    #[serde(serialize_with = "as_written")]
+    pub grace: Duration,
+}
+
+impl Default for WaypointSettings {
+    fn default() -> Self {
+        Self {
+            gateway: "waypoint".into(),
+            address: SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), UpstreamHbone::PORT),
+            grace: Duration::from_millis(500),
+        }
+    }
 }
 
 impl Default for IstiodSettings {
@@ -60,6 +86,7 @@ impl Default for IstiodSettings {
             service_account: None,
             connect_timeout: Duration::from_secs(5),
             policy_grace: Duration::from_millis(500),
+            waypoint: None,
         }
     }
 }

@@ -66,7 +66,7 @@ pub use hbone::{HbonePing, HboneSettings, LapsedStreams};
 pub use identities::{CertificateFile, IdentitySettings};
 pub use identity::{Identity, IdentityError};
 pub use interner::Interner;
-pub use istiod::IstiodSettings;
+pub use istiod::{IstiodSettings, WaypointSettings};
 pub use mesh::{Mesh, MeshChange, ResourceKey, Touched};
 pub use names::{PolicyKey, ServiceKey, Text, WorkloadUid};
 pub use offload::{ByteSize, ByteSizeError, OffloadAfter, OffloadExcept, OffloadSettings, WorkloadName};

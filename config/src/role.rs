@@ -14,17 +14,20 @@ pub enum Role {
     /// The data plane of a node's pods, in the place of Istio's ztunnel: pods are captured, and metrics and readiness are on ztunnel's ports
     /// for whoever asks.
     Node,
+    /// A waypoint: it takes tunnels for the services that it stands before, and is told of them by istiod; metrics and readiness are on the ports of Istio's.
+    Waypoint,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Standalone, Self::Node];
+    pub const ALL: [Self; 3] = [Self::Standalone, Self::Node, Self::Waypoint];
 
     /// The word for it.
     pub fn word(self) -> &'static str {
         match self {
             Self::Standalone => "standalone",
             Self::Node => "node",
+            Self::Waypoint => "waypoint",
         }
     }
 
@@ -40,6 +43,6 @@ impl Role {
 
     fn public(self, port: u16) -> Option<SocketAddr> {
         let everywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        (self == Self::Node).then_some(SocketAddr::new(everywhere, port))
+        (self != Self::Standalone).then_some(SocketAddr::new(everywhere, port))
     }
 }

@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     CaptureSettings, HboneSettings, Identity, IdentitySettings, IstiodSettings, Locality, OffloadSettings, RequestLog,
-    Role, Text,
+    Role, Text, WaypointSettings,
 };
 
 /// Settings of one node. Replaced as a whole when the configuration changes.
@@ -39,12 +39,12 @@ pub struct NodeSettings {
     pub identities: IdentitySettings,
     /// Address of the admin server, always on loopback: it has no authentication. Default `127.0.0.1:15000`.
     pub admin: SocketAddr,
-    /// Address at which anyone may ask for metrics; `None`: only the admin server tells. Default: `[::]:15020` in the role `node`, else
+    /// Address at which anyone may ask for metrics; `None`: only the admin server tells. Default: `[::]:15020` in the roles `node` and `waypoint`, else
     /// none. Where the machine has no IPv6, `[::]` is `0.0.0.0`.
     #[serde(serialize_with = "or_off")]
     pub metrics: Option<SocketAddr>,
     /// Address at which anyone may ask whether the node is ready (`/healthz/ready`); `None`: only the admin server tells. Default:
-    /// `[::]:15021` in the role `node`, else none.
+    /// `[::]:15021` in the roles `node` and `waypoint`, else none.
     #[serde(serialize_with = "or_off")]
     pub readiness: Option<SocketAddr>,
     /// Where connections come in. Names and addresses are unique.
@@ -95,6 +95,40 @@ impl Default for NodeSettings {
             log: "info".into(),
             capture: None,
         }
+    }
+}
+
+impl NodeSettings {
+    /// Who the proxy itself is in the mesh, as istiod's CA has it; none: it has not said by which service account it runs.
+    pub fn own_identity(&self) -> Option<Identity> {
+        let istiod = self.istiod.as_ref()?;
+        Some(Identity {
+            trust_domain: self.identities.trust_domain.clone(),
+            namespace: istiod.namespace.clone(),
+            service_account: istiod.service_account.clone()?,
+        })
+    }
+
+    /// Where connections come in: by the configured listeners, and by that of the waypoint that it is.
+    pub fn all_listeners(&self) -> Vec<Listener> {
+        self.listeners.iter().cloned().chain(self.waypoint_listener()).collect()
+    }
+
+    /// The waypoint that it is by istiod's word, if it is one.
+    pub fn waypoint(&self) -> Option<&WaypointSettings> {
+        self.istiod.as_ref()?.waypoint.as_ref()
+    }
+
+    /// The listener of that.
+    pub fn waypoint_listener(&self) -> Option<Listener> {
+        let waypoint = self.waypoint()?;
+        Some(Listener {
+            name: "waypoint".into(),
+            address: waypoint.address,
+            protocol: ListenerProtocol::Hbone {
+                identity: self.own_identity()?,
+            },
+        })
     }
 }
 

@@ -143,28 +143,9 @@ pub struct EndpointSet {
 pub struct WaypointEndpoint {
     /// Its address, and what is said of it.
     pub settings: EndpointSettings,
-    /// How it is reached.
-    pub reach: Reach,
     /// What transports are chosen by.
     pub transport: Labels,
     /// Whose it is, for metrics: `workload;namespace;canonical name;canonical revision;cluster`, as istiod writes it; may be empty. Who may be there, by its
     /// certificate, is not said here: workloads say that.
     pub workload: Text,
-}
-
-/// How an endpoint is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reach {
-    /// At its address.
-    Direct,
-    /// By HBONE to its address, through the proxy before it; or through this one, a waypoint or gateway on the way.
-    Hbone {
-        /// The address of the one on the way.
-        via: Option<SocketAddr>,
-    },
-    /// By HBONE within HBONE: to the gateway of another network at the endpoint's address, and there to a service (`host:port`).
-    Network {
-        /// What the gateway is asked for.
-        target: Text,
-    },
 }

@@ -98,6 +98,15 @@ impl Document {
         if node.istiod.is_some() {
             shape.refuse_a_second_mesh(&mut reading);
         }
+        if node.waypoint().is_some() && !shape.http.is_empty() {
+            let problem = "what a waypoint serves comes from istiod (`node.istiod.waypoint`), and from nowhere else";
+            reading.report(
+                Path::Section("http"),
+                "",
+                problem,
+                "remove `http`, or `node.istiod.waypoint`",
+            );
+        }
         let policies = Policies::compile(&shape.authorization_policies, &mut reading);
         let mut workloads = Workloads::compile(&shape.workloads, &node, &policies, &mut reading);
         let services = Services::compile(&shape.services, &node, &mut workloads, &mut reading);

@@ -376,29 +376,29 @@ fn keep_what_others_told(config: Config, in_force: &Config) -> Config {
         Some(_) => in_force.mesh.clone(),
         None => config.mesh,
     };
-    let http = Arc::new(Http::clone(&config.http).continuing(&in_force.http));
+    let http = match config.node.waypoint() {
+        Some(_) => in_force.http.clone(),
+        None => Arc::new(Http::clone(&config.http).continuing(&in_force.http)),
+    };
     Config { mesh, http, ..config }
 }
 
 /// Gives a running listener its new settings. False if its address is no longer listened on.
 fn change_or_close(running: &RunningListener, new: &NodeSettings) -> bool {
-    let settings = new
-        .listeners
-        .iter()
-        .find(|listener| listener.address == running.address());
-    if let Some(settings) = settings {
-        running.change(settings.clone(), &new.keepalive);
-    }
-    settings.is_some()
+    let mut listeners = new.all_listeners().into_iter();
+    let Some(settings) = listeners.find(|listener| listener.address == running.address()) else {
+        return false;
+    };
+    running.change(settings, &new.keepalive);
+    true
 }
 
 /// Opens the listeners whose addresses are not `kept`. None is left open when one fails.
 fn open_listeners(settings: &NodeSettings, kept: &[SocketAddr]) -> Result<Vec<OpenListener>, ListenError> {
-    let missing = settings
-        .listeners
-        .iter()
-        .filter(|listener| !kept.contains(&listener.address));
-    missing
+    let mut listeners = settings.all_listeners();
+    listeners.retain(|listener| !kept.contains(&listener.address));
+    let opening = listeners.iter();
+    opening
         .map(|listener| OpenListener::open(listener, &settings.keepalive))
         .collect()
 }

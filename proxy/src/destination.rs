@@ -162,6 +162,7 @@ fn is_of_the_proxy_at(config: &Config, address: SocketAddr, client: &Source) -> 
         || (ip.is_loopback() && !client.ip().is_loopback())
         || own(&config.node.admin)
         || config.node.listeners.iter().any(|listener| own(&listener.address))
+        || config.node.waypoint().is_some_and(|waypoint| own(&waypoint.address))
 }
 
 /// Chooses the place to connect to, among those not in `tried`. None when there is no other.

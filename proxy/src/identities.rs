@@ -211,6 +211,7 @@ impl Upkeep {
 fn istios_ca(settings: &IstiodSettings, node: &NodeSettings) -> IstioCa {
     let ca = IstioCaSettings {
         validity: node.identities.validity,
+        own_identity: node.own_identity(),
         ..IstioCaSettings::new(&*node.cluster_id)
     };
     IstioCa::new(istiod::reached_by(settings), ca)

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{EndpointSettings, Labels};
+use super::{EndpointSettings, Labels, Reach};
 use crate::Text;
 
 /// Where a cluster's endpoints come from.
@@ -124,6 +124,7 @@ impl NamedEndpoint {
             locality: self.locality.clone(),
             labels: self.labels.clone(),
             is_well: true,
+            reach: Reach::Direct,
         }
     }
 }

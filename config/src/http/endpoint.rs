@@ -26,6 +26,26 @@ pub struct EndpointSettings {
     pub labels: Labels,
     /// Whether it is well, as far as the configuration knows. One that is not is given nothing, as one that is ejected.
     pub is_well: bool,
+    /// How it is reached; what its cluster's transport says of tunnels comes first.
+    pub reach: Reach,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// At its address.
+    #[default]
+    Direct,
+    /// By HBONE to its address, through the proxy before it; or through another, a waypoint or gateway on the way. Who may be there, says the mesh.
+    Hbone {
+        /// The address of the one on the way.
+        via: Option<SocketAddr>,
+    },
+    /// By HBONE within HBONE: to the gateway of another network at the endpoint's address, and there to a service (`host:port`).
+    Network {
+        /// What the gateway is asked for.
+        target: Text,
+    },
 }
 
 impl EndpointSettings {
@@ -39,6 +59,7 @@ impl EndpointSettings {
             locality: "".into(),
             labels: Labels::default(),
             is_well: true,
+            reach: Reach::Direct,
         }
     }
 }

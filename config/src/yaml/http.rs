@@ -64,6 +64,22 @@ struct AllProviders {
 const SECTION: Path<'_> = Path::Section("http");
 
 impl HttpShape<'_> {
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            routes,
+            clusters,
+            ext_authz_providers,
+            services,
+            tracing_providers,
+        } = self;
+        routes.is_empty()
+            && clusters.is_empty()
+            && ext_authz_providers.is_empty()
+            && services.is_empty()
+            && tracing_providers.is_empty()
+    }
+
     pub(super) fn compile(&self, reading: &mut Reading) -> Http {
         let mut http = Http::default();
         let mut places = HashMap::default();
@@ -87,7 +103,7 @@ impl HttpShape<'_> {
             claim(path.field("name"), &table.name, index, &mut places, reading);
             http.tables.insert(table.name.clone(), Arc::new(table));
         }
-        http.waypoint = served::compile(&self.services, &http, reading);
+        http.waypoint = served::compile(&self.services, &http, reading).map(Arc::new);
         http
     }
 

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
-use crate::{Destination, IstiodSettings};
+use crate::{Destination, IstiodSettings, Role, WaypointSettings};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,10 +21,33 @@ pub(super) struct IstiodShape<'a> {
     service_account: Option<Scalar<'a>>,
     connect_timeout: Option<Scalar<'a>>,
     policy_grace: Option<Scalar<'a>>,
+    waypoint: Option<WaypointShape<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WaypointShape<'a> {
+    #[serde(borrow)]
+    gateway: Option<Scalar<'a>>,
+    address: Option<Scalar<'a>>,
+    grace: Option<Scalar<'a>>,
+}
+
+impl WaypointShape<'_> {
+    fn compile(&self, path: Path<'_>, reading: &mut Reading) -> WaypointSettings {
+        let default = WaypointSettings::default();
+        let at = path.field("address");
+        let address = (self.address.as_ref()).and_then(|value| reading.socket_address(at, value));
+        WaypointSettings {
+            gateway: reading.name_or(path.field("gateway"), self.gateway.as_ref(), &default.gateway),
+            address: address.unwrap_or(default.address),
+            grace: reading.duration_or_zero(path.field("grace"), self.grace.as_ref(), default.grace),
+        }
+    }
 }
 
 impl IstiodShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> IstiodSettings {
+    pub(super) fn compile(&self, role: Role, path: Path<'_>, reading: &mut Reading) -> IstiodSettings {
         let default = IstiodSettings::default();
         let at = |field| path.field(field);
         let address = (self.address.as_ref()).and_then(|value| address(at("address"), value, reading));
@@ -36,6 +59,13 @@ impl IstiodShape<'_> {
         let pod = name("pod", self.pod.as_ref(), &default.pod);
         let namespace = name("namespace", self.namespace.as_ref(), &default.namespace);
         let service_account = (self.service_account.as_ref()).map(|value| reading.name(at("service_account"), value));
+        let waypoint = (self.waypoint.as_ref()).map(|waypoint| waypoint.compile(at("waypoint"), reading));
+        let waypoint = waypoint.or_else(|| (role == Role::Waypoint).then(WaypointSettings::default));
+        if waypoint.is_some() && service_account.is_none() {
+            let problem = "is missing: a waypoint shows the certificate of its service account";
+            let remedy = "write the account that its pod runs as";
+            reading.report(at("service_account"), "", problem, remedy);
+        }
         IstiodSettings {
             address: address.unwrap_or(default.address),
             roots: roots.unwrap_or(default.roots),
@@ -56,6 +86,7 @@ impl IstiodShape<'_> {
                 self.policy_grace.as_ref(),
                 default.policy_grace,
             ),
+            waypoint,
         }
     }
 }

@@ -154,7 +154,7 @@ impl NodeShape<'_> {
                 .as_ref()
                 .map_or(default.locality, |locality| locality.compile(reading)),
             workers: workers.and_then(|workers| NonZeroUsize::new(workers as usize)),
-            istiod: (self.istiod.as_ref()).map(|istiod| istiod.compile(path("istiod"), reading)),
+            istiod: (self.istiod.as_ref()).map(|istiod| istiod.compile(role, path("istiod"), reading)),
             identities: self.identities.compile(path("identities"), reading),
             admin: admin.unwrap_or(default.admin),
             metrics,
@@ -176,6 +176,15 @@ impl NodeShape<'_> {
             log: reading.nonempty_or(path("log"), self.log.as_ref(), &default.log),
             capture: None,
         };
+        if role == Role::Waypoint && settings.istiod.is_none() {
+            let remedy = "write `istiod: {service_account: ACCOUNT}`, or use another role";
+            reading.report(
+                path("istiod"),
+                "",
+                "a waypoint is told by istiod what it serves",
+                remedy,
+            );
+        }
         settings.listeners = self.listeners(path("listeners"), &settings, reading);
         settings
     }
@@ -196,6 +205,8 @@ impl NodeShape<'_> {
             }
             bound.push((address, format!("node.{name}")));
         }
+        let of_waypoint = node.waypoint_listener();
+        bound.extend((of_waypoint.iter()).map(|own| (own.address, "the waypoint (node.istiod.waypoint)".to_owned())));
         let mut listeners = Vec::with_capacity(self.listeners.len());
         for (index, shape) in self.listeners.iter().enumerate() {
             let path = path.item(index);
@@ -203,6 +214,10 @@ impl NodeShape<'_> {
             if let Some(first) = names.insert(name.clone(), index) {
                 let problem = format!("listeners[{first}] already has this name");
                 reading.report(path.field("name"), &name, problem, "give each listener its own");
+            }
+            if of_waypoint.as_ref().is_some_and(|own| own.name == name) {
+                let problem = "the waypoint's listener (node.istiod.waypoint) has this name";
+                reading.report(path.field("name"), &name, problem, "give it another");
             }
             let Some(address) = reading.socket_address(path.field("address"), &shape.address) else {
                 continue;

@@ -9,7 +9,7 @@ use underpass_config::{
     IstiodSettings, Keepalive, LapsedStreams, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat,
     Match, NodeSettings, OffloadAfter, OffloadExcept, OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping,
     Role, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip,
-    WorkloadName, WorkloadType, WorkloadUid,
+    WaypointSettings, WorkloadName, WorkloadType, WorkloadUid,
 };
 
 use underpass_config::http::{Filter, Override, RequestMetric};
@@ -545,6 +545,7 @@ node:
     service_account: underpass
     connect_timeout: 2s
     policy_grace: 0s
+    waypoint: {gateway: shared, address: '10.244.0.7:15008', grace: 1s}
 ";
 
 #[test]
@@ -562,6 +563,11 @@ fn every_setting_of_istiod_is_read_and_has_a_default() {
         service_account: Some("underpass".into()),
         connect_timeout: Duration::from_secs(2),
         policy_grace: Duration::ZERO,
+        waypoint: Some(WaypointSettings {
+            gateway: "shared".into(),
+            address: "10.244.0.7:15008".parse().unwrap(),
+            grace: Duration::from_secs(1),
+        }),
     };
     assert_eq!(node.istiod, Some(expected));
     let shown = serde_json::json!({"node": serde_json::to_value(&*node).unwrap()}).to_string();
@@ -569,6 +575,25 @@ fn every_setting_of_istiod_is_read_and_has_a_default() {
 
     let defaults = Config::from_yaml("node: {istiod: {}}").unwrap().node;
     assert_eq!(defaults.istiod, Some(IstiodSettings::default()));
+}
+
+#[test]
+fn a_waypoint_listens_and_shows_its_account() {
+    let node = |yaml: &str| Config::from_yaml(yaml).unwrap().node;
+    let by_role = node("node: {role: waypoint, istiod: {namespace: mesh, service_account: way}}");
+    let beside = node("node: {role: node, istiod: {namespace: mesh, service_account: way, waypoint: {}}}");
+    for waypoint in [&by_role, &beside] {
+        let own = waypoint.waypoint_listener().unwrap();
+        assert_eq!(
+            (&*own.name, own.address.to_string()),
+            ("waypoint", "[::]:15008".to_owned())
+        );
+        let identity = "spiffe://cluster.local/ns/mesh/sa/way".parse().unwrap();
+        assert_eq!(own.protocol, ListenerProtocol::Hbone { identity });
+        assert_eq!(waypoint.all_listeners(), [own]);
+        assert_eq!(waypoint.readiness.unwrap().port(), 15021);
+    }
+    assert_eq!(node("node: {istiod: {service_account: way}}").waypoint_listener(), None);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use prost_types::Value;
 use prost_types::value::Kind;
 use underpass_config::Text;
-use underpass_config::http::{EndpointSettings, Labels, NamedEndpoint};
-use underpass_config::waypoint::{EndpointSet, Reach, WaypointEndpoint};
+use underpass_config::http::{EndpointSettings, Labels, NamedEndpoint, Reach};
+use underpass_config::waypoint::{EndpointSet, WaypointEndpoint};
 
 use super::refusal::{At, Refused, each, only_if};
 use super::values::{metadata, object, port, text};
@@ -181,8 +181,8 @@ fn of_address(wire: &wire::LbEndpoint, place: &Locality) -> Result<WaypointEndpo
             locality: place.name.clone(),
             labels: Labels::default(),
             is_well: said.is_well,
+            reach,
         },
-        reach,
         transport: labels(said.metadata),
         workload: text(istio, "workload").unwrap_or_default().into(),
     })

@@ -25,7 +25,7 @@ pub struct Kept<T> {
     /// What it says.
     pub hash: ContentHash,
     /// What it means; or why that is not known, so that it is closed.
-    pub served: Result<T, Untranslated>,
+    pub served: Result<Arc<T>, Untranslated>,
     /// What of it is left out, which only tells of requests, or is one endpoint of several.
     pub left_out: Vec<Untranslated>,
 }
@@ -43,7 +43,7 @@ pub struct Held {
     /// Chains.
     pub chains: Served<Chain>,
     /// Where connections lead; none: nothing was sent.
-    pub place: Option<Place>,
+    pub place: Option<Arc<Place>>,
     /// Branches of that which are closed.
     pub closed: Vec<Untranslated>,
     /// Listeners and clusters that are wiring and not as it is known, by type and name; while there is one, nothing can be served.
@@ -183,7 +183,9 @@ impl Held {
             .collect();
         taken.refused.extend(closed.iter().cloned());
         self.closed = closed;
-        self.place = Some(place);
+        if self.place.as_deref() != Some(&place) {
+            self.place = Some(Arc::new(place));
+        }
         let mut before = std::mem::take(&mut self.chains);
         let mut by_name: BTreeMap<&Text, Vec<&Unread>> = BTreeMap::new();
         for chain in &chains {
@@ -241,6 +243,7 @@ impl Taken {
             return;
         }
         let (served, left_out) = translate();
+        let served = served.map(Arc::new);
         self.refused.extend(served.as_ref().err().cloned());
         self.refused.extend(left_out.iter().cloned());
         self.rebuilt.push(name.clone());

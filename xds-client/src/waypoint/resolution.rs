@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use underpass_config::Text;
 use underpass_config::http::{ClusterSettings, EndpointSettings, Transport};
-use underpass_config::waypoint::{EndpointSet, EndpointSource, EndpointTransport, Reach, WaypointCluster};
+use underpass_config::waypoint::{EndpointSet, EndpointSource, EndpointTransport, WaypointCluster};
 
 use super::refusal::Untranslated;
 
@@ -13,8 +13,6 @@ use super::refusal::Untranslated;
 pub struct Resolved {
     /// What is said of it. Endpoints that DNS has come later.
     pub settings: ClusterSettings,
-    /// How each of its endpoints is reached, in their order.
-    pub reach: Vec<Reach>,
     /// Endpoints that are left out, and why.
     pub left_out: Vec<Untranslated>,
 }
@@ -22,7 +20,7 @@ pub struct Resolved {
 /// Puts a cluster and its endpoints together. Its endpoints have one transport here: what differs from that of most is left out.
 pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Resolved {
     let mut settings = cluster.settings.clone();
-    let (mut reach, mut left_out) = (Vec::new(), Vec::new());
+    let mut left_out = Vec::new();
     let mut transport = match &cluster.source {
         EndpointSource::Named(_) => None,
         // Names have no labels: the last is for those.
@@ -45,7 +43,6 @@ pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Re
             (own, _) => {
                 transport = own;
                 settings.endpoints.push(endpoint.settings.clone());
-                reach.push(endpoint.reach.clone());
                 continue;
             }
         };
@@ -61,11 +58,7 @@ pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Re
     if cluster.weighs_localities && endpoints.is_some() {
         settings.localities.clone_from(&set.localities);
     }
-    Resolved {
-        settings,
-        reach,
-        left_out,
-    }
+    Resolved { settings, left_out }
 }
 
 fn left(name: &Text, endpoint: &EndpointSettings, why: &str) -> Untranslated {

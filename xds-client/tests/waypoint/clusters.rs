@@ -1,12 +1,13 @@
 //! What users wrote as DestinationRule and ServiceEntry, and where endpoints are.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use underpass_config::http::{
-    Discovery, DnsFamily, DnsKind, HttpBalancing, OutlierKind, ProxyProtocol, Retries, Roots, ServerNames,
+    Discovery, DnsFamily, DnsKind, HttpBalancing, OutlierKind, ProxyProtocol, Reach, Retries, Roots, ServerNames,
     UpstreamProtocol,
 };
-use underpass_config::waypoint::{EndpointSource, EndpointTransport, Reach, WaypointCluster};
+use underpass_config::waypoint::{EndpointSet, EndpointSource, EndpointTransport, WaypointCluster};
 use underpass_xds_client::waypoint::{Held, Resolved, resolve};
 
 use crate::{SERVER, held, http, tcp};
@@ -25,7 +26,7 @@ fn resolved(held: &Held, name: &str) -> Resolved {
         EndpointSource::Named(set) => held.endpoints[set].served.as_ref().ok(),
         _ => None,
     };
-    resolve(cluster, set)
+    resolve(cluster, set.map(Arc::as_ref))
 }
 
 const SERVER_V1: &str = "inbound-vip|80|http|server-v1.shop.svc.cluster.local";
@@ -100,6 +101,12 @@ fn subsets_are_clusters_of_their_own() {
     assert_eq!(endpoints("v2"), ["10.244.2.11:8080"]);
 }
 
+/// How its endpoints are reached, in their order.
+fn reach(resolved: &Resolved) -> Vec<&Reach> {
+    let endpoints = resolved.settings.endpoints.iter();
+    endpoints.map(|endpoint| &endpoint.reach).collect()
+}
+
 #[test]
 fn what_is_below_http() {
     let held = held("05-traffic-management");
@@ -121,7 +128,7 @@ fn what_is_below_http() {
         panic!("{upstream:?}")
     };
     assert!(names[0].text.matches("server-v2.example.com") && names.len() == 1);
-    assert_eq!(tls.reach, [Reach::Hbone { via: None }], "in the tunnel");
+    assert_eq!(reach(&tls), [&Reach::Hbone { via: None }], "in the tunnel");
     assert_eq!(tls.settings.balancing, HttpBalancing::RoundRobin);
     assert!(!tls.settings.localities.is_empty());
 }
@@ -149,7 +156,7 @@ fn endpoints_are_reached_by_hbone_where_they_say_so() {
             ("10.244.2.11:8080".to_owned(), "region-1/zone-b".to_owned(), 1)
         ]
     );
-    assert_eq!(server.reach, [Reach::Hbone { via: None }, Reach::Hbone { via: None }]);
+    assert_eq!(reach(&server), [&Reach::Hbone { via: None }; 2]);
     let set = held.endpoints[SERVER].served.as_ref().unwrap();
     assert_eq!(&*set.endpoints[0].workload, "server-v1;shop;server;v1;Kubernetes");
     assert_eq!(server.settings.panic_threshold, 0);
@@ -188,7 +195,7 @@ fn other_networks_are_reached_through_their_gateways() {
     let expected = Reach::Network {
         target: "server.shop.svc.cluster.local:80".into(),
     };
-    assert_eq!(server.reach[at], expected);
+    assert_eq!(server.settings.endpoints[at].reach, expected);
     assert!(server.left_out.is_empty());
 }
 
@@ -232,7 +239,7 @@ fn service_entries() {
     let (names, port) = tcp(&held, "inbound-vip|443|tcp|*.wild.example.com").dynamic.unwrap();
     assert_eq!((names.family, port), (DnsFamily::V4Only, 443));
     let db = resolved(&held, "inbound-vip|5432|tcp|db.internal");
-    assert_eq!(db.reach, [Reach::Direct, Reach::Direct]);
+    assert_eq!(reach(&db), [&Reach::Direct; 2]);
     assert!(db.left_out.is_empty());
 }
 
@@ -254,9 +261,9 @@ fn an_endpoint_behind_a_sidecar_is_left_out() {
         .unwrap();
     let plain = resolve(cluster, Some(set));
     assert_eq!((plain.settings.endpoints.len(), plain.left_out.len()), (1, 0));
-    let mut behind = set.clone();
+    let mut behind = EndpointSet::clone(set);
     behind.endpoints[0].transport = underpass_config::http::Labels::new([("tlsMode".into(), "istio".into())]);
     let refused = resolve(cluster, Some(&behind));
-    assert!(refused.settings.endpoints.is_empty() && refused.reach.is_empty());
+    assert!(refused.settings.endpoints.is_empty());
     assert!(refused.left_out[0].why.contains("sidecars"), "{:?}", refused.left_out);
 }

@@ -85,11 +85,10 @@ fn what_leads_somewhere_arrives() {
             if let EndpointSource::Named(endpoints) = &cluster.source {
                 let set = held.endpoints.get(endpoints);
                 let set = set.unwrap_or_else(|| panic!("{scenario}: {name} has no endpoints"));
-                let resolved = resolve(cluster, set.served.as_ref().ok());
+                let resolved = resolve(cluster, set.served.as_deref().ok());
                 let count = set.served.as_ref().unwrap().endpoints.len();
                 let left = resolved.left_out.len();
                 assert_eq!(resolved.settings.endpoints.len() + left, count, "{scenario}: {name}");
-                assert_eq!(resolved.reach.len(), resolved.settings.endpoints.len());
             }
         }
     }

@@ -20,7 +20,7 @@ use super::times::limit;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
 use crate::http::{
     Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsFamily, DnsKind, EndpointSettings, HttpBalancing, Labels,
-    NamedEndpoint, Retries, Transport, UpstreamProtocol,
+    NamedEndpoint, Reach, Retries, Transport, UpstreamProtocol,
 };
 use crate::settings::is_hostname;
 use crate::{NodeSettings, Text};
@@ -274,6 +274,7 @@ impl ClusterShape<'_> {
                 locality: said.locality,
                 labels: said.labels,
                 is_well: said.is_well,
+                reach: Reach::Direct,
             });
         }
         endpoints

@@ -27,7 +27,7 @@ impl Leases {
         let Some(identities) = identities else { return };
         let mut held = Held::clone(&self.held.load());
         for identity in needed(config) {
-            let lease = || Arc::new(identities.hold(identity));
+            let lease = || Arc::new(identities.hold(&identity));
             held.entry(identity.clone()).or_insert_with(lease);
         }
         self.held.store(Arc::new(held));
@@ -35,7 +35,7 @@ impl Leases {
 
     /// Lets go what `config` does not need.
     pub fn keep(&self, config: &Config) {
-        let needed: HashSet<&Identity, RandomState> = needed(config).collect();
+        let needed: HashSet<Identity, RandomState> = needed(config).collect();
         let mut held = Held::clone(&self.held.load());
         held.retain(|identity, _| needed.contains(identity));
         self.held.store(Arc::new(held));
@@ -47,13 +47,13 @@ impl Leases {
     }
 }
 
-fn needed(config: &Config) -> impl Iterator<Item = &Identity> {
+fn needed(config: &Config) -> impl Iterator<Item = Identity> {
     let transports = config.http.clusters.values().map(|cluster| &cluster.settings.transport);
-    let listeners = config.node.listeners.iter();
-    let of_listeners = listeners.filter_map(|listener| match &listener.protocol {
+    let listeners = config.node.all_listeners().into_iter();
+    let of_listeners = listeners.filter_map(|listener| match listener.protocol {
         ListenerProtocol::Hbone { identity } => Some(identity),
         _ => None,
     });
-    let of_clusters = transports.filter_map(|transport| Some(&transport.hbone.as_ref()?.client));
+    let of_clusters = transports.filter_map(|transport| Some(transport.hbone.as_ref()?.client.clone()));
     of_clusters.chain(of_listeners)
 }
