@@ -123,21 +123,14 @@ impl Http {
     #[must_use]
     pub fn continuing(mut self, before: &Http) -> Self {
         for (name, cluster) in &mut self.clusters {
-            if let Some(old) = before.clusters.get(name) {
+            if let Some(old) = before.clusters.get(name).filter(|old| !Arc::ptr_eq(old, cluster)) {
                 *cluster = Cluster::continuing(cluster, old);
             }
         }
         for (name, table) in &mut self.tables {
             // One that is served already has its own.
             if let (Some(old), Some(table)) = (before.tables.get(name), Arc::get_mut(table)) {
-                for (filter, old) in table.filters.iter_mut().zip(&old.filters) {
-                    filter.continues(old);
-                }
-                table.routes_continue(old);
-                if table.metrics == old.metrics {
-                    // What requests are counted by is told apart by it.
-                    table.metrics = old.metrics.clone();
-                }
+                table.continues(old);
             }
         }
         self

@@ -26,6 +26,25 @@ pub enum Chain {
     Tcp(TcpChain),
 }
 
+impl Chain {
+    /// The clusters that it may lead to.
+    pub fn clusters<'c>(&'c self, found: &mut dyn FnMut(&'c Text)) {
+        match self {
+            Self::Http(http) => http.table.clusters(found),
+            Self::Tcp(tcp) => tcp.clusters.iter().for_each(|weighted| found(&weighted.cluster)),
+        }
+    }
+
+    /// Takes over what `before` has counted, which it is in the place of. Nobody is served by it yet.
+    pub fn continues(&mut self, before: &Self) {
+        if let (Self::Http(new), Self::Http(old)) = (self, before)
+            && let Some(table) = Arc::get_mut(&mut new.table)
+        {
+            table.continues(&old.table);
+        }
+    }
+}
+
 /// A service that speaks HTTP.
 #[derive(Debug)]
 pub struct HttpChain {

@@ -170,6 +170,11 @@ impl Admin {
             text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
         } else if self.node.awaits_mesh() {
             text(StatusCode::SERVICE_UNAVAILABLE, "waiting for istiod\n")
+        } else if self.node.awaits_serving() {
+            text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "waiting for what istiod has the waypoint serve\n",
+            )
         } else if self.node.awaits_agent() {
             text(StatusCode::SERVICE_UNAVAILABLE, "waiting for the agent\n")
         } else {

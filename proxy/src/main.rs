@@ -185,7 +185,8 @@ struct GivenArguments {
 
 #[derive(Args)]
 struct RoleArgument {
-    /// What the proxy is to the mesh, unless the configuration says so: `standalone`, or `node` for ztunnel's place and ports.
+    /// What the proxy is to the mesh, unless the configuration says so: `standalone`; `node` for ztunnel's place and ports; `waypoint` for
+    /// what istiod tells one of.
     #[arg(long, value_parser = role, default_value = "standalone")]
     role: Role,
 }

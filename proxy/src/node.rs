@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use underpass_config::{Config, Decision, Mesh, Touched};
-use underpass_xds_client::StatusReader;
 
 use crate::authorization::judge;
 use crate::capture::{Pod, Pods};
@@ -25,6 +24,7 @@ use crate::hbone::pool::Pool;
 use crate::http::filters::jwt::KeySets;
 use crate::http::pool::Pools as HttpPools;
 use crate::identities::Identities;
+use crate::istiod::{Standing, Told};
 use crate::offload::Offload;
 use crate::telemetry::Telemetry;
 
@@ -52,8 +52,8 @@ pub struct Node {
     pub identities: Option<Identities>,
     /// HBONE connections to other nodes' pods.
     pub tunnels: Arc<Pool>,
-    /// How the connection to istiod stands, where the mesh comes from there.
-    pub istiod: Option<StatusReader>,
+    /// How the streams to istiod stand, where the mesh comes from there.
+    pub istiod: Option<Standing>,
     /// The kernel tier.
     pub offload: Arc<Offload>,
     /// HTTP connections to endpoints.
@@ -63,6 +63,7 @@ pub struct Node {
     /// Metrics and access log.
     pub telemetry: Telemetry,
     mesh_came: watch::Sender<bool>,
+    awaits_serving: AtomicBool,
     awaits_agent: AtomicBool,
     draining: AtomicBool,
     closed: AtomicBool,
@@ -75,7 +76,7 @@ impl Node {
     pub fn new(
         config: Config,
         identities: Option<Identities>,
-        istiod: Option<StatusReader>,
+        istiod: Option<Standing>,
         flows: Arc<FlowTable>,
         offload: Arc<Offload>,
         telemetry: Telemetry,
@@ -93,6 +94,11 @@ impl Node {
             identities,
             tunnels: Arc::default(),
             mesh_came: watch::Sender::new(istiod.is_none()),
+            awaits_serving: AtomicBool::new(
+                istiod
+                    .as_ref()
+                    .is_some_and(|istiod| istiod.reader(Told::Waypoint).is_some()),
+            ),
             istiod,
             offload,
             telemetry,
@@ -240,9 +246,21 @@ impl Node {
         !*self.mesh_came.borrow()
     }
 
-    /// Notes that it has, and that what it told is in force.
-    pub fn mesh_has_come(&self) {
+    fn mesh_has_come(&self) {
         self.mesh_came.send_if_modified(|came| !std::mem::replace(came, true));
+    }
+
+    /// Whether istiod has yet to tell what the waypoint serves that this node is besides. Until then its streams are refused.
+    pub fn awaits_serving(&self) -> bool {
+        self.awaits_serving.load(Ordering::SeqCst)
+    }
+
+    /// Notes that the first of what a stream tells of is in force.
+    pub fn has_been_told(&self, told: Told) {
+        match told {
+            Told::Mesh => self.mesh_has_come(),
+            Told::Waypoint => self.awaits_serving.store(false, Ordering::SeqCst),
+        }
     }
 
     /// Resolves when there is a mesh.

@@ -170,7 +170,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
     let flows = Arc::new(FlowTable::new(count));
     let offload = Arc::new(Offload::default());
     let (identities, upkeep) = Identities::new(&config.node).unzip();
-    let (feed, istiod) = Feed::new(&config.node).unzip();
+    let (feeds, istiod) = Feed::all(&config.node);
     let telemetry =
         Telemetry::new(&flows, &offload, access_log.clone()).with_control_plane(istiod.clone(), identities.clone());
     let admin_address = given.admin.unwrap_or(config.node.admin);
@@ -214,7 +214,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
             tokio::spawn(admin::serve(listener, view, admin.clone()));
         }
         tokio::spawn(admin::serve(listener, View::Everything, admin));
-        if let Some(feed) = feed {
+        for feed in feeds {
             tokio::spawn(feed.serve(node.clone()));
         }
         if let Some(agent) = agent {

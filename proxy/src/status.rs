@@ -25,8 +25,11 @@ pub fn show(address: SocketAddr, as_json: bool) -> Result<(), AskError> {
 fn text(status: &Value, now: SystemTime) -> String {
     let mut text = match &status["istiod"] {
         Value::Null => "istiod: none; the mesh is that of the configuration file\n".to_owned(),
-        istiod => subscription(istiod, now),
+        istiod => subscription("istiod", istiod, now),
     };
+    if let waypoint @ Value::Object(_) = &status["istiod_for_waypoint"] {
+        text.push_str(&subscription("istiod, for the waypoint", waypoint, now));
+    }
     let mesh = &status["mesh"];
     let count = |what: &str| mesh[what].as_u64().unwrap_or(0);
     let _ = writeln!(
@@ -44,7 +47,7 @@ fn text(status: &Value, now: SystemTime) -> String {
     text
 }
 
-fn subscription(istiod: &Value, now: SystemTime) -> String {
+fn subscription(title: &str, istiod: &Value, now: SystemTime) -> String {
     let since = ago(&istiod["since"], now);
     let reason = istiod["reason"].as_str().map(|reason| format!(": {reason}"));
     let synced = if istiod["synced"] == true {
@@ -53,7 +56,7 @@ fn subscription(istiod: &Value, now: SystemTime) -> String {
         ", not yet synced"
     };
     let mut text = format!(
-        "istiod: {} at {}{since}{}{synced}; {} disconnects\n",
+        "{title}: {} at {}{since}{}{synced}; {} disconnects\n",
         word(&istiod["state"]),
         word(&istiod["address"]),
         reason.unwrap_or_default(),

@@ -22,7 +22,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use underpass_config::Action;
-use underpass_xds_client::StatusReader;
+use crate::istiod::Standing;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
 pub use istio::{Amounts, IstioRequests, Outcome, RequestEnds, RequestSeries};
@@ -160,7 +160,7 @@ impl Telemetry {
 
     /// The same, which also tells how what this node is told comes in.
     #[must_use]
-    pub fn with_control_plane(mut self, istiod: Option<StatusReader>, identities: Option<Identities>) -> Self {
+    pub fn with_control_plane(mut self, istiod: Option<Standing>, identities: Option<Identities>) -> Self {
         let metrics = control_plane::ControlPlaneMetrics::new(istiod, identities);
         self.registry.register_collector(Box::new(metrics));
         self

@@ -128,9 +128,14 @@ impl Istiod {
 
     /// The setting of a node that takes its mesh and its certificates from here: `istiod: {…}`, with the token of `bearer`.
     pub fn settings(&self, bearer: &str) -> String {
+        self.settings_with(bearer, "")
+    }
+
+    /// As [`Istiod::settings`], with further fields of `istiod`.
+    pub fn settings_with(&self, bearer: &str, more: impl Display) -> String {
         let (address, roots, token) = (self.secure(), self.roots(), self.token(bearer));
         format!(
-            "istiod: {{address: {:?}, server_name: {SERVER_NAME}, roots: {:?}, token: {:?}}}",
+            "istiod: {{address: {:?}, server_name: {SERVER_NAME}, roots: {:?}, token: {:?}, {more}}}",
             address.to_string(),
             roots.display().to_string(),
             token.display().to_string()

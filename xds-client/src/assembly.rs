@@ -30,7 +30,7 @@ impl Assembly {
         Self {
             grace,
             changes: Vec::new(),
-            awaited: ResourceType::ALL.into(),
+            awaited: ResourceType::MESH.into(),
             missing: HashSet::new(),
             until: None,
         }
@@ -63,10 +63,15 @@ impl Assembly {
         if self.awaited.is_empty() { self.until } else { None }
     }
 
+    /// Whether all types are there, and what is here need not wait any longer.
+    pub(crate) fn is_complete(&self) -> bool {
+        let waits = self.until.is_some_and(|until| Instant::now() < until);
+        self.awaited.is_empty() && !waits
+    }
+
     /// All changes, if they need not wait any longer.
     pub(crate) fn complete(&mut self) -> Option<Vec<MeshChange>> {
-        let waits = self.until.is_some_and(|until| Instant::now() < until);
-        if !self.awaited.is_empty() || waits {
+        if !self.is_complete() {
             return None;
         }
         self.missing.clear();

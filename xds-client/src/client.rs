@@ -1,29 +1,36 @@
 //! The client: one delta stream to istiod at a time, for as long as somebody wants its updates.
 //!
-//! It owns the state that outlives a stream: what is held ([`Held`]) and what waits to be handed on ([`Assembly`]). One
-//! stream's life is in `stream`. A consumer that is slow makes the client slow: the queue is bounded, and while it
+//! It owns the state that outlives a stream: what is held ([`Held`]) and what waits to be handed on ([`Assembly`]), of the mesh; and both of a waypoint
+//! (`serving`). One stream's life is in `stream`. A consumer that is slow makes the client slow: the queue is bounded, and while it
 //! is full nothing more is read, so that HTTP/2's flow control lets istiod know.
 
+mod serving;
 mod stream;
 
 use std::num::NonZeroUsize;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use underpass_certs::{Backoff, Istiod};
 use underpass_config::MeshChange;
 
 use crate::assembly::Assembly;
 use crate::held::Held;
 use crate::node::Node;
+use crate::resource::ResourceType;
 use crate::status::{Connection, Status, StatusReader};
 use crate::translate::MeshFacts;
+use crate::waypoint::Told;
+use serving::Serving;
 
 /// How the client behaves. The defaults suit a node of a large mesh.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     /// What of the mesh is not in its resources.
     pub mesh: MeshFacts,
+    /// What is asked for.
+    pub wanted: Wanted,
     /// How many updates may wait for the consumer before no more are read.
     pub queued_updates: NonZeroUsize,
     /// The largest response in bytes that is accepted. All of a mesh comes in one: about 40 MB for 100 000 workloads.
@@ -34,10 +41,36 @@ pub struct ClientSettings {
     pub backoff: Backoff,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Workloads, services and policies.
+    Mesh,
+    /// What a waypoint serves, beside a client that is told of the mesh. How long a part of it waits for what belongs to it.
+    Waypoint(Duration),
+    /// Both.
+    Both(Duration),
+}
+
+impl Wanted {
+    fn has_mesh(self) -> bool {
+        !matches!(self, Self::Waypoint(_))
+    }
+
+    /// The types that are subscribed to when a stream begins.
+    fn types(self) -> impl Iterator<Item = ResourceType> {
+        let waypoint = !matches!(self, Self::Mesh);
+        let of_waypoint = ResourceType::WAYPOINT.into_iter().filter(move |_| waypoint);
+        let of_mesh = ResourceType::MESH.into_iter().filter(move |_| self.has_mesh());
+        of_waypoint.chain(of_mesh)
+    }
+}
+
 impl Default for ClientSettings {
     fn default() -> Self {
         Self {
             mesh: MeshFacts::default(),
+            wanted: Wanted::Mesh,
             queued_updates: NonZeroUsize::MIN,
             largest_response: 200 << 20,
             policy_grace: Duration::from_millis(500),
@@ -52,9 +85,11 @@ impl Default for ClientSettings {
 pub struct Update {
     /// The changes, in order.
     pub changes: Vec<MeshChange>,
+    /// What a waypoint serves from now on; none: what it served before.
+    pub waypoint: Option<Told>,
 }
 
-/// The updates, in order. The first holds the whole mesh, policies included. Dropping this ends the client.
+/// The updates, in order. The first holds all that is asked for: the whole mesh, policies included, and what a waypoint serves. Dropping this ends the client.
 #[derive(Debug)]
 pub struct Updates(mpsc::Receiver<Update>);
 
@@ -73,6 +108,10 @@ pub struct Client {
     settings: ClientSettings,
     held: Held,
     assembly: Assembly,
+    /// A waypoint's half.
+    serving: Option<Serving>,
+    /// When it was last looked whether something can be handed on.
+    looked: Instant,
     updates: mpsc::Sender<Update>,
     status: StatusReader,
 }
@@ -85,6 +124,11 @@ pub fn client(istiod: Istiod, node: Node, settings: ClientSettings) -> (Client, 
         istiod,
         node,
         assembly: Assembly::new(settings.policy_grace),
+        serving: match settings.wanted {
+            Wanted::Mesh => None,
+            Wanted::Waypoint(grace) | Wanted::Both(grace) => Some(Serving::new(grace)),
+        },
+        looked: Instant::now(),
         settings,
         held: Held::default(),
         updates: sender,
@@ -123,30 +167,46 @@ impl Client {
 
     /// Hands on what is complete, waiting for room in the queue. False: nobody wants it any longer.
     async fn hand_on(&mut self) -> bool {
-        let Some(changes) = self.assembly.complete() else {
-            return true;
-        };
+        self.looked = Instant::now();
+        let has_mesh = !self.settings.wanted.has_mesh() || self.assembly.is_complete();
+        let is_ready = self.serving.as_ref().is_none_or(Serving::is_ready);
         let first = !self.status.read().synced;
-        if changes.is_empty() && !first {
+        if first && !(has_mesh && is_ready) {
             return true;
         }
-        let taken = self.updates.send(Update { changes }).await.is_ok();
+        let changes = self.assembly.complete().unwrap_or_default();
+        let waypoint = self.serving.as_mut().and_then(Serving::hand_on);
+        if changes.is_empty() && waypoint.is_none() && !first {
+            return true;
+        }
+        let taken = self.updates.send(Update { changes, waypoint }).await.is_ok();
         self.status.change(|status| status.synced = taken);
         taken
     }
 
+    /// When something that waits need not wait any longer, and nobody has looked since.
+    fn until(&self) -> Option<Instant> {
+        let of_serving = self.serving.as_ref().and_then(Serving::until);
+        let both = [self.assembly.until(), of_serving].into_iter().flatten();
+        both.filter(|until| *until > self.looked).min()
+    }
+
     fn report_held(&self) {
         let rejected = self.held.rejected();
-        let listed = rejected.iter().take(Status::LISTED_REJECTIONS);
-        let listed = listed
-            .map(|((kind, name), why)| (*kind, name.clone(), why.clone()))
-            .collect();
+        let of_mesh = rejected.iter();
+        let of_mesh = of_mesh.map(|((kind, name), why)| (*kind, name.clone(), why.clone()));
+        let of_waypoint = self.serving.as_ref().map(Serving::rejected).unwrap_or_default();
+        let count = rejected.len() + of_waypoint.len();
+        let listed = of_mesh.chain(of_waypoint).take(Status::LISTED_REJECTIONS).collect();
         self.status.change(|status| {
             for (kind, of_type) in &mut status.types {
-                of_type.resources = self.held.count(*kind);
+                of_type.resources = match &self.serving {
+                    Some(serving) if kind.is_of_waypoint() => serving.count(*kind),
+                    _ => self.held.count(*kind),
+                };
             }
             status.rejected = listed;
-            status.rejected_count = rejected.len();
+            status.rejected_count = count;
         });
     }
 }

@@ -100,8 +100,8 @@ impl Held {
         response: &DeltaDiscoveryResponse,
         mesh: &MeshFacts,
     ) -> Result<(ResourceType, Accepted), ResponseError> {
-        let kind =
-            ResourceType::of_url(&response.type_url).ok_or_else(|| ResponseError::Type(response.type_url.clone()))?;
+        let kind = ResourceType::of_url(&response.type_url).filter(|kind| !kind.is_of_waypoint());
+        let kind = kind.ok_or_else(|| ResponseError::Type(response.type_url.clone()))?;
         check_names(response)?;
         let mut accepted = Accepted::default();
         let mut names = Interner::default();
@@ -111,13 +111,13 @@ impl Held {
         for resource in &response.resources {
             match kind {
                 ResourceType::Address => self.take_address(resource, mesh, &mut names, &mut accepted),
-                ResourceType::Authorization => self.take_policy(resource, mesh, &mut accepted),
+                _ => self.take_policy(resource, mesh, &mut accepted),
             }
         }
         Ok((kind, accepted))
     }
 
-    /// Names and versions of what is held, for a new stream.
+    /// Names and versions of what is held of one of the mesh's types, for a new stream.
     pub(crate) fn versions(&self, kind: ResourceType) -> HashMap<String, String> {
         match kind {
             ResourceType::Address => self
@@ -125,7 +125,7 @@ impl Held {
                 .iter()
                 .map(|(name, held)| (name.to_string(), held.version.to_string()))
                 .collect(),
-            ResourceType::Authorization => self
+            _ => self
                 .policies
                 .iter()
                 .map(|(name, version)| (name.to_string(), version.to_string()))
@@ -133,11 +133,11 @@ impl Held {
         }
     }
 
-    /// How many resources are held.
+    /// How many resources are held of one of the mesh's types.
     pub(crate) fn count(&self, kind: ResourceType) -> usize {
         match kind {
             ResourceType::Address => self.addresses.len(),
-            ResourceType::Authorization => self.policies.len(),
+            _ => self.policies.len(),
         }
     }
 
@@ -154,7 +154,7 @@ impl Held {
         self.rejected.remove(&(kind, name.to_owned()));
         let change = match kind {
             ResourceType::Address => self.addresses.remove(name).map(|held| held.key.removal()),
-            ResourceType::Authorization => self
+            _ => self
                 .policies
                 .remove(name)
                 .map(|_| MeshChange::RemovePolicy(PolicyKey::new(name))),

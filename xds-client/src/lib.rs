@@ -30,8 +30,7 @@
 //! and of what a waypoint is sent the fields that `waypoint` translates: a crate of all of Envoy's types would be thousands of messages, and would let
 //! through in silence what is not looked at. What our files don't have is a field that is not known, and is seen.
 //!
-//! `waypoint` is what a waypoint is sent: listeners, clusters and endpoints in Envoy's words become the model's. It holds what is in force by itself;
-//! nobody subscribes to it yet.
+//! `waypoint` is what a waypoint is sent: listeners, clusters and endpoints in Envoy's words become the model's. `client::serving` is when that is handed on.
 //!
 //! # How it is wired
 //!
@@ -75,7 +74,7 @@ mod translate;
 mod unknown_fields;
 pub mod waypoint;
 
-pub use client::{Client, ClientSettings, Update, Updates, client};
+pub use client::{Client, ClientSettings, Update, Updates, Wanted, client};
 pub use held::{Accepted, Rejection, ResponseError, translate_response};
 pub use node::{Node, NodeRole};
 pub use resource::ResourceType;

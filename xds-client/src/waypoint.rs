@@ -6,7 +6,7 @@
 //! * `inspection`: its hash, which goes by what is meant, and the fields of it that are not known.
 //! * `wiring`: whether it is only how Envoy is wired; then it has to be what is known, and is dropped.
 //! * `cluster`, `endpoints`, `listener` (whose `matcher` leads to its chains): what it says. A `chain` is `http` with `filters`, or `tcp`.
-//! * `resolution`: a cluster and its endpoints, together.
+//! * `resolution`: a cluster and its endpoints, together. `told`: all of it, as what is served.
 //!
 //! The one idea: **what is not understood closes what it is of, and nothing else.** A field that is not in `proto/waypoint`, a filter that is not known, a
 //! value that is not supported: the chain, cluster or branch has an [`Untranslated`] in its place, with name, field and reason, and whoever serves refuses
@@ -29,6 +29,7 @@ mod matcher;
 mod refusal;
 mod resolution;
 mod tcp;
+mod told;
 mod values;
 pub mod wiring;
 
@@ -36,6 +37,8 @@ pub use held::{Held, Kept, Served, Taken};
 pub use inspection::ContentHash;
 pub use refusal::Untranslated;
 pub use resolution::{Resolved, resolve};
+pub use told::Told;
+pub(crate) use told::not_served;
 
 /// The types that a waypoint subscribes to, as resources name them.
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";

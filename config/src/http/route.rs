@@ -287,8 +287,15 @@ impl RouteTable {
         self.has_overrides
     }
 
-    /// Takes over what the same routes of `before` have counted. Nobody is served by it yet.
-    pub(super) fn routes_continue(&mut self, before: &Self) {
+    /// Takes over what the same filters and routes of `before` have counted. Nobody is served by it yet.
+    pub(crate) fn continues(&mut self, before: &Self) {
+        for (filter, old) in self.filters.iter_mut().zip(&before.filters) {
+            filter.continues(old);
+        }
+        if self.metrics == before.metrics {
+            // What requests are counted by is told apart by it.
+            self.metrics = before.metrics.clone();
+        }
         for host in &mut self.virtual_hosts {
             let old = before.virtual_hosts.iter().find(|old| old.name == host.name);
             let (Some(old), Some(host)) = (old, Arc::get_mut(host)) else {
@@ -305,6 +312,16 @@ impl RouteTable {
     /// The virtual host for an authority.
     pub fn virtual_host(&self, authority: &str) -> Option<&Arc<VirtualHost>> {
         self.index.find(authority).map(|place| &self.virtual_hosts[place])
+    }
+
+    /// The clusters that its requests may go to, or copies of them.
+    pub fn clusters<'t>(&'t self, found: &mut dyn FnMut(&'t Text)) {
+        for route in self.virtual_hosts.iter().flat_map(|host| &host.routes) {
+            if let RouteAction::Forward(forward) = &route.action {
+                forward.clusters.iter().for_each(|weighted| found(&weighted.cluster));
+                forward.mirrors.iter().for_each(|mirror| found(&mirror.cluster));
+            }
+        }
     }
 
     /// The virtual hosts, in their order.

@@ -8,15 +8,20 @@ use underpass_config::{Identity, WorkloadUid};
 use underpass_xds_client::{Connection, ResourceType, Status, TypeStatus};
 
 use crate::identities::{CertificateState, Identities};
+use crate::istiod::Told;
 use crate::node::Node;
 
 /// The whole view.
 pub(super) fn status(node: &Node) -> Value {
     let snapshot = node.snapshot();
     let (settings, mesh) = (&snapshot.config.node, &snapshot.config.mesh);
-    let istiod = node.istiod.as_ref().zip(settings.istiod.as_ref());
+    let istiod = |told: Told| {
+        let (reader, settings) = (node.istiod.as_ref()?.reader(told)?, settings.istiod.as_ref()?);
+        Some(subscription(&reader.read(), &settings.address.to_string()))
+    };
     json!({
-        "istiod": istiod.map(|(status, settings)| subscription(&status.read(), &settings.address.to_string())),
+        "istiod": istiod(Told::Mesh),
+        "istiod_for_waypoint": istiod(Told::Waypoint),
         "mesh": {
             "generation": snapshot.generation,
             "workloads": mesh.workloads().count(),

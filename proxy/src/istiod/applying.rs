@@ -15,8 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::runtime::Handle;
 use underpass_config::{Config, Mesh, MeshChange, ResourceKey, Touched};
-use underpass_xds_client::Update;
+use underpass_xds_client::waypoint::Told as Served;
+use underpass_xds_client::{StatusReader, Update};
 
+use super::serving;
+use super::standing::Told;
 use crate::node::Node;
 
 /// How changes become part of a mesh; tests have their own way.
@@ -25,10 +28,14 @@ type Apply = fn(&mut Mesh, &mut dyn Iterator<Item = MeshChange>) -> Touched;
 /// The consumer of istiod's updates.
 pub(super) struct Applying {
     node: Arc<Node>,
+    /// What they tell of.
+    told: Told,
     apply: Apply,
     mesh: MeshState,
     /// Changes of rejected updates, each resource once, in order.
     waiting: Vec<MeshChange>,
+    /// What the waypoint serves.
+    served: Served,
 }
 
 /// The whole mesh, which comes with the first update.
@@ -40,17 +47,49 @@ enum MeshState {
 }
 
 impl Applying {
-    pub(super) fn new(node: Arc<Node>) -> Self {
+    pub(super) fn new(node: Arc<Node>, told: Told) -> Self {
         Self {
             node,
+            told,
             apply: |mesh, changes| mesh.apply(changes),
             mesh: MeshState::Awaited,
             waiting: Vec::new(),
+            served: Served::default(),
         }
     }
 
+    /// Puts an update in force: the mesh first, for what a waypoint serves leads to its workloads.
     pub(super) async fn put_in_force(&mut self, update: Update) {
-        let changes = update.changes;
+        let Update { changes, waypoint } = update;
+        let is_first = matches!(self.mesh, MeshState::Awaited);
+        self.change_mesh(changes).await;
+        if let Some(served) = waypoint {
+            self.serve(served).await;
+        }
+        if is_first && matches!(self.mesh, MeshState::InForce) {
+            self.node.has_been_told(self.told);
+        }
+    }
+
+    /// What can't be put in force leaves the waypoint with what it served before; the next update has all of it again.
+    async fn serve(&mut self, served: Served) {
+        let (node, before, control) = (self.node.clone(), self.served.clone(), Handle::current());
+        let next = served.clone();
+        let putting = tokio::task::spawn_blocking(move || {
+            let _entered = control.enter();
+            let put = catch_unwind(AssertUnwindSafe(|| serving::put_in_force(&node, &next, &before)));
+            put.map_err(|panic| in_words(&*panic))
+        });
+        match putting.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(()) => self.served = served,
+            Err(reason) => {
+                let waiting = std::mem::take(&mut self.waiting);
+                self.reject(waiting, reason);
+            }
+        }
+    }
+
+    async fn change_mesh(&mut self, changes: Vec<MeshChange>) {
         match self.mesh {
             MeshState::Awaited => self.begin(changes).await,
             MeshState::Lost => self.reject(
@@ -66,7 +105,6 @@ impl Applying {
         match self.attempt(changes).await {
             Ok(()) => {
                 self.mesh = MeshState::InForce;
-                self.node.mesh_has_come();
             }
             Err(reason) => {
                 self.mesh = MeshState::Lost;
@@ -77,6 +115,9 @@ impl Applying {
     }
 
     async fn go_on(&mut self, changes: Vec<MeshChange>) {
+        if changes.is_empty() && self.waiting.is_empty() {
+            return;
+        }
         let changed: HashSet<ResourceKey> = changes.iter().map(MeshChange::key).collect();
         let mut all = std::mem::take(&mut self.waiting);
         all.retain(|change| !changed.contains(&change.key()));
@@ -109,8 +150,12 @@ impl Applying {
         broken
     }
 
+    fn status(&self) -> Option<&StatusReader> {
+        self.node.istiod.as_ref()?.reader(self.told)
+    }
+
     fn keep_waiting(&mut self, waiting: Vec<MeshChange>) {
-        if let Some(istiod) = &self.node.istiod {
+        if let Some(istiod) = self.status() {
             istiod.changes_wait(waiting.len());
         }
         self.waiting = waiting;
@@ -123,7 +168,7 @@ impl Applying {
             "an update of istiod is rejected, and what was in force stays"
         );
         self.node.telemetry.count_config_update(false);
-        if let Some(istiod) = &self.node.istiod {
+        if let Some(istiod) = self.status() {
             istiod.update_was_rejected(waiting.len(), reason);
         }
         self.waiting = waiting;
@@ -172,6 +217,7 @@ mod tests {
 
     use super::*;
     use crate::flow_table::FlowTable;
+    use crate::istiod::Standing;
     use crate::offload::Offload;
     use crate::telemetry::{AccessLogWriter, Telemetry};
 
@@ -203,15 +249,20 @@ mod tests {
             let offload = Arc::new(Offload::default());
             let telemetry = Telemetry::new(&flows, &offload, Arc::new(AccessLogWriter::off()));
             let (config, status) = (Config::from_yaml("node: {}").unwrap(), StatusReader::default());
-            let node = Node::new(config, None, Some(status.clone()), flows, offload, telemetry);
-            let mut applying = Applying::new(node);
+            let standing = Standing::of_mesh(status.clone());
+            let node = Node::new(config, None, Some(standing), flows, offload, telemetry);
+            let mut applying = Applying::new(node, Told::Mesh);
             applying.apply = touchy;
             Self { applying, status }
         }
 
         async fn take(&mut self, changes: impl Into<Vec<MeshChange>>) {
             let changes = changes.into();
-            self.applying.put_in_force(Update { changes }).await;
+            let update = Update {
+                changes,
+                waypoint: None,
+            };
+            self.applying.put_in_force(update).await;
         }
 
         /// The workloads in force, by uid and name.

@@ -9,9 +9,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use underpass_xds_client::{Connection, Status, StatusReader};
+use underpass_xds_client::{Connection, Status};
 
 use crate::identities::{CertificateState, Identities};
+use crate::istiod::Standing;
 
 /// A label set.
 type Labels = Vec<(&'static str, String)>;
@@ -21,12 +22,12 @@ type Series = Vec<(Labels, u64)>;
 
 #[derive(Debug)]
 pub(super) struct ControlPlaneMetrics {
-    istiod: Option<StatusReader>,
+    istiod: Option<Standing>,
     identities: Option<Identities>,
 }
 
 impl ControlPlaneMetrics {
-    pub(super) fn new(istiod: Option<StatusReader>, identities: Option<Identities>) -> Self {
+    pub(super) fn new(istiod: Option<Standing>, identities: Option<Identities>) -> Self {
         Self { istiod, identities }
     }
 }

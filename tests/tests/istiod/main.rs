@@ -16,3 +16,4 @@ mod role;
 mod services;
 mod subscription;
 mod timing;
+mod waypoint;

@@ -1,5 +1,6 @@
 //! The life of one stream.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use prost::Message;
@@ -8,8 +9,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status};
 use underpass_certs::{Backoff, IstiodError};
+use underpass_config::Text;
 
 use super::Client;
+use super::serving::Serving;
 use crate::held::{Rejection, ResponseError};
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::discovery::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -51,7 +54,7 @@ fn advice(code: Code) -> &'static str {
     }
 }
 
-/// Requests that may wait to be sent. The client has one per response in flight, and two at the start.
+/// Requests that may wait to be sent. The client has two per response in flight, and one for each type at the start.
 const QUEUED_REQUESTS: usize = 32;
 
 /// Rejected resources that a NACK names; the rest are counted.
@@ -68,7 +71,7 @@ impl Client {
     async fn stream(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, StreamEnd> {
         let channel = self.istiod.connect().await?;
         let (requests, outgoing) = mpsc::channel(QUEUED_REQUESTS);
-        self.subscribe(&requests)?;
+        let mut asked = self.subscribe(&requests)?;
         let mut request = Request::new(ReceiverStream::new(outgoing));
         if let Some(token) = self.istiod.authorization().await? {
             request.metadata_mut().insert("authorization", token);
@@ -87,7 +90,7 @@ impl Client {
             };
         });
         loop {
-            let until = self.assembly.until();
+            let until = self.until();
             let grace_is_over = async {
                 match until {
                     Some(until) => tokio::time::sleep_until(until).await,
@@ -99,6 +102,7 @@ impl Client {
                     let response = response.map_err(StreamEnd::Refused)?.ok_or(StreamEnd::Closed)?;
                     backoff.reset();
                     self.take(&response, &requests).await?;
+                    self.ask_for_endpoints(&mut asked, &requests)?;
                 }
                 () = grace_is_over => {
                     if !self.hand_on().await {
@@ -110,19 +114,62 @@ impl Client {
         }
     }
 
-    /// Asks for everything of each type, and says what of it is there already.
-    fn subscribe(&self, requests: &mpsc::Sender<DeltaDiscoveryRequest>) -> Result<(), StreamEnd> {
+    /// Asks for everything of each type, and says what of it is there already. Endpoints are asked for by name: those of the clusters that are known. The
+    /// names that were.
+    fn subscribe(&self, requests: &mpsc::Sender<DeltaDiscoveryRequest>) -> Result<BTreeSet<Text>, StreamEnd> {
         let mut node = Some(self.node.to_wire()); // only the first request of a stream names it
-        for kind in ResourceType::ALL {
+        let mut asked = BTreeSet::new();
+        for kind in self.settings.wanted.types() {
+            if kind == ResourceType::Endpoints {
+                // A request that names none would ask for all.
+                asked = self.serving.as_ref().map(Serving::wanted).unwrap_or_default();
+                if asked.is_empty() {
+                    continue;
+                }
+            }
             let request = DeltaDiscoveryRequest {
                 node: node.take(),
                 type_url: kind.url().to_owned(),
-                initial_resource_versions: self.held.versions(kind),
+                resource_names_subscribe: match kind {
+                    ResourceType::Endpoints => asked.iter().map(ToString::to_string).collect(),
+                    _ => Vec::new(),
+                },
+                initial_resource_versions: match &self.serving {
+                    Some(serving) if kind.is_of_waypoint() => serving.versions(kind),
+                    _ => self.held.versions(kind),
+                },
                 ..Default::default()
             };
             requests.try_send(request).map_err(|_| StreamEnd::Unread)?;
         }
-        Ok(())
+        Ok(asked)
+    }
+
+    /// Asks for the endpoints that clusters have come to name, and no more for those that none does.
+    fn ask_for_endpoints(
+        &mut self,
+        asked: &mut BTreeSet<Text>,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), StreamEnd> {
+        let Some(serving) = &mut self.serving else {
+            return Ok(());
+        };
+        let wanted = serving.wanted();
+        if wanted == *asked {
+            return Ok(());
+        }
+        for gone in asked.difference(&wanted) {
+            serving.forget(gone);
+        }
+        let texts = |names: &mut dyn Iterator<Item = &Text>| names.map(ToString::to_string).collect();
+        let request = DeltaDiscoveryRequest {
+            type_url: ResourceType::Endpoints.url().to_owned(),
+            resource_names_subscribe: texts(&mut wanted.difference(asked)),
+            resource_names_unsubscribe: texts(&mut asked.difference(&wanted)),
+            ..Default::default()
+        };
+        *asked = wanted;
+        requests.try_send(request).map_err(|_| StreamEnd::Unread)
     }
 
     /// Takes a response, hands on what is complete, and only then answers.
@@ -131,13 +178,12 @@ impl Client {
         response: &DeltaDiscoveryResponse,
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> Result<(), StreamEnd> {
-        let error = match self.held.take(response, &self.settings.mesh) {
-            Ok((kind, accepted)) => {
-                self.assembly.add(kind, accepted.changes, &self.held);
+        let error = match self.take_in(response) {
+            Ok(rejections) => {
                 if !self.hand_on().await {
                     return Err(StreamEnd::Unwanted);
                 }
-                in_words(&accepted.rejections)
+                in_words(&rejections)
             }
             Err(error) => Some(whole_response(&error)),
         };
@@ -152,6 +198,20 @@ impl Client {
             ..Default::default()
         };
         requests.try_send(answer).map_err(|_| StreamEnd::Unread)
+    }
+
+    /// What of a response is not in force as it was sent.
+    fn take_in(&mut self, response: &DeltaDiscoveryResponse) -> Result<Vec<Rejection>, ResponseError> {
+        let kind = ResourceType::of_url(&response.type_url).filter(|kind| kind.is_of_waypoint());
+        if let (Some(serving), Some(kind)) = (&mut self.serving, kind) {
+            return serving.take(kind, response);
+        }
+        if !self.settings.wanted.has_mesh() {
+            return Err(ResponseError::Type(response.type_url.clone()));
+        }
+        let (kind, accepted) = self.held.take(response, &self.settings.mesh)?;
+        self.assembly.add(kind, accepted.changes, &self.held);
+        Ok(accepted.rejections)
     }
 
     fn report(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {

@@ -59,8 +59,10 @@ pub struct Taken {
     pub kept: usize,
     /// What is gone, by name.
     pub removed: Vec<Text>,
-    /// What is not served as it was sent, of what was translated.
-    pub refused: Vec<Untranslated>,
+    /// What is closed, of what was translated: it is not understood.
+    pub closed: Vec<Untranslated>,
+    /// What is left out, of what was translated and is served.
+    pub left_out: Vec<Untranslated>,
 }
 
 impl Held {
@@ -163,7 +165,7 @@ impl Held {
             }
             Err(why) => {
                 let why = why.of(name);
-                taken.refused.push(why.clone());
+                taken.closed.push(why.clone());
                 self.unlike.insert((kind, name.clone()), why);
             }
         }
@@ -181,7 +183,7 @@ impl Held {
             .into_iter()
             .map(|why| why.within("filter_chain_matcher").of(name))
             .collect();
-        taken.refused.extend(closed.iter().cloned());
+        taken.closed.extend(closed.iter().cloned());
         self.closed = closed;
         if self.place.as_deref() != Some(&place) {
             self.place = Some(Arc::new(place));
@@ -209,6 +211,27 @@ impl Held {
     }
 }
 
+/// What has a state that outlives its changes.
+trait Continues {
+    /// Takes over that of `before`.
+    fn continues(&mut self, before: &Self);
+}
+
+impl Continues for Chain {
+    fn continues(&mut self, before: &Self) {
+        Chain::continues(self, before);
+    }
+}
+
+/// A cluster's is with the one that is made of it.
+impl Continues for WaypointCluster {
+    fn continues(&mut self, _: &Self) {}
+}
+
+impl Continues for EndpointSet {
+    fn continues(&mut self, _: &Self) {}
+}
+
 impl Taken {
     fn remove<T>(&mut self, from: &mut Served<T>, name: &str) {
         if let Some((name, _)) = from.remove_entry(name) {
@@ -217,7 +240,7 @@ impl Taken {
     }
 
     /// Keeps what says the same, and translates the rest.
-    fn keep_or<T>(
+    fn keep_or<T: Continues>(
         &mut self,
         held: &mut Served<T>,
         name: &Text,
@@ -231,28 +254,32 @@ impl Taken {
         });
     }
 
-    fn keep_or_read<T>(
+    fn keep_or_read<T: Continues>(
         &mut self,
         held: &mut Served<T>,
         name: &Text,
         hash: ContentHash,
         translate: impl FnOnce() -> (Result<T, Untranslated>, Vec<Untranslated>),
     ) {
-        if held.get(name).is_some_and(|kept| kept.hash == hash) {
+        let before = held.get(name);
+        if before.is_some_and(|kept| kept.hash == hash) {
             self.kept += 1;
             return;
         }
-        let (served, left_out) = translate();
+        let (mut served, left_out) = translate();
+        if let (Ok(served), Some(Ok(before))) = (&mut served, before.map(|kept| &kept.served)) {
+            served.continues(before);
+        }
         let served = served.map(Arc::new);
-        self.refused.extend(served.as_ref().err().cloned());
-        self.refused.extend(left_out.iter().cloned());
+        self.closed.extend(served.as_ref().err().cloned());
+        self.left_out.extend(left_out.iter().cloned());
         self.rebuilt.push(name.clone());
         let kept = Kept { hash, served, left_out };
         held.insert(name.clone(), Arc::new(kept));
     }
 
     /// What is no such message is closed, as what it was before is not what it is now.
-    fn unreadable<T>(&mut self, held: &mut Served<T>, name: &Text, resource: &Resource, why: Refused) {
+    fn unreadable<T: Continues>(&mut self, held: &mut Served<T>, name: &Text, resource: &Resource, why: Refused) {
         let bytes = resource.resource.as_ref().map_or(&[][..], |any| &any.value);
         let hash = ContentHash::of_bytes(bytes);
         self.keep_or(held, name, hash, || (Err(why), Vec::new()));

@@ -133,7 +133,7 @@ fn a_cluster_that_is_not_understood_is_closed() {
             refused.field.contains(field) && refused.why.contains(why),
             "{path}: {refused}"
         );
-        assert_eq!(taken.refused, std::slice::from_ref(refused));
+        assert_eq!(taken.closed, std::slice::from_ref(refused));
         assert_eq!(
             held.clusters.values().filter(|kept| kept.served.is_err()).count(),
             1,

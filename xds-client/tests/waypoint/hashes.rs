@@ -18,7 +18,7 @@ fn a_push_that_sends_everything_again_rebuilds_nothing() {
         for (_, kind) in TYPES {
             let taken = held.take(&recording(scenario, kind)).unwrap();
             assert_eq!(
-                (taken.rebuilt, taken.removed, taken.refused),
+                (taken.rebuilt, taken.removed, taken.closed),
                 (vec![], vec![], vec![]),
                 "{scenario} {kind}"
             );
@@ -94,7 +94,7 @@ fn the_order_of_what_has_none_is_no_difference() {
                 differently_written += usize::from(*bytes != resource.resource.as_ref().unwrap().value);
                 let taken = held.take(&again).unwrap();
                 assert_eq!(
-                    (taken.rebuilt, taken.refused),
+                    (taken.rebuilt, taken.closed),
                     (vec![], vec![]),
                     "{scenario} {kind} {}",
                     resource.name

@@ -12,7 +12,7 @@ fn every_recording_translates_and_is_served() {
         let mut held = Held::default();
         for (_, kind) in TYPES {
             let taken = held.take(&recording(scenario, kind)).unwrap();
-            let closing = taken.refused.iter().filter(|why| !is_told(&why.field));
+            let closing = taken.closed.iter().filter(|why| !is_told(&why.field));
             let closing: Vec<String> = closing.map(ToString::to_string).collect();
             assert!(closing.is_empty(), "{scenario} {kind}: {closing:#?}");
         }
