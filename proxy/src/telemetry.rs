@@ -18,11 +18,11 @@ mod requests;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::istiod::Standing;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use underpass_config::Action;
-use crate::istiod::Standing;
 
 pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
 pub use istio::{Amounts, IstioRequests, Outcome, RequestEnds, RequestSeries};

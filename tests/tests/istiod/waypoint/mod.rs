@@ -3,6 +3,8 @@
 //!
 //! A client of one node asks a service; its node's proxy leads it to the waypoint, a pod that nobody captures, and that to a server's node.
 
+mod changes;
+mod policy;
 mod routes;
 mod server;
 
@@ -36,7 +38,9 @@ fn gateway(pod: &Pod) -> String {
     let mut objects = namespace("mesh", "istio.io/dataplane-mode: none");
     let object = PodObject::new(pod.name(), pod.ip())
         .account("waypoint")
-        .labels(&format!("app: waypoint, gateway.networking.k8s.io/gateway-name: {GATEWAY}"))
+        .labels(&format!(
+            "app: waypoint, gateway.networking.k8s.io/gateway-name: {GATEWAY}"
+        ))
         .uncaptured();
     write!(
         objects,
@@ -105,7 +109,9 @@ impl Mesh {
             nodes.istiod.apply(&file_of(&side.web), object);
         }
         let uses = format!("istio.io/use-waypoint: {GATEWAY}, istio.io/use-waypoint-namespace: mesh");
-        nodes.istiod.apply("namespaces", namespace("shop", &uses) + &namespace("else", ""));
+        nodes
+            .istiod
+            .apply("namespaces", namespace("shop", &uses) + &namespace("else", ""));
         nodes.istiod.apply("web", service("web", WEB, "app: web"));
         let waypoint = Proxy::start(nodes.a.node.world(), &pod, &configuration(&nodes.istiod, &pod));
         let servers = [&nodes.a, &nodes.b].map(|side| Server::start(&side.web, PORT, side.web.name()));

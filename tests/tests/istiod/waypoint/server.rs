@@ -1,7 +1,9 @@
 //! A server of HTTP/1.1 in a pod that tells what it was asked, and who asks it.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
@@ -51,14 +53,20 @@ impl Server {
     }
 }
 
-/// Answers each request of a connection with 200, or what its path says: `/status/503`.
+/// Those who were asked for a flaky path already.
+static ASKED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Answers each request of a connection with 200, or as its path says: `/flaky/NAME` with 503 for the first time, whichever pod is asked; `/late/` after a second.
 fn answer_all(mut stream: TcpStream, name: &str) {
     let mut pending = Vec::new();
     while let Ok(Some(head)) = head(&mut stream, &mut pending) {
         let path = head.split(' ').nth(1).unwrap_or_default();
-        let status = path.split_once("/status/").and_then(|(_, rest)| rest.get(..3)?.parse().ok());
+        let is_first = path.starts_with("/flaky/") && ASKED.lock().expect("no holder panics").insert(path.to_owned());
+        if path.starts_with("/late/") {
+            thread::sleep(Duration::from_secs(1));
+        }
         let body = format!("{name}\n{}", head.trim_end());
-        let status: u16 = status.unwrap_or(200);
+        let status = if is_first { 503 } else { 200 };
         let text = format!("HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         if stream.write_all(text.as_bytes()).is_err() {
             return;
