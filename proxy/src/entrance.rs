@@ -21,6 +21,8 @@ pub enum Entrance {
     Hbone(Arc<Pod>),
     /// A tunnel to a waypoint's listener, for one of the services that it stands before.
     Waypoint(Arc<Listener>),
+    /// A pod's own connection, captured at its connect(), to a service whose waypoint this node is itself: no tunnel leads there, and who comes is known by the capture.
+    InPlace(Arc<Listener>),
 }
 
 static OUTBOUND: LazyLock<Text> = LazyLock::new(|| "outbound".into());
@@ -31,7 +33,7 @@ impl Entrance {
     /// The listener's name, in logs and the admin view.
     pub fn name(&self) -> &Text {
         match self {
-            Self::Plain(listener) | Self::Waypoint(listener) => &listener.name,
+            Self::Plain(listener) | Self::Waypoint(listener) | Self::InPlace(listener) => &listener.name,
             Self::Outbound(_) => &OUTBOUND,
             Self::Inbound(_) => &INBOUND,
             Self::Hbone(_) => &HBONE,
@@ -42,19 +44,19 @@ impl Entrance {
     pub fn direction(&self) -> &'static str {
         match self {
             Self::Plain(_) | Self::Outbound(_) => "OUTBOUND",
-            Self::Inbound(_) | Self::Hbone(_) | Self::Waypoint(_) => "INBOUND",
+            Self::Inbound(_) | Self::Hbone(_) | Self::Waypoint(_) | Self::InPlace(_) => "INBOUND",
         }
     }
 
     /// Whether it is a waypoint's: policies of workloads are not its to ask, since there it is the client itself.
     pub fn is_waypoint(&self) -> bool {
-        matches!(self, Self::Waypoint(_))
+        matches!(self, Self::Waypoint(_) | Self::InPlace(_))
     }
 
     /// The pod in whose network namespace the connection arrived, and from which it goes on.
     pub fn pod(&self) -> Option<&Arc<Pod>> {
         match self {
-            Self::Plain(_) | Self::Waypoint(_) => None,
+            Self::Plain(_) | Self::Waypoint(_) | Self::InPlace(_) => None,
             Self::Outbound(pod) | Self::Inbound(pod) | Self::Hbone(pod) => Some(pod),
         }
     }
@@ -62,7 +64,7 @@ impl Entrance {
     /// The pod that was connected to.
     pub fn destination(&self) -> Option<&WorkloadUid> {
         match self {
-            Self::Plain(_) | Self::Outbound(_) | Self::Waypoint(_) => None,
+            Self::Plain(_) | Self::Outbound(_) | Self::Waypoint(_) | Self::InPlace(_) => None,
             Self::Inbound(pod) | Self::Hbone(pod) => Some(&pod.uid),
         }
     }
@@ -70,7 +72,7 @@ impl Entrance {
     /// What a connection of `source` that came in by it is carried by.
     pub fn transport(&self, source: &Source) -> Transport {
         match self {
-            Self::Plain(_) | Self::Outbound(_) | Self::Inbound(_) => Transport::Plain,
+            Self::Plain(_) | Self::Outbound(_) | Self::Inbound(_) | Self::InPlace(_) => Transport::Plain,
             Self::Hbone(_) | Self::Waypoint(_) => Transport::TunnelIn(source.identity().map(|identity| TunnelPeer {
                 identity: identity.clone(),
                 described: source.described().cloned(),

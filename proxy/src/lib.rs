@@ -34,6 +34,7 @@ pub mod handover;
 mod hbone;
 mod http;
 mod identities;
+mod in_place;
 mod istiod;
 pub mod keys;
 mod limits;

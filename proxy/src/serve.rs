@@ -19,6 +19,7 @@ use crate::hbone::host::Host;
 use crate::hbone::relay::{TunnelIs, relay as through_tunnel};
 use crate::hbone::server::{self, Arrival};
 use crate::http;
+use crate::in_place;
 use crate::listener::{Handshake, http_connect, socks5};
 use crate::node::Node;
 use crate::offload::Locality;
@@ -84,6 +85,11 @@ pub async fn serve(accepted: Accepted, core: usize) {
     };
     if let Some(ending) = objection {
         return refuse_unconnected(&session, &downstream, ending);
+    }
+    if let Entrance::Outbound(pod) = &session.entrance
+        && let Some(led) = in_place::led(&session, pod, &downstream)
+    {
+        return Box::pin(in_place::serve(session, downstream, led)).await;
     }
     let mut known = None;
     if let Entrance::Plain(listener) = &session.entrance
@@ -191,7 +197,9 @@ fn credentials_of(host: &Host, node: &Node) -> Option<(Arc<Lease>, Arc<Trust>)> 
 /// configuration, or gone from it) must not be judged as anyone; nor can it be said who may connect to a pod that the mesh does not know.
 fn identify(entrance: &Entrance, config: &Config, peer: SocketAddr) -> (Source, Option<Ending>) {
     match entrance {
-        Entrance::Plain(_) | Entrance::Waypoint(_) => (Source::by_address(&config.mesh, &config.node, peer), None),
+        Entrance::Plain(_) | Entrance::Waypoint(_) | Entrance::InPlace(_) => {
+            (Source::by_address(&config.mesh, &config.node, peer), None)
+        }
         Entrance::Inbound(pod) | Entrance::Hbone(pod) => {
             let is_known = config.mesh.workload(&pod.uid).is_some();
             (
@@ -253,7 +261,7 @@ async fn connect(session: &Session, downstream: Stream, known: Option<Handshake>
 /// opens connections and says nothing uses up its own places only.
 async fn shake_hands(session: &Session, downstream: &Stream) -> Result<Handshake, Ending> {
     let listener = match &session.entrance {
-        Entrance::Plain(listener) | Entrance::Waypoint(listener) => listener,
+        Entrance::Plain(listener) | Entrance::Waypoint(listener) | Entrance::InPlace(listener) => listener,
         Entrance::Outbound(pod) => return original_destination(pod, downstream),
         Entrance::Inbound(pod) | Entrance::Hbone(pod) => return own_destination(pod, downstream),
     };

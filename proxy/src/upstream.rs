@@ -203,7 +203,7 @@ impl Request<'_> {
         let waypoint = match self.entrance {
             Entrance::Plain(_) | Entrance::Outbound(_) => route::waypoint(config, resolved, source),
             // It has come to where it was going.
-            Entrance::Inbound(_) | Entrance::Hbone(_) | Entrance::Waypoint(_) => None,
+            Entrance::Inbound(_) | Entrance::Hbone(_) | Entrance::Waypoint(_) | Entrance::InPlace(_) => None,
         };
         match waypoint {
             Some(waypoint) => waypoint.choose(config, source, tried),

@@ -7,7 +7,7 @@
 //!
 //! Whom to expect at the other end says the mesh (WDS), by workload, and the service may add to it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use underpass_config::{
@@ -102,6 +102,12 @@ impl Waypoint<'_> {
                 destination::choose(config, &Resolved::Address(address), source, tried).and_then(at)
             }
         }
+    }
+
+    /// Whether one of its instances is at this address.
+    pub fn is_at(&self, config: &Config, address: IpAddr) -> bool {
+        let workload = config.mesh.workload_at(&config.node.network, address);
+        workload.is_some_and(|workload| self.is(config, workload))
     }
 
     fn is(&self, config: &Config, workload: &Workload) -> bool {
