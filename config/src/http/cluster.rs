@@ -4,6 +4,7 @@
 //! open, for the limits, which hold for the whole node; whose turn it is; which endpoints are ejected. What is chosen from ([`Table`]) is made of both, when one of them
 //! changes; a large ring on a thread of its own, until which the old one leads on.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
@@ -178,6 +179,12 @@ impl Cluster {
     /// Its endpoints.
     pub fn endpoints(&self) -> &[Arc<ClusterEndpoint>] {
         &self.choice.endpoints
+    }
+
+    /// The endpoint at `address`.
+    pub fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<ClusterEndpoint>> {
+        let mut endpoints = self.endpoints().iter();
+        endpoints.find(|endpoint| endpoint.settings.address == address).cloned()
     }
 
     /// Room for one more request that has a connection; none at the limit.

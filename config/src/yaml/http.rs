@@ -48,6 +48,7 @@ use tracing::{TracingProviderShape, TracingProviders};
 #[serde(deny_unknown_fields, default)]
 pub(super) struct HttpShape<'a> {
     #[serde(borrow)]
+    client: Option<Scalar<'a>>,
     routes: Vec<TableShape<'a>>,
     clusters: Vec<ClusterShape<'a>>,
     ext_authz_providers: Vec<ProviderShape<'a>>,
@@ -67,13 +68,15 @@ impl HttpShape<'_> {
     /// Whether there is nothing in it.
     pub(super) fn is_empty(&self) -> bool {
         let Self {
+            client,
             routes,
             clusters,
             ext_authz_providers,
             services,
             tracing_providers,
         } = self;
-        routes.is_empty()
+        client.is_none()
+            && routes.is_empty()
             && clusters.is_empty()
             && ext_authz_providers.is_empty()
             && services.is_empty()
@@ -81,13 +84,17 @@ impl HttpShape<'_> {
     }
 
     pub(super) fn compile(&self, reading: &mut Reading) -> Http {
-        let mut http = Http::default();
+        let mut http = Http {
+            client: (self.client.as_ref()).and_then(|client| identity(SECTION.field("client"), client, reading)),
+            ..Http::default()
+        };
         let mut places = HashMap::default();
         for (index, shape) in self.clusters.iter().enumerate() {
             let clusters = SECTION.field("clusters");
             let path = clusters.item(index);
             let settings = shape.compile(path, reading);
             claim(path.field("name"), &settings.name, index, &mut places, reading);
+            shape.check_reach(path, self.client.is_some(), reading);
             http.clusters
                 .insert(settings.name.clone(), Arc::new(Cluster::new(settings)));
         }
@@ -135,6 +142,9 @@ impl HttpShape<'_> {
 
     /// Reports identities that tunnels to endpoints are to be opened as, and that `node` can't show.
     pub(super) fn check_identities(&self, node: &NodeSettings, reading: &mut Reading) {
+        if let Some(client) = &self.client {
+            check_identity(SECTION.field("client"), client, node, reading);
+        }
         for (index, shape) in self.clusters.iter().enumerate() {
             let clusters = SECTION.field("clusters");
             shape.check_identity(clusters.item(index), node, reading);

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use http::{Method, Request, Version};
 use underpass_certs::Lease;
-use underpass_config::http::UpstreamHbone;
-use underpass_config::{Config, NodeSettings};
+use underpass_config::{Config, Identity, NodeSettings};
 
 use super::connect::{self, Connect};
 use super::pool::{Dial, DialError, Key, OpenError, Origin};
@@ -102,36 +101,48 @@ fn dial(node: &Node, key: Key, origin: Origin, certificate: Arc<Lease>, settings
     })
 }
 
-/// Opens a tunnel to an endpoint of HTTP, as the proxy itself: many clients' requests go by it, so none of them is told of, but the proxy. The caller limits the time.
-///
-/// # Errors
-/// As [`Outbound::open`].
-pub async fn to_endpoint(
-    node: &Node,
-    hbone: &UpstreamHbone,
-    certificate: Arc<Lease>,
-    endpoint: SocketAddr,
-) -> Result<Tunnel, OpenError> {
-    let broken = |why: String| OpenError::Broken(why);
-    let key = Key {
-        pod: None,
-        client: hbone.client.clone(),
-        gateway: SocketAddr::new(endpoint.ip(), hbone.port),
-        expected: hbone.peers.clone(),
-    };
-    let (settings, baggage) = {
-        let config = &node.snapshot().config;
-        (config.node.clone(), connect::own_baggage(config, &hbone.client))
-    };
-    let dial = dial(node, key, Origin::Host, certificate, &settings);
-    let dial = dial.ok_or_else(|| broken("the node has no identities".into()))?;
-    let mut request = Request::builder().method(Method::CONNECT).uri(endpoint.to_string());
-    if let Some(baggage) = baggage {
-        request = request.header(connect::BAGGAGE, baggage);
+/// A tunnel to a cluster's endpoint, which the proxy opens as itself: many clients' requests go by it, so none of them is told of, but the proxy.
+#[derive(Debug)]
+pub struct ToEndpoint {
+    /// As whom.
+    pub client: Identity,
+    /// Where the tunnel leads to.
+    pub gateway: SocketAddr,
+    /// Who may be there.
+    pub expected: Arc<[Identity]>,
+    /// Where its bytes are to go from there.
+    pub endpoint: SocketAddr,
+}
+
+impl ToEndpoint {
+    /// Opens it, with the client's certificate. The caller limits the time.
+    ///
+    /// # Errors
+    /// As [`Outbound::open`].
+    pub async fn open(&self, node: &Node, certificate: Arc<Lease>) -> Result<Tunnel, OpenError> {
+        let broken = |why: String| OpenError::Broken(why);
+        let key = Key {
+            pod: None,
+            client: self.client.clone(),
+            gateway: self.gateway,
+            expected: self.expected.clone(),
+        };
+        let (settings, baggage) = {
+            let config = &node.snapshot().config;
+            (config.node.clone(), connect::own_baggage(config, &self.client))
+        };
+        let dial = dial(node, key, Origin::Host, certificate, &settings);
+        let dial = dial.ok_or_else(|| broken("the node has no identities".into()))?;
+        let mut request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(self.endpoint.to_string());
+        if let Some(baggage) = baggage {
+            request = request.header(connect::BAGGAGE, baggage);
+        }
+        let request = request.version(Version::HTTP_2).body(());
+        let request = request.map_err(|error| broken(error.to_string()))?;
+        node.tunnels.open(&dial, &request).await
     }
-    let request = request.version(Version::HTTP_2).body(());
-    let request = request.map_err(|error| broken(error.to_string()))?;
-    node.tunnels.open(&dial, &request).await
 }
 
 impl From<OpenError> for NotOpened {

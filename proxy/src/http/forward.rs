@@ -26,6 +26,7 @@ use super::flags::Flags;
 use super::intake::{Intake, X_ENVOY_SERVICE_TIME};
 use super::mirror;
 use super::permit::Permit;
+use super::pool::way::{self, Way};
 use super::pool::{Key, Lease, Speaks, Wanted};
 use super::record::Record;
 use super::reply::{Audience, closing, http_status, reply_with, said_grpc_status};
@@ -220,7 +221,7 @@ impl Job<'_> {
                 ));
             };
             let address = endpoint.settings.address;
-            let permit = (self.connection.permits).ask(&self.connection.session, address, self.is_by_hbone());
+            let permit = (self.connection.permits).ask(&self.connection.session, address, self.is_by_hbone(&endpoint));
             holds.permit = Some(permit.map_err(|denied| {
                 let details = format!("policy: {}", denied.why);
                 let text = "RBAC: access denied";
@@ -341,14 +342,18 @@ impl Job<'_> {
                 edition: 0,
                 server_name,
                 client,
+                way: match connection.session.entrance.is_waypoint() {
+                    true => Way::Unannounced,
+                    false => Way::Direct,
+                },
             },
             speaks: self.speaks(),
         }
     }
 
-    /// Whether its endpoints are reached through tunnels.
-    pub(super) fn is_by_hbone(&self) -> bool {
-        self.cluster.settings.transport.hbone.is_some()
+    /// Whether an endpoint is reached through a tunnel.
+    pub(super) fn is_by_hbone(&self, endpoint: &ClusterEndpoint) -> bool {
+        way::is_by_hbone(self.cluster, &endpoint.settings)
     }
 
     fn speaks(&self) -> Speaks {

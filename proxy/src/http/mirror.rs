@@ -135,7 +135,7 @@ impl Job<'_> {
         let address = endpoint.settings.address;
         // Its own: a denial at a mirror is no denial of the connection.
         let permits = Permits::default();
-        let Ok(_permit) = permits.ask(&self.connection.session, address, self.is_by_hbone()) else {
+        let Ok(_permit) = permits.ask(&self.connection.session, address, self.is_by_hbone(&endpoint)) else {
             return MirrorEnd::Denied;
         };
         if self.refuse_the_proxys_own(address).is_err() {

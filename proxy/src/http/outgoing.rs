@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use underpass_config::http::{Cluster, UpstreamProtocol, Wish};
 
 use super::intake::MAX_HEADERS;
+use super::pool::way::Way;
 use super::pool::{Key, NotConnected, Speaks, Wanted};
 use crate::node::Node;
 
@@ -91,6 +92,7 @@ impl Outgoing {
                 edition: 0,
                 server_name,
                 client: None,
+                way: Way::Direct,
             },
             speaks: match cluster.settings.protocol {
                 UpstreamProtocol::Http1 | UpstreamProtocol::AsDownstream => Speaks::Http1,

@@ -8,6 +8,7 @@
 //!   reached over one hot connection.
 //! * [`alone`]: a tunnel by HTTP/2 has a connection of its own.
 //! * [`usage`]: how many there are to each endpoint, for whoever asks.
+//! * [`way`]: by which way an endpoint is reached, and whom the mesh expects there.
 //! * [`stream`], [`originations`], [`leases`]: what a codec speaks by; the TLS of clusters, and the certificates of their tunnels.
 //!
 //! A connection belongs to a [`Key`]: nothing that was asked of it, or told by it, at its beginning is another's.
@@ -24,6 +25,7 @@ pub mod stream;
 mod tests;
 pub mod usage;
 mod waiting;
+pub mod way;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -43,6 +45,7 @@ use leases::Leases;
 use originations::Originations;
 use slots::Queues;
 use waiting::{Groups, Handing, Waiting};
+use way::Way;
 
 use super::arriving::BrokenOff;
 use super::idle::Activity;
@@ -94,6 +97,8 @@ pub struct Key {
     pub server_name: Option<Text>,
     /// Whose it is, and where they had connected to, where the endpoint is told that.
     pub client: Option<(SocketAddr, SocketAddr)>,
+    /// By which way, with whom at its end.
+    pub way: Way,
 }
 
 impl PartialEq for Key {
@@ -104,6 +109,7 @@ impl PartialEq for Key {
             && self.cluster == other.cluster
             && self.server_name == other.server_name
             && self.client == other.client
+            && self.way == other.way
     }
 }
 
@@ -261,14 +267,22 @@ impl Wanted<'_> {
         }
     }
 
+    /// The way that the endpoint asks for now, if it does; else the one that is wanted.
+    async fn way(&self) -> Result<Way, NotConnected> {
+        let asked = way::tunnel(self.node, self.cluster, &self.endpoint.settings).await?;
+        Ok(asked.map_or_else(|| self.key.way.clone(), Way::Tunnel))
+    }
+
     /// A new connection, on which nothing is spoken yet, and how it was made.
     ///
     /// # Errors
     /// As [`Wanted::connection`].
     pub async fn stream(&self) -> Result<(Dial, stream::Stream), NotConnected> {
+        let way = self.way().await?;
         let _pending = self.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
         let slot = slots::slot(self.node, self.cluster).await;
-        let dial = self.dial();
+        let mut dial = self.dial();
+        dial.key.way = way;
         let stream = dial.stream(slot).await?;
         Ok((dial, stream))
     }
@@ -318,6 +332,7 @@ impl Wanted<'_> {
     }
 
     async fn any_connection(&mut self, age: Age) -> Result<Lease, NotConnected> {
+        self.key.way = self.way().await?;
         if let Some(origination) = self.node.http.originations.of(&self.key.transport)? {
             self.key.edition = origination.edition().await;
         }
@@ -562,11 +577,13 @@ impl Pool {
         let mut next = SWEEP;
         let mut cluster_of = |key: &Key| {
             let cluster = snapshot.config.http.cluster(&key.cluster)?;
-            let mut endpoints = cluster.endpoints().iter();
-            let is_endpoint = Arc::ptr_eq(&cluster.settings.transport, &key.transport)
-                && node.http.originations.edition_in_force(&key.transport) == key.edition
-                && (is_turned_round(&cluster.settings)
-                    || endpoints.any(|endpoint| endpoint.settings.address == key.address));
+            let is_there = match cluster.endpoint_at(key.address) {
+                Some(endpoint) => way::leads_to(node, &snapshot.config, cluster, &endpoint, &key.way),
+                None => is_turned_round(&cluster.settings),
+            };
+            let is_endpoint = is_there
+                && Arc::ptr_eq(&cluster.settings.transport, &key.transport)
+                && node.http.originations.edition_in_force(&key.transport) == key.edition;
             next = next.min(pause(&cluster.settings));
             is_endpoint.then_some(&*cluster.settings)
         };

@@ -68,6 +68,8 @@ struct EndpointShape<'a> {
     healthy: Option<Scalar<'a>>,
     #[serde(default)]
     labels: BTreeMap<Scalar<'a>, Scalar<'a>>,
+    reach: Option<Scalar<'a>>,
+    via: Option<Scalar<'a>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -113,6 +115,14 @@ const DNS_FAMILIES: [(&str, DnsFamily); 5] = [
     ("v4-preferred", DnsFamily::V4Preferred),
     ("all", DnsFamily::All),
 ];
+/// How an endpoint says that it is reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReachWord {
+    Direct,
+    Hbone,
+}
+
+const REACHES: [(&str, ReachWord); 2] = [("direct", ReachWord::Direct), ("hbone", ReachWord::Hbone)];
 const DNS_KINDS: [(&str, DnsKind); 2] = [("strict", DnsKind::Strict), ("logical", DnsKind::Logical)];
 /// Envoy's `DEFAULT_CONNECT_TIMEOUT`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -218,6 +228,26 @@ impl ClusterShape<'_> {
         }
     }
 
+    /// Reports endpoints that say how they are reached, where their cluster says it too, or nobody `has_client` to ask them as.
+    pub(super) fn check_reach(&self, path: Path<'_>, has_client: bool, reading: &mut Reading) {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let ScalarOr::Mapping(EndpointShape { reach: Some(word), .. }) = endpoint else {
+                continue;
+            };
+            let here = path.field("endpoints");
+            let problem = match (&self.hbone, &**word) {
+                (_, "direct") => continue,
+                (Some(_), _) => ("the cluster says it for all of them, by `hbone`", "remove one"),
+                (None, _) if has_client => continue,
+                (None, _) => (
+                    "nobody is said to open tunnels as",
+                    "add `http.client`, for example spiffe://cluster.local/ns/shop/sa/waypoint",
+                ),
+            };
+            reading.report(here.item(index).field("reach"), word, problem.0, problem.1);
+        }
+    }
+
     pub(super) fn check_identity(&self, path: Path<'_>, node: &NodeSettings, reading: &mut Reading) {
         if let Some(hbone) = &self.hbone {
             hbone.check(path.field("hbone"), node, reading);
@@ -228,6 +258,10 @@ impl ClusterShape<'_> {
         let shapes = self.endpoints.iter().enumerate();
         let names = shapes.filter_map(|(index, shape)| {
             let (name, said) = said(shape, path.item(index), reading, Reading::named_endpoint);
+            if said.reach != Reach::Direct {
+                let remedy = "remove it: who is at an address that DNS has, the mesh does not say; or write `hbone:` of the cluster";
+                reading.report(path.item(index).field("reach"), "hbone", "is of a name", remedy);
+            }
             if !said.is_well {
                 let remedy = "remove the name, or `healthy`: its addresses are what DNS says";
                 reading.report(path.item(index).field("healthy"), "no", "is of a name", remedy);
@@ -274,7 +308,7 @@ impl ClusterShape<'_> {
                 locality: said.locality,
                 labels: said.labels,
                 is_well: said.is_well,
-                reach: Reach::Direct,
+                reach: said.reach,
             });
         }
         endpoints
@@ -342,6 +376,7 @@ struct Said {
     locality: Text,
     labels: Labels,
     is_well: bool,
+    reach: Reach,
 }
 
 impl<'a> ScalarOr<'a, EndpointShape<'a>> {
@@ -350,6 +385,21 @@ impl<'a> ScalarOr<'a, EndpointShape<'a>> {
             ScalarOr::Scalar(_) => false,
             ScalarOr::Mapping(shape) => shape.locality.as_deref() == Some(locality),
         }
+    }
+}
+
+impl EndpointShape<'_> {
+    fn reach(&self, path: Path<'_>, reading: &mut Reading) -> Reach {
+        let word = reading.choice(path.field("reach"), self.reach.as_ref(), &REACHES);
+        let via = (self.via.as_ref()).and_then(|via| reading.endpoint(path.field("via"), via));
+        if word == Some(ReachWord::Hbone) {
+            return Reach::Hbone { via };
+        }
+        if let Some(value) = &self.via {
+            let remedy = "add `reach: hbone`, or remove it";
+            reading.report(path.field("via"), value, "is said of what has no tunnel", remedy);
+        }
+        Reach::Direct
     }
 }
 
@@ -366,6 +416,7 @@ fn said<T>(
         locality: reading.text_or_empty(None),
         labels: Labels::default(),
         is_well: true,
+        reach: Reach::Direct,
     };
     let shape = match shape {
         ScalarOr::Scalar(address) => return (read(reading, path, address), said),
@@ -384,6 +435,7 @@ fn said<T>(
     said.labels = labels(&shape.labels, reading);
     let healthy = reading.choice(path.field("healthy"), shape.healthy.as_ref(), &YES_OR_NO);
     said.is_well = healthy.unwrap_or(true);
+    said.reach = shape.reach(path, reading);
     (read(reading, path.field("address"), &shape.address), said)
 }
 

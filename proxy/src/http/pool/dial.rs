@@ -10,14 +10,15 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
 use tokio_util::either::Either;
 use underpass_certs::OriginationError;
-use underpass_config::http::{Cluster, ProxyProtocol, UpstreamHbone};
+use underpass_config::http::{Cluster, ProxyProtocol};
 
 use super::http1::{Carrier, Codec};
 use super::http2::{self, Shared};
 use super::slots::Slot;
 use super::stream::Stream;
+use super::way::Way;
 use super::{Key, Speaks};
-use crate::hbone::outbound::to_endpoint;
+use crate::hbone::outbound::ToEndpoint;
 use crate::hbone::pool::{DialError, OpenError};
 use crate::hbone::proxy_protocol;
 use crate::http::tunnelled::{Carried, Tunnelled};
@@ -122,8 +123,8 @@ impl Dial {
     }
 
     async fn connect(&self, slot: Slot) -> Result<Stream, NotConnected> {
-        let mut carried = match &self.key.transport.hbone {
-            Some(hbone) => self.tunnel(hbone, slot).await?,
+        let mut carried = match self.tunnelled() {
+            Some(to) => self.tunnel(to, slot).await?,
             None => {
                 let socket = Arc::new(self.tcp().await?);
                 Either::Left(Wire::new(socket, Default::default(), Arc::<Moved>::default()).holding(slot))
@@ -147,20 +148,42 @@ impl Dial {
         Ok(Stream::Tls(Box::new(tls)))
     }
 
+    /// The tunnel that the connection is a stream of, if of one.
+    fn tunnelled(&self) -> Option<ToEndpoint> {
+        let endpoint = self.key.address;
+        match (&self.key.transport.hbone, &self.key.way) {
+            (Some(hbone), _) => Some(ToEndpoint {
+                client: hbone.client.clone(),
+                gateway: SocketAddr::new(endpoint.ip(), hbone.port),
+                expected: hbone.peers.clone(),
+                endpoint,
+            }),
+            (None, Way::Tunnel(tunnel)) => Some(ToEndpoint {
+                client: tunnel.client.clone(),
+                gateway: tunnel.gateway,
+                expected: tunnel.expected.clone(),
+                endpoint,
+            }),
+            (None, Way::Direct | Way::Unannounced) => None,
+        }
+    }
+
     /// A tunnel of HBONE to the endpoint. The connection below is anybody's that is opened as the same client to the same peers.
-    async fn tunnel(&self, hbone: &UpstreamHbone, slot: Slot) -> Result<Carried, NotConnected> {
-        let lease = self.node.http.leases.of(&hbone.client).ok_or_else(|| {
-            let why = format!("there is no certificate to open a tunnel as {} with", hbone.client);
+    async fn tunnel(&self, to: ToEndpoint, slot: Slot) -> Result<Carried, NotConnected> {
+        let lease = self.node.http.leases.of(&to.client).ok_or_else(|| {
+            let why = format!("there is no certificate to open a tunnel as {} with", to.client);
             NotConnected::Failed(why.into())
         })?;
-        let tunnel = to_endpoint(&self.node, hbone, lease, self.key.address).await?;
+        let tunnel = to.open(&self.node, lease).await?;
         Ok(Either::Right(Box::new(Tunnelled::new(tunnel, slot))))
     }
 
     async fn tcp(&self) -> io::Result<stream::Stream> {
         let address = self.key.address;
         let socket = socket::tcp_socket(address)?;
-        if let Some(pod) = self.node.pods.at(address.ip()) {
+        if self.key.way != Way::Unannounced
+            && let Some(pod) = self.node.pods.at(address.ip())
+        {
             // Many clients' requests go by it: its application sees the proxy.
             pod.announce(socket.as_fd(), None)?;
         }

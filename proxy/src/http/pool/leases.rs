@@ -55,5 +55,5 @@ fn needed(config: &Config) -> impl Iterator<Item = Identity> {
         _ => None,
     });
     let of_clusters = transports.filter_map(|transport| Some(transport.hbone.as_ref()?.client.clone()));
-    of_clusters.chain(of_listeners)
+    of_clusters.chain(of_listeners).chain(config.http.client.clone())
 }

@@ -34,6 +34,7 @@ async fn what_was_never_connected_to_is_forgotten() {
                 edition: 0,
                 server_name: Some(name.to_string().into()),
                 client: None,
+                way: Way::Direct,
             },
             speaks: Speaks::Http2,
         };
