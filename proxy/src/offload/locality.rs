@@ -40,7 +40,9 @@ impl Locality {
         };
         let (client, server) = match entrance {
             // What has arrived at a pod may come from anywhere.
-            Entrance::Inbound(_) | Entrance::Hbone(_) | Entrance::Waypoint(_) | Entrance::InPlace(_) => (Near::No, Near::No),
+            Entrance::Inbound(_) | Entrance::Hbone(_) | Entrance::Waypoint(_) | Entrance::InPlace(_) => {
+                (Near::No, Near::No)
+            }
             Entrance::Outbound(_) => (Near::Yes, server(Near::No)),
             Entrance::Plain(_) => (own(client), server(own(destination))),
         };

@@ -63,11 +63,12 @@ impl Stage {
             .on(self.node.name())
     }
 
-    /// What istiod is told of the node: its proxy and its pods.
-    fn tell(&self, istiod: &Istiod) {
+    /// What istiod is told of the node: its proxy, perhaps with further labels, and its pods.
+    fn tell(&self, istiod: &Istiod, labels: &str) {
         let letter = letter(&self.node);
         let proxy = PodObject::new(&format!("istio-system/ztunnel-{letter}"), self.node.host().ip())
             .account("ztunnel")
+            .labels(&format!("app: ztunnel, {labels}"))
             .on(self.node.name());
         istiod.apply(&format!("proxy-{letter}"), proxy.uncaptured());
         for pod in 0..3 {
@@ -75,10 +76,20 @@ impl Stage {
         }
     }
 
-    fn start(self, istiod: &Istiod, settings: &str, environment: &[(&str, &str)]) -> Side {
-        let config = underpass_tests::Config::new()
+    fn start(self, istiod: &Istiod, settings: &str, gateway: Option<&str>, environment: &[(&str, &str)]) -> Side {
+        let pod = format!("ztunnel-{}", letter(&self.node));
+        let waypoint = gateway.map(|gateway| {
+            let address = self.node.host().ip();
+            format!("pod: {pod}, namespace: istio-system, pod_ip: {address}, service_account: ztunnel, waypoint: {{gateway: {gateway}}}")
+        });
+        // Requests have lines of their own shape, which only this format has in common with those of connections.
+        let config = match gateway {
+            Some(_) => underpass_tests::Config::new().access_log_format("json"),
+            None => underpass_tests::Config::new(),
+        };
+        let config = config
             .node_name(self.node.name())
-            .node(istiod.settings(&format!("istio-system/ztunnel/ztunnel-{}", letter(&self.node))))
+            .node(istiod.settings_with(&format!("istio-system/ztunnel/{pod}"), waypoint.unwrap_or_default()))
             .node("timeouts: {drain: 2s}")
             .node(settings);
         let proxy = self.node.start_role_node(&config, environment);
@@ -148,20 +159,39 @@ impl Nodes {
         istiod: impl FnOnce(&CaptureNode) -> Istiod,
         environment: [&[(&str, &str)]; 2],
     ) -> Option<Self> {
-        let nodes = Self::start_unready(settings, istiod, environment)?;
-        for side in [&nodes.a, &nodes.b] {
+        Some(Self::start_unready(settings, istiod, environment)?.ready(3))
+    }
+
+    /// Both, each of which is a waypoint of this `Gateway` in `istio-system` besides.
+    pub(crate) fn start_as_waypoints(gateway: &str) -> Option<Self> {
+        let istiod = |node: &CaptureNode| Istiod::start_for_all(node.world(), &node.host());
+        Some(Self::start_all("", Some(gateway), istiod, [&[], &[]])?.ready(4))
+    }
+
+    /// The same, when they have so many certificates.
+    fn ready(self, certificates: usize) -> Self {
+        for side in self.sides() {
             wait::eventually(2 * wait::SOON, "the pods have certificates", || {
-                let certificates = side.certificates();
-                certificates.len() == 3 && certificates.iter().all(|(_, state, _)| state == "valid")
+                let found = side.certificates();
+                found.len() == certificates && found.iter().all(|(_, state, _)| state == "valid")
             });
-            nodes.wait_for_workloads(side, 8);
+            self.wait_for_workloads(side, 8);
         }
-        Some(nodes)
+        self
     }
 
     /// As [`Nodes::start_with`], without waiting for certificates.
     pub(crate) fn start_unready(
         settings: &str,
+        istiod: impl FnOnce(&CaptureNode) -> Istiod,
+        environment: [&[(&str, &str)]; 2],
+    ) -> Option<Self> {
+        Self::start_all(settings, None, istiod, environment)
+    }
+
+    fn start_all(
+        settings: &str,
+        gateway: Option<&str>,
         istiod: impl FnOnce(&CaptureNode) -> Istiod,
         environment: [&[(&str, &str)]; 2],
     ) -> Option<Self> {
@@ -175,11 +205,12 @@ impl Nodes {
         istiod.apply("nodes", node("node-a", "zone-a") + &node("node-b", "zone-b"));
         istiod.apply("namespaces", namespace("shop", "") + &namespace("else", ""));
         for stage in &stages {
-            stage.tell(&istiod);
+            let label = gateway.map(|gateway| format!("gateway.networking.k8s.io/gateway-name: {gateway}"));
+            stage.tell(&istiod, &label.unwrap_or_default());
         }
         let [near, far] = stages;
-        let a = near.start(&istiod, settings, environment[0]);
-        let b = far.start(&istiod, settings, environment[1]);
+        let a = near.start(&istiod, settings, gateway, environment[0]);
+        let b = far.start(&istiod, settings, gateway, environment[1]);
         Some(Self { a, b, istiod })
     }
 

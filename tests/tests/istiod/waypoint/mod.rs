@@ -3,12 +3,12 @@
 //!
 //! A client of one node asks a service; its node's proxy leads it to the waypoint, a pod that nobody captures, and that to a server's node.
 
+mod beside;
 mod changes;
 mod policy;
 mod routes;
 mod server;
 
-use std::fmt::Write;
 use std::net::SocketAddr;
 
 use underpass_tests::capture::Pod;
@@ -34,17 +34,21 @@ struct Mesh {
 }
 
 /// The objects of a waypoint whose only instance is at `pod`.
-fn gateway(pod: &Pod) -> String {
-    let mut objects = namespace("mesh", "istio.io/dataplane-mode: none");
+fn instance(pod: &Pod) -> String {
     let object = PodObject::new(pod.name(), pod.ip())
         .account("waypoint")
         .labels(&format!(
             "app: waypoint, gateway.networking.k8s.io/gateway-name: {GATEWAY}"
         ))
         .uncaptured();
-    write!(
-        objects,
-        "{object}---
+    let namespace = namespace("mesh", "istio.io/dataplane-mode: none");
+    format!("{namespace}{object}{}", gateway("mesh"))
+}
+
+/// A waypoint in a namespace, of the pods there that have its label.
+fn gateway(namespace: &str) -> String {
+    format!(
+        "---
 apiVersion: gateway.networking.k8s.io/v1
 kind: GatewayClass
 metadata: {{name: istio-waypoint}}
@@ -52,23 +56,21 @@ spec: {{controllerName: istio.io/mesh-controller}}
 ---
 apiVersion: v1
 kind: Service
-metadata: {{namespace: mesh, name: waypoint}}
-spec: {{type: ClusterIP, clusterIP: 10.96.0.15, clusterIPs: [10.96.0.15], selector: {{app: waypoint}}, ports: [{{name: mesh, port: 15008, protocol: TCP, appProtocol: hbone}}]}}
+metadata: {{namespace: {namespace}, name: waypoint}}
+spec: {{type: ClusterIP, clusterIP: 10.96.0.15, clusterIPs: [10.96.0.15], selector: {{gateway.networking.k8s.io/gateway-name: {GATEWAY}}}, ports: [{{name: mesh, port: 15008, protocol: TCP, appProtocol: hbone}}]}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {{namespace: mesh, name: {GATEWAY}}}
+metadata: {{namespace: {namespace}, name: {GATEWAY}}}
 spec:
   gatewayClassName: istio-waypoint
-  addresses: [{{type: Hostname, value: waypoint.mesh.svc.cluster.local}}]
+  addresses: [{{type: Hostname, value: waypoint.{namespace}.svc.cluster.local}}]
   listeners: [{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {{from: All}}}}}}]
 status:
-  addresses: [{{type: Hostname, value: waypoint.mesh.svc.cluster.local}}]
+  addresses: [{{type: Hostname, value: waypoint.{namespace}.svc.cluster.local}}]
   conditions: [{{type: Programmed, status: \"True\", reason: Programmed, message: ok, lastTransitionTime: \"2026-01-01T00:00:00Z\"}}]
 "
     )
-    .expect("a text");
-    objects
 }
 
 /// A service of `shop` whose port 80 speaks HTTP.
@@ -98,21 +100,25 @@ fn configuration(istiod: &Istiod, pod: &Pod) -> Config {
         .node("timeouts: {drain: 2s}")
 }
 
+/// The service `shop/web`, whose pods have versions, uses the waypoint in a namespace.
+fn tell_of_web(nodes: &Nodes, namespace_of_waypoint: &str) {
+    for (side, version) in [(&nodes.a, "v1"), (&nodes.b, "v2")] {
+        let object = side.web_object().labels(&format!("app: web, version: {version}"));
+        nodes.istiod.apply(&file_of(&side.web), object);
+    }
+    let uses = format!("istio.io/use-waypoint: {GATEWAY}, istio.io/use-waypoint-namespace: {namespace_of_waypoint}");
+    let namespaces = namespace("shop", &uses) + &namespace("else", "");
+    nodes.istiod.apply("namespaces", namespaces);
+    nodes.istiod.apply("web", service("web", WEB, "app: web"));
+}
+
 impl Mesh {
     /// The mesh, when the service `shop/web` is answered through the waypoint; none if this machine can't have one.
     fn start() -> Option<Self> {
         let nodes = Nodes::start()?;
         let pod = nodes.a.node.pod("mesh/waypoint");
-        nodes.istiod.apply("waypoint", gateway(&pod));
-        for (side, version) in [(&nodes.a, "v1"), (&nodes.b, "v2")] {
-            let object = side.web_object().labels(&format!("app: web, version: {version}"));
-            nodes.istiod.apply(&file_of(&side.web), object);
-        }
-        let uses = format!("istio.io/use-waypoint: {GATEWAY}, istio.io/use-waypoint-namespace: mesh");
-        nodes
-            .istiod
-            .apply("namespaces", namespace("shop", &uses) + &namespace("else", ""));
-        nodes.istiod.apply("web", service("web", WEB, "app: web"));
+        nodes.istiod.apply("waypoint", instance(&pod));
+        tell_of_web(&nodes, "mesh");
         let waypoint = Proxy::start(nodes.a.node.world(), &pod, &configuration(&nodes.istiod, &pod));
         let servers = [&nodes.a, &nodes.b].map(|side| Server::start(&side.web, PORT, side.web.name()));
         let mesh = Self {
