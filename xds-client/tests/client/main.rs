@@ -7,6 +7,7 @@
 
 mod connection;
 mod peer;
+mod serving;
 mod subscription;
 
 use std::time::Duration;
