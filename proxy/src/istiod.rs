@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 use underpass_certs::{Istiod, IstiodSecurity};
 use underpass_config::{IstiodSettings, NodeSettings, Role, WaypointSettings};
-use underpass_xds_client::{Client, ClientSettings, MeshFacts, Node as Describing, NodeRole, Updates, Wanted, client};
+use underpass_xds_client::{
+    Client, ClientSettings, Dump, MeshFacts, Node as Describing, NodeRole, Recorder, Updates, Wanted, client,
+};
 
 mod applying;
 mod serving;
@@ -38,22 +40,44 @@ pub struct Feed {
     told: Told,
     client: Client,
     updates: Updates,
+    replayed: Option<Replay>,
+}
+
+/// What was sent once, and the file that it is from.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// What was sent.
+    pub dump: Dump,
+    /// The file, for whoever asks why there is no istiod.
+    pub file: String,
 }
 
 impl Feed {
-    /// What istiod has for this node, if the settings name one, and how each connection to it stands.
-    pub fn all(node: &NodeSettings) -> (Vec<Self>, Option<Standing>) {
+    /// What istiod has for this node, if the settings name one, and how each connection to it stands; or else, if given, what it had once. What comes is written down by
+    /// the recorder, if there is one.
+    pub fn all(
+        node: &NodeSettings,
+        replayed: Option<&Replay>,
+        recorder: Option<&Recorder>,
+    ) -> (Vec<Self>, Option<Standing>) {
         let Some(settings) = &node.istiod else {
             return Default::default();
         };
         let feed = |told: Told, role: NodeRole, wanted: Wanted| {
             let client_settings = ClientSettings {
                 wanted,
+                recorder: recorder.cloned(),
                 ..client_settings(settings, node)
             };
             let (client, updates, status) =
                 client(reached_by(settings), describe(settings, node, role), client_settings);
-            (Self { told, client, updates }, status)
+            let feed = Self {
+                told,
+                client,
+                updates,
+                replayed: replayed.cloned(),
+            };
+            (feed, status)
         };
         let (mesh, beside) = match (&settings.waypoint, node.role) {
             (None, _) => (feed(Told::Mesh, NodeRole::Node, Wanted::Mesh), None),
@@ -78,18 +102,41 @@ impl Feed {
         (feeds, Some(standing))
     }
 
+    /// Waits until all that was asked for has come, and forgets it.
+    pub async fn until_told(self) {
+        let Self {
+            client,
+            mut updates,
+            replayed,
+            ..
+        } = self;
+        let telling = run(client, replayed);
+        tokio::select! {
+            () = telling => {}
+            _ = updates.next() => {}
+        }
+    }
+
     /// Puts every update in force, for as long as the node lives.
     pub async fn serve(self, node: Arc<Node>) {
         let Self {
             told,
             client,
             mut updates,
+            replayed,
         } = self;
-        tokio::spawn(client.run());
+        tokio::spawn(run(client, replayed));
         let mut applying = Applying::new(node, told);
         while let Some(update) = updates.next().await {
             applying.put_in_force(update).await;
         }
+    }
+}
+
+async fn run(client: Client, replayed: Option<Replay>) {
+    match replayed {
+        Some(Replay { dump, file }) => client.replay(dump, &file).await,
+        None => client.run().await,
     }
 }
 

@@ -20,6 +20,7 @@ mod configuration;
 mod cores;
 mod destination;
 pub mod doctor;
+pub mod dump;
 mod ending;
 mod entrance;
 mod export;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
 use underpass::run::Given;
-use underpass::{clusters, flows, keys, routes, run, status};
+use underpass::{clusters, dump, flows, keys, routes, run, status};
 use underpass_config::Role;
 use underpass_ebpf::tier::Variant;
 
@@ -35,6 +35,25 @@ enum Command {
         config: PathBuf,
         #[command(flatten)]
         given: GivenArguments,
+        /// Serve what `underpass config dump` has written instead of what istiod says now. Without pods to capture.
+        #[arg(long)]
+        replay: Option<PathBuf>,
+    },
+    /// What istiod says to the proxy of a configuration.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// List what of what istiod says would not be served, or not as it is meant. Fails when there is such.
+    Check {
+        /// YAML configuration of a proxy: istiod is asked as that.
+        #[arg(long)]
+        config: PathBuf,
+        #[command(flatten)]
+        role: RoleArgument,
+        /// Look at what `underpass config dump` has written instead of asking istiod.
+        #[arg(long)]
+        replay: Option<PathBuf>,
     },
     /// Check a configuration and say what is wrong with it.
     Validate {
@@ -109,6 +128,21 @@ enum Command {
         pin_dir: PathBuf,
         #[command(flatten)]
         call: CallArguments,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Write down all that istiod sends now, as one JSON document.
+    Dump {
+        /// YAML configuration of a proxy: istiod is asked as that.
+        #[arg(long)]
+        config: PathBuf,
+        #[command(flatten)]
+        role: RoleArgument,
+        /// The file that it is written to [default: standard output].
+        #[arg(long)]
+        output: Option<PathBuf>,
     },
 }
 
@@ -261,7 +295,17 @@ struct WhichArguments {
 
 fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Run { config, given } => run::run(&config, given.given())?,
+        Command::Run { config, given, replay } => run::run(&config, given.given(), replay.as_deref())?,
+        Command::Config {
+            command: ConfigCommand::Dump { config, role, output },
+        } => dump::write(&config, role.role, output.as_deref())?,
+        Command::Check { config, role, replay } => {
+            let report = dump::check(&config, role.role, replay.as_deref())?;
+            print!("{report}");
+            if !report.is_all_served() {
+                return Err("what is listed above is not served as it is meant".into());
+            }
+        }
         Command::Validate { config, role } => {
             let (_, loaded) = run::load(&config, role.role)?;
             let (workloads, services) = (loaded.mesh.workloads().count(), loaded.mesh.services().count());

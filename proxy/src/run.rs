@@ -17,6 +17,7 @@ use crate::agent::{self, AgentError, AgentOptions};
 use crate::capture;
 use crate::configuration::{Configuration, Reload, UpdateError};
 use crate::cores::Cores;
+use crate::dump::{self, DumpError};
 use crate::ending::Ending;
 use crate::export;
 use crate::flow_table::FlowTable;
@@ -24,7 +25,7 @@ use crate::footprint;
 use crate::http::filters::jwt;
 use crate::http::{discovery, outliers};
 use crate::identities::Identities;
-use crate::istiod::Feed;
+use crate::istiod::{Feed, Replay};
 use crate::logging::{LogFilter, LogFilterError};
 use crate::node::Node;
 use crate::offload::Offload;
@@ -99,6 +100,14 @@ pub enum StartError {
     /// The agent that a configuration with `capture` asks for did not start.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// What istiod says, or has said once, can't be had.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// Pods would be captured for a mesh that is not there.
+    #[error(
+        "--replay is for a proxy that captures no pods: remove the `capture` section, and use another role than `node`"
+    )]
+    ReplayWithCapture,
     /// Threads, epoll or signals are not to be had.
     #[error("the machine does not give what the proxy needs: {0}")]
     Machine(#[from] io::Error),
@@ -121,14 +130,18 @@ pub fn load(path: &Path, role: Role) -> Result<(String, Config), StartError> {
 }
 
 /// Runs the proxy until it is told to stop and has drained. If the configuration
-/// asks for capture, this process is the agent and the proxy its child.
+/// asks for capture, this process is the agent and the proxy its child. With `replay`, a file of `underpass config dump`, it is served by what istiod had said then.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(path: &Path, given: Given) -> Result<(), StartError> {
+pub fn run(path: &Path, given: Given, replay: Option<&Path>) -> Result<(), StartError> {
     let loaded = load(path, given.role)?;
+    let replay = replay.map(dump::replay).transpose()?;
     if loaded.1.node.capture.is_none() {
-        return serve(path, loaded, given, None);
+        return serve(path, loaded, given, None, replay);
+    }
+    if replay.is_some() {
+        return Err(StartError::ReplayWithCapture);
     }
     // The agent has no use for the mesh.
     let node = loaded.1.node.clone();
@@ -157,11 +170,17 @@ pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) ->
 /// # Errors
 /// When it cannot start. An agent that does not answer is waited for.
 pub fn run_captured(path: &Path, given: Given, agent: &Path) -> Result<(), StartError> {
-    serve(path, load(path, given.role)?, given, Some(agent))
+    serve(path, load(path, given.role)?, given, Some(agent), None)
 }
 
 /// `loaded` is what [`load`] made of the file at `path`.
-fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Path>) -> Result<(), StartError> {
+fn serve(
+    path: &Path,
+    loaded: (String, Config),
+    given: Given,
+    agent: Option<&Path>,
+    replay: Option<Replay>,
+) -> Result<(), StartError> {
     let (text, config) = loaded;
     let log = LogFilter::install(&config.node.log)?;
     let count = config.node.workers.map_or_else(available_cores, usize::from);
@@ -170,7 +189,7 @@ fn serve(path: &Path, loaded: (String, Config), given: Given, agent: Option<&Pat
     let flows = Arc::new(FlowTable::new(count));
     let offload = Arc::new(Offload::default());
     let (identities, upkeep) = Identities::new(&config.node).unzip();
-    let (feeds, istiod) = Feed::all(&config.node);
+    let (feeds, istiod) = Feed::all(&config.node, replay.as_ref(), None);
     let telemetry =
         Telemetry::new(&flows, &offload, access_log.clone()).with_control_plane(istiod.clone(), identities.clone());
     let admin_address = given.admin.unwrap_or(config.node.admin);

@@ -45,6 +45,18 @@ impl Proxy {
         Self::run(world, host, file).ready()
     }
 
+    /// Starts the binary again on `host` with the configuration file of a proxy that has run there, and further arguments, and waits until it is ready.
+    pub fn start_again_with(&self, world: &World, host: &Host, more: &[&str]) -> Self {
+        let file = self.file.display().to_string();
+        let process = Self::command(world, host, &[&["run", "--config", &file], more].concat());
+        Self::of(process, host, self.admin, self.file.clone(), self.access_log.clone()).ready()
+    }
+
+    /// The configuration file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
     /// Runs `underpass ARGUMENTS` without waiting for anything.
     pub fn command(world: &World, host: &Host, arguments: &[&str]) -> Process {
         let mut command = Process::command(&binary().display().to_string());

@@ -16,6 +16,7 @@ use underpass_certs::{Backoff, Istiod};
 use underpass_config::MeshChange;
 
 use crate::assembly::Assembly;
+use crate::dump::{Dump, Recorder};
 use crate::held::Held;
 use crate::node::Node;
 use crate::resource::ResourceType;
@@ -39,6 +40,8 @@ pub struct ClientSettings {
     pub policy_grace: Duration,
     /// How long to wait before connecting again.
     pub backoff: Backoff,
+    /// Who writes down what is sent, if somebody does.
+    pub recorder: Option<Recorder>,
 }
 
 /// What is asked for.
@@ -75,6 +78,7 @@ impl Default for ClientSettings {
             largest_response: 200 << 20,
             policy_grace: Duration::from_millis(500),
             backoff: Backoff::default(),
+            recorder: None,
         }
     }
 }
@@ -163,6 +167,27 @@ impl Client {
                 () = self.updates.closed() => return,
             }
         }
+    }
+
+    /// Hands on what `dump` has, as if istiod had sent it and then nothing more, and waits until the [`Updates`] are dropped. `from` says where it is from.
+    pub async fn replay(mut self, dump: Dump, from: &str) {
+        self.status.change(|status| {
+            status.connection = Connection::Disconnected {
+                since: SystemTime::now(),
+                reason: format!("{from} is replayed"),
+            };
+        });
+        for response in dump.responses(self.settings.wanted.types()) {
+            let error = self.taken_in(&response);
+            self.report(&response, error.as_deref());
+        }
+        while self.hand_on().await && !self.status.read().synced {
+            match self.until() {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => break,
+            }
+        }
+        self.updates.closed().await;
     }
 
     /// Hands on what is complete, waiting for room in the queue. False: nobody wants it any longer.

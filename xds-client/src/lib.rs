@@ -10,6 +10,7 @@
 //! * `translate`: what a resource means, one module per meaning; `unknown_fields` looks for what our `.proto` does
 //!   not know.
 //! * `assembly`: what is handed on together, so that nobody sees workloads without the policies that guard them.
+//! * `dump`: what was sent, in a file, and the same without istiod.
 //! * [`Updates`]: where it comes out. A slow consumer stops the reading, and istiod with it.
 //! * [`StatusReader`]: the connection, ACKs and NACKs by type, and every resource that is not in force as it was sent.
 //!
@@ -65,6 +66,7 @@
 
 mod assembly;
 mod client;
+mod dump;
 mod held;
 mod node;
 pub mod proto;
@@ -75,6 +77,7 @@ mod unknown_fields;
 pub mod waypoint;
 
 pub use client::{Client, ClientSettings, Update, Updates, Wanted, client};
+pub use dump::{BadDump, Dump, Recorder};
 pub use held::{Accepted, Rejection, ResponseError, translate_response};
 pub use node::{Node, NodeRole};
 pub use resource::ResourceType;

@@ -178,15 +178,10 @@ impl Client {
         response: &DeltaDiscoveryResponse,
         requests: &mpsc::Sender<DeltaDiscoveryRequest>,
     ) -> Result<(), StreamEnd> {
-        let error = match self.take_in(response) {
-            Ok(rejections) => {
-                if !self.hand_on().await {
-                    return Err(StreamEnd::Unwanted);
-                }
-                in_words(&rejections)
-            }
-            Err(error) => Some(whole_response(&error)),
-        };
+        let error = self.taken_in(response);
+        if !self.hand_on().await {
+            return Err(StreamEnd::Unwanted);
+        }
         self.report(response, error.as_deref());
         let answer = DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
@@ -200,7 +195,17 @@ impl Client {
         requests.try_send(answer).map_err(|_| StreamEnd::Unread)
     }
 
-    /// What of a response is not in force as it was sent.
+    /// Takes a response. What of it is not in force as it was sent, in words.
+    pub(super) fn taken_in(&mut self, response: &DeltaDiscoveryResponse) -> Option<String> {
+        if let Some(recorder) = &self.settings.recorder {
+            recorder.note(response);
+        }
+        match self.take_in(response) {
+            Ok(rejections) => in_words(&rejections),
+            Err(error) => Some(whole_response(&error)),
+        }
+    }
+
     fn take_in(&mut self, response: &DeltaDiscoveryResponse) -> Result<Vec<Rejection>, ResponseError> {
         let kind = ResourceType::of_url(&response.type_url).filter(|kind| kind.is_of_waypoint());
         if let (Some(serving), Some(kind)) = (&mut self.serving, kind) {
@@ -214,7 +219,7 @@ impl Client {
         Ok(accepted.rejections)
     }
 
-    fn report(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
+    pub(super) fn report(&self, response: &DeltaDiscoveryResponse, error: Option<&str>) {
         if let Some(error) = error {
             tracing::warn!(
                 type_url = response.type_url,

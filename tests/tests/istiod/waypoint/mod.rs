@@ -5,6 +5,7 @@
 
 mod beside;
 mod changes;
+mod commands;
 mod policy;
 mod routes;
 mod server;
@@ -28,7 +29,7 @@ struct Mesh {
     nodes: Nodes,
     /// `underpass --role waypoint`, in its pod.
     waypoint: Proxy,
-    _pod: Pod,
+    pod: Pod,
     /// The server of `shop/web` on each node: `a` of version `v1`, `b` of `v2`.
     _servers: [Server; 2],
 }
@@ -124,7 +125,7 @@ impl Mesh {
         let mesh = Self {
             nodes,
             waypoint,
-            _pod: pod,
+            pod,
             _servers: servers,
         };
         wait::eventually(2 * wait::SOON, "the service is answered through the waypoint", || {
