@@ -4,6 +4,7 @@
 //! readiness, which change nothing, may be asked for from elsewhere, at addresses of their own ([`View`]).
 
 mod clusters;
+mod explain;
 mod keys;
 mod routes;
 mod status;
@@ -47,6 +48,7 @@ GET  /tunnels               HBONE connections to other nodes, with their streams
 GET  /routes                routes of HTTP, and how many requests each has had
 GET  /clusters              where they lead: endpoints, their health, connections, limits
 GET  /keys                  keys that verify tokens: which, from where, since when
+GET  /explain?from=&to=     what would become of a connection or request (method, path, header): step by step, and why
 GET  /offload               the kernel tier: whether there is one, and what it has done
 GET  /refusals              the last connections that were refused, and why
 GET  /logging               the log filter
@@ -134,6 +136,12 @@ impl Admin {
             (&Method::GET, "/routes") => json_answer(&routes::routes(&self.node)),
             (&Method::GET, "/clusters") => json_answer(&clusters::clusters(&self.node)),
             (&Method::GET, "/keys") => json_answer(&keys::keys(&self.node)),
+            (&Method::GET, "/explain") => {
+                match explain::explain(&self.node, request.uri().query().unwrap_or_default()) {
+                    Ok(steps) => json_answer(&steps),
+                    Err(why) => text(StatusCode::BAD_REQUEST, format!("{why}\n")),
+                }
+            }
             (&Method::GET, "/offload") => json_answer(&self.offload()),
             (&Method::GET, "/refusals") => json_answer(&Value::Array(self.node.telemetry.refusals())),
             (&Method::GET, "/logging") => text(StatusCode::OK, format!("{}\n", self.log)),
@@ -145,7 +153,7 @@ impl Admin {
             (
                 _,
                 "/" | "/metrics" | "/ready" | "/config_dump" | "/status" | "/connections" | "/tunnels" | "/routes"
-                | "/clusters" | "/keys" | "/offload" | "/refusals" | "/logging" | "/drain",
+                | "/clusters" | "/keys" | "/explain" | "/offload" | "/refusals" | "/logging" | "/drain",
             ) => text(StatusCode::METHOD_NOT_ALLOWED, HELP),
             _ => text(StatusCode::NOT_FOUND, HELP),
         }

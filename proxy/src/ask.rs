@@ -25,6 +25,9 @@ pub enum AskError {
         /// Why.
         source: io::Error,
     },
+    /// The proxy does not understand the question.
+    #[error("{0}")]
+    Refused(String),
     /// What answered is no proxy of ours.
     #[error("what answers at {0} is not the admin server of a proxy of this release")]
     Misunderstood(SocketAddr),
@@ -52,6 +55,10 @@ pub(crate) fn ask<T: DeserializeOwned>(address: SocketAddr, path: &str) -> Resul
     match head.parse(&answer) {
         Ok(httparse::Status::Complete(length)) if head.code == Some(200) => {
             serde_json::from_slice(&answer[length..]).map_err(|_| AskError::Misunderstood(address))
+        }
+        Ok(httparse::Status::Complete(length)) if head.code == Some(400) => {
+            let why = String::from_utf8_lossy(&answer[length..]);
+            Err(AskError::Refused(why.trim_end().to_owned()))
         }
         _ => Err(AskError::Misunderstood(address)),
     }

@@ -23,6 +23,7 @@ pub mod doctor;
 pub mod dump;
 mod ending;
 mod entrance;
+pub mod explain;
 mod export;
 mod flow;
 mod flow_table;

@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
 use underpass::run::Given;
-use underpass::{clusters, dump, flows, keys, routes, run, status};
+use underpass::{clusters, dump, explain, flows, keys, routes, run, status};
 use underpass_config::Role;
 use underpass_ebpf::tier::Variant;
 
@@ -101,6 +101,24 @@ enum Command {
     Clusters(AskArguments),
     /// List the keys by which a proxy verifies tokens: which there are, where they come from, why they do not come.
     Keys(AskArguments),
+    /// Say what would become of a connection or request now, step by step, and why: client, waypoint, policies, route, cluster, endpoint, tier.
+    Explain {
+        /// The client: `NAMESPACE/POD`, or an address.
+        from: String,
+        /// Where it is going: `HOST:PORT`, or an address and port.
+        to: String,
+        /// Of a request: its method.
+        #[arg(long, default_value = "GET")]
+        method: String,
+        /// Of a request: its path, with the query.
+        #[arg(long, default_value = "/")]
+        path: String,
+        /// Of a request: a header field, as `NAME:VALUE`; may be repeated. `host` is whom it is for.
+        #[arg(long)]
+        header: Vec<String>,
+        #[command(flatten)]
+        asked: AskArguments,
+    },
     /// Say how a proxy stands with istiod, what of it was rejected, and which certificates it has for how long.
     Status(AskArguments),
     /// Capture a pod no more; its connections go where they would without a mesh.
@@ -338,6 +356,23 @@ fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Routes(asked) => routes::show(asked.admin, asked.json)?,
         Command::Clusters(asked) => clusters::show(asked.admin, asked.json)?,
         Command::Keys(asked) => keys::show(asked.admin, asked.json)?,
+        Command::Explain {
+            from,
+            to,
+            method,
+            path,
+            header,
+            asked,
+        } => {
+            let question = explain::Question {
+                from,
+                to,
+                method,
+                path,
+                headers: header,
+            };
+            explain::show(asked.admin, &question, asked.json)?;
+        }
         Command::Status(asked) => status::show(asked.admin, asked.json)?,
         Command::Remove { which, call } => {
             let which = commands::which(which.uid, which.netns.as_deref())?;

@@ -104,6 +104,14 @@ impl Waypoint<'_> {
         }
     }
 
+    /// What it is called, for people.
+    pub fn name(&self) -> String {
+        match &self.gateway.destination {
+            GatewayDestination::Service(key) => key.to_string(),
+            GatewayDestination::Address(vip) => vip.address.to_string(),
+        }
+    }
+
     /// Whether one of its instances is at this address.
     pub fn is_at(&self, config: &Config, address: IpAddr) -> bool {
         let workload = config.mesh.workload_at(&config.node.network, address);

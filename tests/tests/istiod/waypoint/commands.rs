@@ -72,3 +72,87 @@ fn what_istiod_said_once_is_served_as_it_was_then() {
         "{status}"
     );
 }
+
+/// A policy by which only `shop/client` may ask, and not for `/secret`.
+const POLICIES: &str = "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {namespace: shop, name: only}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  action: ALLOW
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]
+    to: [{operation: {notPaths: [/secret]}}]
+";
+
+/// What it says is what happens: each question is asked of the proxy, and then done.
+#[test]
+fn a_waypoint_explains_what_becomes_of_a_request() {
+    let Some(mesh) = Mesh::start() else { return };
+    mesh.apply("routes", ROUTES);
+    mesh.apply("policies", POLICIES);
+    mesh.wait_for("/then", "the routes are there", |answer| answer.status == 218);
+    mesh.wait_for("/secret", "is denied", |answer| answer.status == 403);
+    let admin = mesh.waypoint.admin().to_string();
+    let explain = |from: &str, path: &str| {
+        let to = "web.shop.svc.cluster.local:80";
+        mesh.run(&["explain", from, to, "--path", path, "--admin", &admin])
+    };
+    let (client, other) = (mesh.nodes.a.client.name(), mesh.nodes.a.other.name());
+    for (from, path, expected, status) in [
+        (
+            client,
+            "/then",
+            vec![
+                "spiffe://cluster.local/ns/shop/sa/client",
+                "passes",
+                "answered with 218",
+            ],
+            218,
+        ),
+        (
+            client,
+            "/",
+            vec![
+                "inbound-vip|80|http|web.shop.svc.cluster.local",
+                "2 of 2 endpoints",
+                "ns/shop/sa/web",
+            ],
+            200,
+        ),
+        (client, "/secret", vec!["DENIED", "no policy matches"], 403),
+        (
+            other,
+            "/",
+            vec!["spiffe://cluster.local/ns/else/sa/other", "DENIED"],
+            403,
+        ),
+    ] {
+        let text = explain(from, path);
+        for part in expected {
+            assert!(text.contains(part), "{from} {path}: {part}:\n{text}");
+        }
+        let host = if from == client {
+            mesh.client()
+        } else {
+            &*mesh.nodes.a.other
+        };
+        assert_eq!(
+            get(host, web(), path, &[]).expect("answered").status,
+            status,
+            "{from} {path}"
+        );
+    }
+    let mut lost = Proxy::command(
+        mesh.nodes.a.node.world(),
+        &mesh.pod,
+        &["explain", "shop/nobody", "10.96.0.80:80", "--admin", &admin],
+    );
+    let status = wait::some(wait::SOON, "the command ends", || lost.exit_status());
+    assert!(
+        !status.success() && lost.output().contains("the mesh has no pod `shop/nobody`"),
+        "{}",
+        lost.output()
+    );
+}
