@@ -8,7 +8,7 @@ pub mod http_connect;
 pub mod socks5;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,7 +115,15 @@ impl OpenListener {
     /// When the address cannot be bound.
     pub fn open(settings: &Listener, keepalive: &Keepalive) -> Result<Self, ListenError> {
         let failed = |source| ListenError::new(settings, source);
-        let socket = socket::listen(settings.address, keepalive).map_err(failed)?;
+        let address = settings.address;
+        let listening = match socket::listen(address, keepalive) {
+            // Everywhere is everywhere that there is: a machine may have no IPv6.
+            Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+                socket::listen((Ipv4Addr::UNSPECIFIED, address.port()).into(), keepalive)
+            }
+            listening => listening,
+        };
+        let socket = listening.map_err(failed)?;
         let accepting = socket.try_clone().map_err(failed)?;
         Ok(Self {
             settings: settings.clone(),
