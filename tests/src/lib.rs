@@ -41,6 +41,7 @@ mod requirement;
 mod server;
 mod throttle;
 mod tiers;
+pub mod tokens;
 pub mod wait;
 mod world;
 

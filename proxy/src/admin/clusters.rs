@@ -119,7 +119,11 @@ fn endpoint(endpoint: &ClusterEndpoint, used: PoolUse) -> Value {
         "priority": settings.priority,
         "locality": &*settings.locality,
         "labels": settings.labels.iter().map(|(name, value)| (name.to_string(), (&**value).into())).collect::<serde_json::Map<_, _>>(),
-        "health": if endpoint.is_ejected() { "ejected" } else { "healthy" },
+        "health": match (settings.is_well, endpoint.is_ejected()) {
+            (false, _) => "unready",
+            (true, true) => "ejected",
+            (true, false) => "healthy",
+        },
         "outliers": standing.map(|standing| json!({
             "ejections": standing.ejections,
             "ejected_for_ms": standing.ejected.map(|(since, _)| millis(since)),

@@ -11,8 +11,8 @@ use super::differences::without_the_incidental;
 use super::differential::seed;
 use super::endpoint::{Endpoint, Tries};
 use super::pair::{Pair, Side, envoys_config, router};
-use super::tokens::signing::{By, Issuer};
 use super::tokens::{FIRST, now};
+use underpass_tests::tokens::{By, Issuer};
 
 /// Requests that nobody thought of.
 const ANY: usize = 1200;

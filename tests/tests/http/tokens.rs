@@ -2,7 +2,6 @@
 //! in Istio's words.
 
 mod fetched;
-pub(crate) mod signing;
 mod tricks;
 
 use std::net::SocketAddr;
@@ -13,7 +12,7 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use fastrand::Rng;
 use serde_json::{Value, json};
-use signing::{ALL, By, Issuer};
+use underpass_tests::tokens::{ALL, By, Issuer};
 use underpass_tests::{Host, Need, available};
 
 use super::client::Seen;

@@ -10,8 +10,8 @@ use underpass_tests::{Host, Proxy, World, wait};
 
 use super::super::client::{Seen, ask, get};
 use super::super::endpoint::{Endpoint, Tries};
-use super::signing::{By, Issuer};
 use super::{good, policies, yaml};
+use underpass_tests::tokens::{By, Issuer};
 
 /// What the server does when it is asked.
 #[derive(Clone, Debug)]

@@ -7,8 +7,8 @@ use underpass_tests::{Host, Proxy, World, wait};
 
 use super::super::client::{Client, Seen, ask};
 use super::super::endpoint::{Endpoint, Heard, Tries};
-use super::signing::{By, Issuer, by_secret, unsigned};
 use super::{FIRST, SECOND, good, now, policies, yaml};
+use underpass_tests::tokens::{By, Issuer, by_secret, unsigned};
 
 struct Guarded {
     client: Host,

@@ -6,9 +6,11 @@
 mod beside;
 mod changes;
 mod commands;
+mod destinations;
 mod policy;
 mod routes;
 mod server;
+mod tokens;
 
 use std::net::SocketAddr;
 

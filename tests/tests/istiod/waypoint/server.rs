@@ -56,7 +56,8 @@ impl Server {
 /// Those who were asked for a flaky path already.
 static ASKED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Answers each request of a connection with 200, or as its path says: `/flaky/NAME` with 503 for the first time, whichever pod is asked; `/late/` after a second.
+/// Answers each request of a connection with 200, or as its path says: `/flaky/NAME` with 503 for the first time, whichever pod is asked; `/ill/POD` with 503 by that pod;
+/// `/late/` after a second.
 fn answer_all(mut stream: TcpStream, name: &str) {
     let mut pending = Vec::new();
     while let Ok(Some(head)) = head(&mut stream, &mut pending) {
@@ -66,7 +67,8 @@ fn answer_all(mut stream: TcpStream, name: &str) {
             thread::sleep(Duration::from_secs(1));
         }
         let body = format!("{name}\n{}", head.trim_end());
-        let status = if is_first { 503 } else { 200 };
+        let is_ill = path.split_once("/ill/").is_some_and(|(_, who)| name.ends_with(who));
+        let status = if is_first || is_ill { 503 } else { 200 };
         let text = format!("HTTP/1.1 {status} -\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         if stream.write_all(text.as_bytes()).is_err() {
             return;

@@ -13,19 +13,27 @@ use serde_json::{Value, json};
 
 /// How a token is signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
+pub enum By {
+    /// RSA, PKCS#1, with SHA-256.
     Rs256,
+    /// The same with SHA-512.
     Rs512,
+    /// RSA, PSS, with SHA-256.
     Ps256,
+    /// ECDSA on P-256.
     Es256,
+    /// Ed25519.
     EdDsa,
+    /// HMAC with SHA-256, whose key is a secret.
     Hs256,
 }
 
-pub(crate) const ALL: [By; 6] = [By::Rs256, By::Rs512, By::Ps256, By::Es256, By::EdDsa, By::Hs256];
+/// All of them.
+pub const ALL: [By; 6] = [By::Rs256, By::Rs512, By::Ps256, By::Es256, By::EdDsa, By::Hs256];
 
 impl By {
-    pub(crate) fn alg(self) -> &'static str {
+    /// As a token's header names it (RFC 7518, section 3.1).
+    pub fn alg(self) -> &'static str {
         match self {
             Self::Rs256 => "RS256",
             Self::Rs512 => "RS512",
@@ -37,7 +45,7 @@ impl By {
     }
 
     /// The name of the key that signs so.
-    pub(crate) fn kid(self) -> &'static str {
+    pub fn kid(self) -> &'static str {
         match self {
             Self::Rs256 => "rsa",
             Self::Rs512 | Self::Ps256 => "any-rsa",
@@ -49,7 +57,7 @@ impl By {
 }
 
 /// One who issues tokens.
-pub(crate) struct Issuer {
+pub struct Issuer {
     rsa: RsaKeyPair,
     any_rsa: RsaKeyPair,
     ec: EcdsaKeyPair,
@@ -58,7 +66,9 @@ pub(crate) struct Issuer {
 }
 
 impl Issuer {
-    pub(crate) fn new() -> Self {
+    /// One with keys of its own.
+    #[expect(clippy::new_without_default, reason = "each is another")]
+    pub fn new() -> Self {
         let rsa = || rsa::KeyPair::generate(KeySize::Rsa2048).expect("a key");
         Self {
             rsa: rsa(),
@@ -70,7 +80,7 @@ impl Issuer {
     }
 
     /// Its set of keys. One is for any algorithm of its kind, one is not known to anybody.
-    pub(crate) fn jwks(&self) -> Value {
+    pub fn jwks(&self) -> Value {
         let encode = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let n = |key: &RsaKeyPair| encode(&modulus(key));
         let point = self.ec.public_key().as_ref();
@@ -85,7 +95,7 @@ impl Issuer {
     }
 
     /// A token with an ordinary header.
-    pub(crate) fn token(&self, by: By, claims: &Value) -> String {
+    pub fn token(&self, by: By, claims: &Value) -> String {
         self.signed(
             by,
             &json!({"alg": by.alg(), "kid": by.kid()}).to_string(),
@@ -94,13 +104,14 @@ impl Issuer {
     }
 
     /// A token of these texts, whatever they say.
-    pub(crate) fn signed(&self, by: By, header: &str, claims: &str) -> String {
+    pub fn signed(&self, by: By, header: &str, claims: &str) -> String {
         let signed = unsigned(header, claims);
         let signature = URL_SAFE_NO_PAD.encode(self.sign(by, signed.as_bytes()));
         format!("{signed}.{signature}")
     }
 
-    pub(crate) fn sign(&self, by: By, message: &[u8]) -> Vec<u8> {
+    /// The signature of a message.
+    pub fn sign(&self, by: By, message: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         let rsa = |key: &RsaKeyPair, encoding: &'static dyn RsaEncoding| {
             let mut signature = vec![0; key.public_modulus_len()];
@@ -119,7 +130,7 @@ impl Issuer {
     }
 
     /// Its public keys of RSA, in each writing that somebody may take for a secret: modulus, DER, PEM, JWK.
-    pub(crate) fn public_writings(&self) -> Vec<Vec<u8>> {
+    pub fn public_writings(&self) -> Vec<Vec<u8>> {
         let of = |key: &RsaKeyPair| {
             let der = key.public_key().as_ref().to_vec();
             let text = base64::engine::general_purpose::STANDARD.encode(&der);
@@ -138,13 +149,13 @@ impl Issuer {
 }
 
 /// An HMAC by any secret.
-pub(crate) fn by_secret(secret: &[u8], message: &[u8]) -> Vec<u8> {
+pub fn by_secret(secret: &[u8], message: &[u8]) -> Vec<u8> {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
     hmac::sign(&key, message).as_ref().to_vec()
 }
 
 /// Header and payload, encoded.
-pub(crate) fn unsigned(header: &str, claims: &str) -> String {
+pub fn unsigned(header: &str, claims: &str) -> String {
     format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
 }
 
