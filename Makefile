@@ -4,7 +4,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 CARGO ?= cargo
 BINARY = $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help build dist setup test test-istio test-kernels lint demo bench bench-check memory scale mesh-scale soak fuzz clean ebpf ebpf-check tier-mutants
+.PHONY: help build dist image manifests setup test test-istio test-kernels lint demo bench bench-check memory scale mesh-scale soak fuzz clean ebpf ebpf-check tier-mutants
 
 help:
 	@echo "make demo    see it work: namespaces, unmodified programs, live policy, metrics, latency (root shows most)"
@@ -12,6 +12,8 @@ help:
 	@echo "make test-istio  only what runs against a real istiod (its first build takes minutes)"
 	@echo "make lint    rustfmt, clippy and shellcheck, warnings denied"
 	@echo "make dist    the binary as it is shipped: minutes more of building, a tenth less of CPU (target/dist/underpass)"
+	@echo "make image   the container image with that binary (ARCHITECTURE=amd64|arm64), as an OCI archive in target/image"
+	@echo "make manifests  deploy/manifests anew, from the Helm chart"
 	@echo "make bench   side by side with no proxy, HAProxy and Envoy; writes bench/out/results.json"
 	@echo "             SCENARIO=l4-rtt,l4-stream,l4-connect,l4-programs (or hbone-rtt,hbone-stream,hbone-connect; or http1,h2,grpc; or http1-secured)  SYSTEMS=direct,underpass-kernel,haproxy,envoy  ROUNDS=5"
 	@echo "make memory  what a fresh proxy and 10 000 idle connections cost"
@@ -33,6 +35,12 @@ build: setup
 dist: setup
 	$(CARGO) build --profile dist --locked -p underpass
 
+image: setup
+	@PROFILE=$(or $(PROFILE),dist) scripts/image.sh $(or $(ARCHITECTURE),amd64)
+
+manifests:
+	@deploy/manifests.sh
+
 test: build
 	@scripts/test-setup.sh
 	@scripts/istiod-setup.sh
@@ -40,17 +48,19 @@ test: build
 	@scripts/h2spec-setup.sh
 	@scripts/grpc-setup.sh
 	@scripts/collector-setup.sh
+	@scripts/deploy-setup.sh
 	$(CARGO) test --workspace --locked
 
 test-istio: build
 	@scripts/test-setup.sh
 	@scripts/istiod-setup.sh
+	@scripts/deploy-setup.sh
 	$(CARGO) test --locked -p underpass-tests --test istiod
 
 lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	shellcheck scripts/*.sh scripts/kernels/*.sh demo/*.sh .ci/run
+	shellcheck scripts/*.sh scripts/kernels/*.sh demo/*.sh deploy/*.sh .ci/run
 
 demo: build
 	@scripts/demo-setup.sh

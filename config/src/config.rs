@@ -13,7 +13,7 @@ use foldhash::quality::RandomState;
 
 use crate::http::Http;
 use crate::yaml::Document;
-use crate::{ConfigError, Mesh, MeshChange, NodeSettings, Role, Touched};
+use crate::{ConfigError, Mesh, MeshChange, NodeSettings, Premises, Touched};
 
 /// What one file says. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -32,15 +32,15 @@ impl Config {
     /// # Errors
     /// If it is not YAML of the expected shape, or with everything in it that is wrong.
     pub fn from_yaml(yaml: &str) -> Result<Self, ConfigError> {
-        Self::from_yaml_in_role(yaml, Role::default())
+        Self::from_yaml_given(yaml, &Premises::default())
     }
 
-    /// As [`from_yaml`](Self::from_yaml), for `role` unless the document says another.
+    /// As [`from_yaml`](Self::from_yaml), with `premises` where the document says nothing.
     ///
     /// # Errors
     /// As [`from_yaml`](Self::from_yaml).
-    pub fn from_yaml_in_role(yaml: &str, role: Role) -> Result<Self, ConfigError> {
-        Document::read(yaml, role).map(Self::from_document)
+    pub fn from_yaml_given(yaml: &str, premises: &Premises) -> Result<Self, ConfigError> {
+        Document::read(yaml, premises).map(Self::from_document)
     }
 
     /// Reads a configuration from a YAML file.
@@ -54,7 +54,7 @@ impl Config {
                 path: path.to_owned(),
                 source,
             })?;
-            Document::read(&text, Role::default())?
+            Document::read(&text, &Premises::default())?
         };
         Ok(Self::from_document(document))
     }
@@ -79,15 +79,15 @@ impl Config {
     /// # Errors
     /// As [`from_yaml`](Self::from_yaml). This configuration stays as it is in any case.
     pub fn updated(&self, yaml: &str) -> Result<(Self, Touched), ConfigError> {
-        self.updated_in_role(yaml, Role::default())
+        self.updated_given(yaml, &Premises::default())
     }
 
-    /// As [`updated`](Self::updated), for `role` unless the document says another.
+    /// As [`updated`](Self::updated), with `premises` where the document says nothing.
     ///
     /// # Errors
     /// As [`from_yaml`](Self::from_yaml).
-    pub fn updated_in_role(&self, yaml: &str, role: Role) -> Result<(Self, Touched), ConfigError> {
-        let mut document = Document::read(yaml, role)?;
+    pub fn updated_given(&self, yaml: &str, premises: &Premises) -> Result<(Self, Touched), ConfigError> {
+        let mut document = Document::read(yaml, premises)?;
         let node = match *self.node == document.node {
             true => self.node.clone(),
             false => Arc::new(document.node.clone()),

@@ -44,6 +44,7 @@ mod samples;
 mod service;
 mod service_state;
 mod settings;
+mod surroundings;
 pub mod waypoint;
 mod workload;
 mod yaml;
@@ -78,6 +79,7 @@ pub use settings::{
     AccessLog, Destination, DestinationError, Keepalive, Limits, Listener, ListenerProtocol, LogFormat, NodeSettings,
     TcpFallback, Timeouts, UnknownDestination,
 };
+pub use surroundings::{Premises, Surroundings};
 pub use workload::{
     ApplicationTunnel, Health, Locality, Membership, NetworkMode, PortMapping, TunnelProtocol, Workload, WorkloadType,
 };

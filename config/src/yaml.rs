@@ -29,12 +29,12 @@ mod workloads;
 use serde::Deserialize;
 
 use crate::http::Http;
-use crate::{Authorization, CaptureSettings, ConfigError, NodeSettings, Problems, Role, Service, Workload};
+use crate::{Authorization, CaptureSettings, ConfigError, NodeSettings, Premises, Problems, Role, Service, Workload};
 use capture::CaptureShape;
 use http::HttpShape;
 use node::NodeShape;
 use policies::{Policies, PolicyShape};
-use reading::{Path, Reading};
+pub(crate) use reading::{Path, Reading};
 use services::{ServiceShape, Services};
 use workloads::{WorkloadShape, Workloads};
 
@@ -64,7 +64,10 @@ impl DocumentShape<'_> {
         ];
         for (section, _) in sections.into_iter().filter(|(_, resources)| *resources > 0) {
             let problem = "the mesh comes from istiod (`node.istiod`), and from nowhere else";
-            let remedy = format!("remove `{section}`, or `node.istiod`");
+            let remedy = match self.node.names_istiod() {
+                true => format!("remove `{section}`, or `node.istiod`"),
+                false => format!("remove `{section}`, or unset XDS_ADDRESS and CA_ADDRESS, or use another role"),
+            };
             reading.report(Path::Section(section), "", problem, remedy);
         }
     }
@@ -80,21 +83,21 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// Reads and checks the whole text. `role` is what it is for unless it says so itself.
-    pub(crate) fn read(text: &str, role: Role) -> Result<Self, ConfigError> {
+    /// Reads and checks the whole text. `premises` stand where it says nothing.
+    pub(crate) fn read(text: &str, premises: &Premises) -> Result<Self, ConfigError> {
         let malformed = |problem| ConfigError::Malformed(Box::new(problem));
         let shape: Option<DocumentShape<'_>> = serde_saphyr::from_str_with_options(text, options(text))
             .map_err(|error| malformed(locate::malformed(text, error)))?;
         let shape = shape.ok_or_else(|| malformed(locate::empty()))?;
-        Self::compile(&shape, role).map_err(|mut problems| {
+        Self::compile(&shape, premises).map_err(|mut problems| {
             locate::add_positions(text, &mut problems);
             ConfigError::Invalid(problems)
         })
     }
 
-    fn compile(shape: &DocumentShape<'_>, role: Role) -> Result<Self, Problems> {
+    fn compile(shape: &DocumentShape<'_>, premises: &Premises) -> Result<Self, Problems> {
         let mut reading = Reading::default();
-        let mut node = shape.node.compile(role, &mut reading);
+        let mut node = shape.node.compile(premises, &mut reading);
         if node.istiod.is_some() {
             shape.refuse_a_second_mesh(&mut reading);
         }

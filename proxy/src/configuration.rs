@@ -4,11 +4,13 @@
 //! only then is anything put in force. What was rejected, and why, is in the log, in
 //! `underpass_config_updates_total{result="rejected"}` and in `/config_dump` until an update succeeds.
 
+mod origin;
+
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +18,9 @@ use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use underpass_config::http::Http;
-use underpass_config::{Config, ConfigError, NodeSettings, Role};
+use underpass_config::{Config, ConfigError, NodeSettings, Premises};
+
+pub use origin::{NeedsFile, Origin};
 
 use crate::cores::Cores;
 use crate::http::pool::originations::NotReady;
@@ -32,10 +36,10 @@ const SETTLE: Duration = Duration::from_millis(10);
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError {
     /// The file could not be read.
-    #[error("{} cannot be read: {source}; the configuration in force stays", path.display())]
+    #[error("{origin} cannot be read: {source}; the configuration in force stays")]
     Read {
         /// The file.
-        path: PathBuf,
+        origin: Origin,
         /// Why.
         source: io::Error,
     },
@@ -115,8 +119,8 @@ pub enum Reload {
 /// The one that applies changes.
 #[derive(Debug)]
 pub struct Configuration {
-    path: PathBuf,
-    role: Role,
+    origin: Origin,
+    premises: Premises,
     node: Arc<Node>,
     cores: Arc<Cores>,
     log: LogFilter,
@@ -135,14 +139,14 @@ struct State {
 }
 
 impl Configuration {
-    /// Opens what `node`'s first snapshot asks for. `role` is the file's unless it says another.
+    /// Opens what `node`'s first snapshot asks for, whose text was `text` and read on these premises, as all that follow.
     ///
     /// # Errors
     /// When a listener cannot be bound; then none is left open.
     pub fn start(
-        path: PathBuf,
+        origin: Origin,
         text: &str,
-        role: Role,
+        premises: Premises,
         node: Arc<Node>,
         cores: Arc<Cores>,
         log: LogFilter,
@@ -163,8 +167,8 @@ impl Configuration {
             rejected: None,
         });
         Ok(Arc::new(Self {
-            path,
-            role,
+            origin,
+            premises,
             node,
             cores,
             log,
@@ -188,11 +192,11 @@ impl Configuration {
         if self.node.is_draining() {
             return;
         }
-        let before = stamp(&self.path);
+        let before = stamp(&self.origin);
         if when == Reload::IfChanged && before.is_some_and(|b| b.is_settled() && Some(b) == state.stamp) {
             return;
         }
-        let text = match std::fs::read_to_string(&self.path) {
+        let text = match self.origin.read() {
             Ok(text) => text,
             // Between the steps of being replaced a file may be missing; what replaces it is seen next.
             Err(source) if source.kind() == io::ErrorKind::NotFound && when == Reload::IfChanged => return,
@@ -200,13 +204,13 @@ impl Configuration {
                 return self.reject(
                     &mut state,
                     UpdateError::Read {
-                        path: self.path.clone(),
+                        origin: self.origin.clone(),
                         source,
                     },
                 );
             }
         };
-        if stamp(&self.path) != before && when == Reload::IfChanged {
+        if stamp(&self.origin) != before && when == Reload::IfChanged {
             // It changed while it was read; the event that completes it is still to come.
             return;
         }
@@ -226,7 +230,7 @@ impl Configuration {
     }
 
     fn reject(&self, state: &mut State, error: UpdateError) {
-        tracing::error!(file = %self.path.display(), "configuration update rejected, the last good one stays in force: {error}");
+        tracing::error!(file = %self.origin, "configuration update rejected, the last good one stays in force: {error}");
         let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
         state.rejected = Some(Rejection {
             time,
@@ -238,7 +242,7 @@ impl Configuration {
     fn apply(&self, state: &mut State, text: &str) -> Result<(), UpdateError> {
         let snapshot = self.node.snapshot();
         let old = &snapshot.config.node;
-        let (config, mut touched) = snapshot.config.updated_in_role(text, self.role)?;
+        let (config, mut touched) = snapshot.config.updated_given(text, &self.premises)?;
         let new = config.node.clone();
         refuse_what_needs_a_restart(old, &new)?;
         // Addresses mean other workloads in another network.
@@ -285,12 +289,15 @@ impl Configuration {
             .clear();
     }
 
-    /// Watches the file and reloads it when it changes, until dropped. The folder is what is watched: files are replaced
+    /// Watches the file, if there is one, and reloads it when it changes, until dropped. The folder is what is watched: files are replaced
     /// by renaming, and a Kubernetes ConfigMap by renaming a symbolic link beside them.
     ///
     /// # Errors
     /// When inotify has no room for another watch.
-    pub fn watch(self: &Arc<Self>) -> notify::Result<RecommendedWatcher> {
+    pub fn watch(self: &Arc<Self>) -> notify::Result<Option<RecommendedWatcher>> {
+        let Some(path) = self.origin.file() else {
+            return Ok(None);
+        };
         let (changed, mut changes) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| completes_a_file(event.kind)) {
@@ -298,8 +305,7 @@ impl Configuration {
                 let _ = changed.try_send(());
             }
         })?;
-        let folder = self
-            .path
+        let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
@@ -313,7 +319,7 @@ impl Configuration {
                 configuration.reload_aside(Reload::IfChanged).await;
             }
         });
-        Ok(watcher)
+        Ok(Some(watcher))
     }
 
     /// [`Configuration::reload`], on a thread where it holds nothing up.
@@ -403,8 +409,8 @@ fn open_listeners(settings: &NodeSettings, kept: &[SocketAddr]) -> Result<Vec<Op
         .collect()
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(path).ok()?;
+fn stamp(origin: &Origin) -> Option<Stamp> {
+    let metadata = std::fs::metadata(origin.file()?).ok()?;
     Some(Stamp {
         device: metadata.dev(),
         inode: metadata.ino(),

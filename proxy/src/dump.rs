@@ -7,9 +7,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use underpass_config::{NodeSettings, Role};
+use underpass_config::{NodeSettings, Premises};
 use underpass_xds_client::{BadDump, Connection, Dump, Recorder, ResourceType, Status};
 
+use crate::configuration::Origin;
 use crate::istiod::{Feed, Replay, Standing};
 use crate::run::{self, StartError};
 
@@ -72,8 +73,8 @@ pub(crate) fn replay(path: &Path) -> Result<Replay, DumpError> {
 ///
 /// # Errors
 /// When istiod does not tell everything, or the file cannot be written.
-pub fn write(config: &Path, role: Role, output: Option<&Path>) -> Result<(), StartError> {
-    let (_, loaded) = run::load(config, role)?;
+pub fn write(origin: &Origin, premises: &Premises, output: Option<&Path>) -> Result<(), StartError> {
+    let (_, loaded) = run::load(origin, premises)?;
     let recorder = Recorder::default();
     told(&loaded.node, None, Some(&recorder))?;
     let dump = recorder.dump();
@@ -125,8 +126,8 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 /// When istiod does not tell everything, or the file cannot be read.
-pub fn check(config: &Path, role: Role, replayed: Option<&Path>) -> Result<Report, StartError> {
-    let (_, loaded) = run::load(config, role)?;
+pub fn check(origin: &Origin, premises: &Premises, replayed: Option<&Path>) -> Result<Report, StartError> {
+    let (_, loaded) = run::load(origin, premises)?;
     let replayed = replayed.map(replay).transpose()?;
     let standing = told(&loaded.node, replayed.as_ref(), None)?;
     Ok(Report {

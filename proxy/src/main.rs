@@ -9,9 +9,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use underpass::agent::{self, AgentOptions, ProxyDuties, commands};
 use underpass::doctor::Report;
-use underpass::run::Given;
+use underpass::run::{Given, NeedsFile, Origin};
 use underpass::{clusters, dump, explain, flows, keys, routes, run, status};
-use underpass_config::Role;
+use underpass_config::{Premises, Role};
 use underpass_ebpf::tier::Variant;
 
 /// Gives memory back after a burst of connections, which the system's allocator does not reliably do.
@@ -29,10 +29,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy until SIGTERM or SIGINT, then drain. With a `capture` section, or in the role `node`: the agent and the proxy.
+    #[command(after_help = ENVIRONMENT)]
     Run {
-        /// YAML configuration; it is watched, and valid changes are applied (to `capture` at the next start).
-        #[arg(long)]
-        config: PathBuf,
         #[command(flatten)]
         given: GivenArguments,
         /// Serve what `underpass config dump` has written instead of what istiod says now. Without pods to capture.
@@ -44,32 +42,26 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// List what of what istiod says would not be served, or not as it is meant. Fails when there is such.
+    /// List what of what istiod says to the proxy of a configuration would not be served, or not as it is meant. Fails when there is such.
+    #[command(after_help = ENVIRONMENT)]
     Check {
-        /// YAML configuration of a proxy: istiod is asked as that.
-        #[arg(long)]
-        config: PathBuf,
         #[command(flatten)]
-        role: RoleArgument,
+        start: StartArguments,
         /// Look at what `underpass config dump` has written instead of asking istiod.
         #[arg(long)]
         replay: Option<PathBuf>,
     },
     /// Check a configuration and say what is wrong with it.
+    #[command(after_help = ENVIRONMENT)]
     Validate {
-        /// YAML configuration.
-        #[arg(long)]
-        config: PathBuf,
         #[command(flatten)]
-        role: RoleArgument,
+        start: StartArguments,
     },
     /// Run the agent, the privileged half: it captures pods and hands their connections to a proxy.
     Agent(Box<AgentArguments>),
     /// Run the proxy alone, for the pods of an agent. It needs no privileges.
+    #[command(after_help = ENVIRONMENT)]
     Proxy {
-        /// YAML configuration; it is watched, and valid changes are applied.
-        #[arg(long)]
-        config: PathBuf,
         #[command(flatten)]
         given: GivenArguments,
         /// The agent's socket.
@@ -152,12 +144,10 @@ enum Command {
 #[derive(Subcommand)]
 enum ConfigCommand {
     /// Write down all that istiod sends now, as one JSON document.
+    #[command(after_help = ENVIRONMENT)]
     Dump {
-        /// YAML configuration of a proxy: istiod is asked as that.
-        #[arg(long)]
-        config: PathBuf,
         #[command(flatten)]
-        role: RoleArgument,
+        start: StartArguments,
         /// The file that it is written to [default: standard output].
         #[arg(long)]
         output: Option<PathBuf>,
@@ -232,28 +222,59 @@ struct GivenArguments {
     #[arg(long)]
     admin: Option<SocketAddr>,
     #[command(flatten)]
-    role: RoleArgument,
+    start: StartArguments,
 }
 
 #[derive(Args)]
-struct RoleArgument {
-    /// What the proxy is to the mesh, unless the configuration says so: `standalone`; `node` for ztunnel's place and ports; `waypoint` for
-    /// what istiod tells one of.
+struct StartArguments {
+    /// YAML configuration; a running proxy watches it, and applies valid changes (to `capture` at the next start). In the roles `node` and `waypoint` there need
+    /// be none.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// What the proxy is to the mesh, unless the configuration says so: `standalone`, `node` for ztunnel's place and ports, or `waypoint` for what istiod
+    /// sends the waypoints of a Gateway.
     #[arg(long, value_parser = role, default_value = "standalone")]
     role: Role,
 }
+
+/// What the commands that read a configuration say of the environment.
+const ENVIRONMENT: &str = "\
+In the roles `node` and `waypoint` these variables, as Kubernetes' downward API fills them, stand where the configuration says nothing:
+  NODE_NAME                             node.name
+  CLUSTER_ID or ISTIO_META_CLUSTER_ID   node.cluster_id
+  NETWORK or ISTIO_META_NETWORK         node.network
+  TRUST_DOMAIN                          node.identities.trust_domain
+  XDS_ADDRESS or CA_ADDRESS             node.istiod.address
+  POD_NAME                              node.istiod.pod
+  POD_NAMESPACE                         node.istiod.namespace
+  INSTANCE_IP or POD_IP                 node.istiod.pod_ip
+  SERVICE_ACCOUNT                       node.istiod.service_account
+  GATEWAY                               node.istiod.waypoint.gateway";
 
 fn role(word: &str) -> Result<Role, String> {
     let known = Role::ALL.into_iter().find(|role| role.word() == word);
     known.ok_or_else(|| format!("known: {}", Role::ALL.map(Role::word).join(", ")))
 }
 
+impl StartArguments {
+    fn read(self) -> Result<(Origin, Premises), NeedsFile> {
+        let origin = Origin::named(self.config, self.role)?;
+        let premises = Premises {
+            role: self.role,
+            surroundings: run::surroundings(),
+        };
+        Ok((origin, premises))
+    }
+}
+
 impl GivenArguments {
-    fn given(&self) -> Given {
-        Given {
+    fn given(self) -> Result<Given, NeedsFile> {
+        let (origin, premises) = self.start.read()?;
+        Ok(Given {
             admin: self.admin,
-            role: self.role.role,
-        }
+            origin,
+            premises,
+        })
     }
 }
 
@@ -313,42 +334,42 @@ struct WhichArguments {
 
 fn carry_out(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Run { config, given, replay } => run::run(&config, given.given(), replay.as_deref())?,
+        Command::Run { given, replay } => run::run(given.given()?, replay.as_deref())?,
         Command::Config {
-            command: ConfigCommand::Dump { config, role, output },
-        } => dump::write(&config, role.role, output.as_deref())?,
-        Command::Check { config, role, replay } => {
-            let report = dump::check(&config, role.role, replay.as_deref())?;
+            command: ConfigCommand::Dump { start, output },
+        } => {
+            let (origin, premises) = start.read()?;
+            dump::write(&origin, &premises, output.as_deref())?;
+        }
+        Command::Check { start, replay } => {
+            let (origin, premises) = start.read()?;
+            let report = dump::check(&origin, &premises, replay.as_deref())?;
             print!("{report}");
             if !report.is_all_served() {
                 return Err("what is listed above is not served as it is meant".into());
             }
         }
-        Command::Validate { config, role } => {
-            let (_, loaded) = run::load(&config, role.role)?;
+        Command::Validate { start } => {
+            let (origin, premises) = start.read()?;
+            let (_, loaded) = run::load(&origin, &premises)?;
             let (workloads, services) = (loaded.mesh.workloads().count(), loaded.mesh.services().count());
             let mesh = match &loaded.node.istiod {
                 None => format!("{workloads} workloads, {services} services"),
                 Some(istiod) => format!("the mesh comes from istiod at {}", istiod.address),
             };
-            println!("{} is valid: {mesh}", config.display());
+            println!("{origin} is valid: {mesh}");
         }
         Command::Agent(mut arguments) => {
             let config = arguments.config.take();
             run::run_agent(config.as_deref(), |options| arguments.adjust(options))?;
         }
-        Command::Proxy {
-            config,
-            given,
-            agent,
-            duties,
-        } => {
+        Command::Proxy { given, agent, duties } => {
             agent::become_proxy(&ProxyDuties {
                 own_cgroup: duties.own_cgroup,
                 user: duties.user,
                 parent: duties.parent,
             })?;
-            run::run_captured(&config, given.given(), &agent)?;
+            run::run_captured(given.given()?, &agent)?;
         }
         Command::Enrol { place, uid, call } => commands::enrol(&call.run_dir, &uid, place.place()?, call.json)?,
         Command::Pods { call } => commands::pods(&call.run_dir, call.json)?,

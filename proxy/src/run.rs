@@ -10,12 +10,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use underpass_certs::SourceError;
-use underpass_config::{Config, ConfigError, Role};
+use underpass_config::{Config, ConfigError, Premises, Surroundings};
 
 use crate::admin::{self, Admin, View};
 use crate::agent::{self, AgentError, AgentOptions};
 use crate::capture;
 use crate::configuration::{Configuration, Reload, UpdateError};
+pub use crate::configuration::{NeedsFile, Origin};
 use crate::cores::Cores;
 use crate::dump::{self, DumpError};
 use crate::ending::Ending;
@@ -39,31 +40,38 @@ const LAST_MESSAGES: Duration = Duration::from_secs(2);
 /// How long connections that were told to end may take to do so.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// What the command line says of a proxy, above its configuration file.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a proxy is started with, beside what its configuration says.
+#[derive(Clone, Debug)]
 pub struct Given {
     /// The admin server's address.
     pub admin: Option<SocketAddr>,
-    /// The role, unless the file says another.
-    pub role: Role,
+    /// Where the configuration is written.
+    pub origin: Origin,
+    /// What stands where it says nothing.
+    pub premises: Premises,
+}
+
+/// What this process's environment says of where it runs.
+pub fn surroundings() -> Surroundings {
+    Surroundings::read(|name| std::env::var(name).ok())
 }
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The configuration file cannot be read.
-    #[error("{} cannot be read: {source}; give the configuration file with --config", path.display())]
+    #[error("{origin} cannot be read: {source}; give the configuration file with --config")]
     Read {
         /// The file.
-        path: PathBuf,
+        origin: Origin,
         /// Why.
         source: io::Error,
     },
     /// The configuration is not valid.
-    #[error("{} is not a valid configuration:\n{source}", path.display())]
+    #[error("{origin} is not a valid configuration:\n{source}")]
     Config {
-        /// The file.
-        path: PathBuf,
+        /// Where it is written.
+        origin: Origin,
         /// Why.
         source: ConfigError,
     },
@@ -90,10 +98,12 @@ pub enum StartError {
     #[error("node.identities: {0}")]
     Identities(#[from] SourceError),
     /// The configuration file cannot be watched.
-    #[error("{} cannot be watched for changes: {source}; raise fs.inotify.max_user_watches or max_user_instances", path.display())]
+    #[error(
+        "{origin} cannot be watched for changes: {source}; raise fs.inotify.max_user_watches or max_user_instances"
+    )]
     Watch {
         /// The file.
-        path: PathBuf,
+        origin: Origin,
         /// Why.
         source: notify::Error,
     },
@@ -113,17 +123,17 @@ pub enum StartError {
     Machine(#[from] io::Error),
 }
 
-/// Reads and validates a configuration file.
+/// Reads and validates a configuration, on these premises.
 ///
 /// # Errors
 /// When it cannot be read or is not valid.
-pub fn load(path: &Path, role: Role) -> Result<(String, Config), StartError> {
-    let text = std::fs::read_to_string(path).map_err(|source| StartError::Read {
-        path: path.into(),
+pub fn load(origin: &Origin, premises: &Premises) -> Result<(String, Config), StartError> {
+    let text = origin.read().map_err(|source| StartError::Read {
+        origin: origin.clone(),
         source,
     })?;
-    let config = Config::from_yaml_in_role(&text, role).map_err(|source| StartError::Config {
-        path: path.into(),
+    let config = Config::from_yaml_given(&text, premises).map_err(|source| StartError::Config {
+        origin: origin.clone(),
         source,
     })?;
     Ok((text, config))
@@ -134,11 +144,11 @@ pub fn load(path: &Path, role: Role) -> Result<(String, Config), StartError> {
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(path: &Path, given: Given, replay: Option<&Path>) -> Result<(), StartError> {
-    let loaded = load(path, given.role)?;
+pub fn run(given: Given, replay: Option<&Path>) -> Result<(), StartError> {
+    let loaded = load(&given.origin, &given.premises)?;
     let replay = replay.map(dump::replay).transpose()?;
     if loaded.1.node.capture.is_none() {
-        return serve(path, loaded, given, None, replay);
+        return serve(loaded, given, None, replay);
     }
     if replay.is_some() {
         return Err(StartError::ReplayWithCapture);
@@ -147,7 +157,7 @@ pub fn run(path: &Path, given: Given, replay: Option<&Path>) -> Result<(), Start
     let node = loaded.1.node.clone();
     drop(loaded);
     LogFilter::install(&node.log)?;
-    Ok(agent::run_with_proxy(path, given, &node)?)
+    Ok(agent::run_with_proxy(given, &node)?)
 }
 
 /// Runs the agent until it is told to stop. `adjust` puts what the command line says above what the configuration says.
@@ -156,7 +166,7 @@ pub fn run(path: &Path, given: Given, replay: Option<&Path>) -> Result<(), Start
 /// When it cannot start.
 pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) -> Result<(), StartError> {
     let node = path
-        .map(|path| load(path, Role::default()))
+        .map(|path| load(&Origin::File(path.into()), &Premises::default()))
         .transpose()?
         .map(|(_, config)| config.node);
     let mut options = AgentOptions::new(node.as_deref());
@@ -169,13 +179,12 @@ pub fn run_agent(path: Option<&Path>, adjust: impl FnOnce(&mut AgentOptions)) ->
 ///
 /// # Errors
 /// When it cannot start. An agent that does not answer is waited for.
-pub fn run_captured(path: &Path, given: Given, agent: &Path) -> Result<(), StartError> {
-    serve(path, load(path, given.role)?, given, Some(agent), None)
+pub fn run_captured(given: Given, agent: &Path) -> Result<(), StartError> {
+    serve(load(&given.origin, &given.premises)?, given, Some(agent), None)
 }
 
-/// `loaded` is what [`load`] made of the file at `path`.
+/// `loaded` is what [`load`] made of what is given.
 fn serve(
-    path: &Path,
     loaded: (String, Config),
     given: Given,
     agent: Option<&Path>,
@@ -217,13 +226,19 @@ fn serve(
         tokio::spawn(outliers::follow(node.clone()));
         tokio::spawn(jwt::follow(node.clone()));
         tokio::spawn(export::follow(node.clone()));
-        let configuration =
-            Configuration::start(path.into(), &text, given.role, node.clone(), cores.clone(), log.clone())?;
+        let Given { origin, premises, .. } = given;
+        let configuration = Configuration::start(
+            origin.clone(),
+            &text,
+            premises,
+            node.clone(),
+            cores.clone(),
+            log.clone(),
+        )?;
         drop(text);
-        let watcher = configuration.watch().map_err(|source| StartError::Watch {
-            path: path.into(),
-            source,
-        })?;
+        let watcher = configuration
+            .watch()
+            .map_err(|source| StartError::Watch { origin, source })?;
         let admin = Admin {
             node: node.clone(),
             configuration: configuration.clone(),

@@ -13,7 +13,7 @@
 //! * [`Server`] and [`Way`]: a destination that says who it is, and the ways to reach it (directly or through a listener).
 //! * [`capture`]: a node whose pods are captured, with its agent and its proxies.
 //! * [`Authority`]: certificates as files.
-//! * [`istiod`]: a real istiod, whose cluster is a folder of YAML files.
+//! * [`istiod`]: a real istiod, whose cluster is a folder of YAML files. [`deploy`]: the Helm chart, as a cluster has it.
 //! * [`collector`]: a running collector of OpenTelemetry. [`envoy`]: a running Envoy. [`h2spec`]: a program that tries a server of HTTP/2. [`grpc`]: two that try each other by gRPC.
 //! * [`conversation`]: scripts for two peers that verify every byte, and what each may see at the end.
 //! * [`load`]: connections with a round trip, one or many, and what came of them.
@@ -29,6 +29,7 @@ mod client;
 pub mod collector;
 mod config;
 pub mod conversation;
+pub mod deploy;
 pub mod envoy;
 pub mod grpc;
 pub mod h2spec;

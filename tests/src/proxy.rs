@@ -57,6 +57,20 @@ impl Proxy {
         &self.file
     }
 
+    /// As [`Proxy::start_with_file`], with these arguments, of which one names the file, and variables in its environment.
+    pub fn start_as(
+        world: &World,
+        host: &Host,
+        file: PathBuf,
+        arguments: &[String],
+        variables: &[(String, String)],
+    ) -> Self {
+        let mut command = Process::command(&binary().display().to_string());
+        command.args(arguments).envs(variables.iter().cloned());
+        let process = Process::start(world, host, &format!("underpass-{}", host.ip()), command);
+        Self::of(process, host, admin_address(host), file, access_log(world, host)).ready()
+    }
+
     /// Runs `underpass ARGUMENTS` without waiting for anything.
     pub fn command(world: &World, host: &Host, arguments: &[&str]) -> Process {
         let mut command = Process::command(&binary().display().to_string());

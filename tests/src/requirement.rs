@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::capture;
 use crate::collector;
+use crate::deploy;
 use crate::envoy;
 use crate::grpc;
 use crate::h2spec;
@@ -31,6 +32,8 @@ pub enum Need {
     Collector,
     /// A stock Envoy (scripts/envoy-setup.sh).
     Envoy,
+    /// Helm, and what decodes Kubernetes objects (scripts/deploy-setup.sh).
+    Deployment,
     /// As `Capture`, where the kernel lets the pods' devices be guarded: what a pod sends past connect(2) is stopped.
     Guard,
     /// As `Capture`, where the kernel moves connections from socket to socket as applications expect.
@@ -78,6 +81,10 @@ impl Need {
                 let why = "needs Envoy: run scripts/envoy-setup.sh, which fetches it";
                 (!envoy::program().is_file()).then(|| why.to_owned())
             }
+            Need::Deployment => {
+                let why = "needs Helm: run scripts/deploy-setup.sh, which builds it";
+                deploy::programs().is_none().then(|| why.to_owned())
+            }
             Need::Guard => missing_for_capture().or_else(|| {
                 let why = "this kernel has no tcx (Linux 6.6), so no pod is guarded";
                 (!capture::can_guard()).then(|| why.to_owned())
@@ -108,10 +115,18 @@ fn missing_for_capture() -> Option<String> {
 
 /// The program that a script of this repository builds, if it has built that of this tree's sources.
 pub(crate) fn built_by(script: &str) -> Option<PathBuf> {
+    place_of(script).filter(|place| place.is_file())
+}
+
+/// The folder of programs that a script of this repository builds, if it has begun to.
+pub(crate) fn folder_of(script: &str) -> Option<PathBuf> {
+    place_of(script).filter(|place| place.is_dir())
+}
+
+fn place_of(script: &str) -> Option<PathBuf> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts").join(script);
     let said = Command::new(script).arg("--where").output().ok()?;
-    let place = PathBuf::from(String::from_utf8(said.stdout).ok()?.trim());
-    place.is_file().then_some(place)
+    Some(PathBuf::from(String::from_utf8(said.stdout).ok()?.trim()))
 }
 
 /// Where `name` is: on `PATH`, in the system folders that an ordinary user's `PATH` lacks, or among PostgreSQL's programs (whose

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::reading::{Path, Reading};
 use super::scalar::Scalar;
-use crate::{CertificateFile, Identity, IdentitySettings};
+use crate::{CertificateFile, Identity, IdentitySettings, Surroundings};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,7 +31,12 @@ struct CertificateShape<'a> {
 }
 
 impl IdentitiesShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, reading: &mut Reading) -> IdentitySettings {
+    pub(super) fn compile(
+        &self,
+        surroundings: &Surroundings,
+        path: Path<'_>,
+        reading: &mut Reading,
+    ) -> IdentitySettings {
         let default = IdentitySettings::default();
         let aliases_path = path.field("trust_domain_aliases");
         let aliases = self.trust_domain_aliases.iter().enumerate();
@@ -52,7 +57,7 @@ impl IdentitiesShape<'_> {
             trust_domain: reading.name_or(
                 path.field("trust_domain"),
                 self.trust_domain.as_ref(),
-                &default.trust_domain,
+                surroundings.trust_domain.as_ref().unwrap_or(&default.trust_domain),
             ),
             trust_domain_aliases: aliases,
             certificates,

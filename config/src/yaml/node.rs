@@ -22,8 +22,8 @@ use super::services::Services;
 use super::workloads::LocalityShape;
 use crate::http::Http;
 use crate::{
-    Destination, Identity, Keepalive, Limits, Listener, ListenerProtocol, NodeSettings, Role, TcpFallback, Text,
-    Timeouts, UnknownDestination,
+    Destination, Identity, IstiodSettings, Keepalive, Limits, Listener, ListenerProtocol, NodeSettings, Premises, Role,
+    Surroundings, TcpFallback, Text, Timeouts, UnknownDestination,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -123,8 +123,8 @@ const KEEPALIVE_PROBES: RangeInclusive<u32> = 1..=127;
 const SECTION: Path<'_> = Path::Section("node");
 
 impl NodeShape<'_> {
-    /// `role`: what the file is for unless it says so itself.
-    pub(super) fn compile(&self, role: Role, reading: &mut Reading) -> NodeSettings {
+    /// `premises` stand where the file says nothing.
+    pub(super) fn compile(&self, premises: &Premises, reading: &mut Reading) -> NodeSettings {
         let default = NodeSettings::default();
         let path = |field| Path::Field(&SECTION, field);
         let role = reading
@@ -133,7 +133,18 @@ impl NodeShape<'_> {
                 self.role.as_ref(),
                 &Role::ALL.map(|role| (role.word(), role)),
             )
-            .unwrap_or(role);
+            .unwrap_or(premises.role);
+        let nowhere = Surroundings::default();
+        let surroundings = match role {
+            Role::Standalone => &nowhere,
+            Role::Node | Role::Waypoint => &premises.surroundings,
+        };
+        let senseless = &surroundings.problems;
+        senseless
+            .found
+            .iter()
+            .cloned()
+            .for_each(|problem| reading.problems.push(problem));
         let metrics = public_address(path("metrics"), self.metrics.as_ref(), role.metrics(), reading);
         let readiness = public_address(path("readiness"), self.readiness.as_ref(), role.readiness(), reading);
         let workers = self
@@ -146,16 +157,26 @@ impl NodeShape<'_> {
             .and_then(|admin| admin_address(path("admin"), admin, reading));
         let mut settings = NodeSettings {
             role,
-            name: reading.name_or(path("name"), self.name.as_ref(), &default.name),
-            network: reading.text_or(self.network.as_ref(), &default.network),
-            cluster_id: reading.text_or(self.cluster_id.as_ref(), &default.cluster_id),
+            name: reading.name_or(
+                path("name"),
+                self.name.as_ref(),
+                surroundings.node.as_ref().unwrap_or(&default.name),
+            ),
+            network: reading.text_or(
+                self.network.as_ref(),
+                surroundings.network.as_ref().unwrap_or(&default.network),
+            ),
+            cluster_id: reading.text_or(
+                self.cluster_id.as_ref(),
+                surroundings.cluster_id.as_ref().unwrap_or(&default.cluster_id),
+            ),
             locality: self
                 .locality
                 .as_ref()
                 .map_or(default.locality, |locality| locality.compile(reading)),
             workers: workers.and_then(|workers| NonZeroUsize::new(workers as usize)),
-            istiod: (self.istiod.as_ref()).map(|istiod| istiod.compile(role, path("istiod"), reading)),
-            identities: self.identities.compile(path("identities"), reading),
+            istiod: self.istiod(role, surroundings, path("istiod"), reading),
+            identities: self.identities.compile(surroundings, path("identities"), reading),
             admin: admin.unwrap_or(default.admin),
             metrics,
             readiness,
@@ -176,17 +197,27 @@ impl NodeShape<'_> {
             log: reading.nonempty_or(path("log"), self.log.as_ref(), &default.log),
             capture: None,
         };
-        if role == Role::Waypoint && settings.istiod.is_none() {
-            let remedy = "write `istiod: {service_account: ACCOUNT}`, or use another role";
-            reading.report(
-                path("istiod"),
-                "",
-                "a waypoint is told by istiod what it serves",
-                remedy,
-            );
-        }
         settings.listeners = self.listeners(path("listeners"), &settings, reading);
         settings
+    }
+
+    /// Whether the file itself says that there is an istiod.
+    pub(super) fn names_istiod(&self) -> bool {
+        self.istiod.is_some()
+    }
+
+    /// A waypoint is told by istiod what it serves; a node, if the file or the environment says that there is one.
+    fn istiod(
+        &self,
+        role: Role,
+        surroundings: &Surroundings,
+        path: Path<'_>,
+        reading: &mut Reading,
+    ) -> Option<IstiodSettings> {
+        let unwritten = IstiodShape::default();
+        let there_is_one = role == Role::Waypoint || surroundings.istiod.is_some();
+        let shape = self.istiod.as_ref().or(there_is_one.then_some(&unwritten))?;
+        Some(shape.compile(role, surroundings, path, reading))
     }
 
     fn listeners(&self, path: Path<'_>, node: &NodeSettings, reading: &mut Reading) -> Vec<Listener> {

@@ -17,7 +17,7 @@ use crate::{ByteSize, Interner, Text, WorkloadUid};
 
 /// Where in the document a value stands. Made on the stack on the way down; it costs nothing until it is displayed.
 #[derive(Clone, Copy)]
-pub(super) enum Path<'p> {
+pub(crate) enum Path<'p> {
     /// A top-level field.
     Section(&'static str),
     /// A field of a mapping.
@@ -55,9 +55,9 @@ impl fmt::Display for Path<'_> {
 
 /// State of compiling one document.
 #[derive(Default)]
-pub(super) struct Reading {
+pub(crate) struct Reading {
     pub(super) texts: Interner,
-    pub(super) problems: Problems,
+    pub(crate) problems: Problems,
     nearest: Nearest,
 }
 
@@ -77,7 +77,7 @@ pub(super) fn shown(value: &str) -> String {
 
 impl Reading {
     /// Reports a problem.
-    pub(super) fn report(
+    pub(crate) fn report(
         &mut self,
         path: Path<'_>,
         value: &str,
@@ -126,7 +126,7 @@ impl Reading {
     }
 
     /// A name that becomes part of keys and identities. A star is refused because it would be taken for a pattern.
-    pub(super) fn name(&mut self, path: Path<'_>, value: &str) -> Text {
+    pub(crate) fn name(&mut self, path: Path<'_>, value: &str) -> Text {
         if value.is_empty() {
             self.report(path, value, "is empty", "give it a name");
         } else if value.contains(|c: char| c == '/' || c == '*' || c.is_whitespace() || c.is_control()) {
@@ -239,7 +239,7 @@ impl Reading {
     }
 
     /// An IP address of one host; an IPv4-mapped one is its IPv4 address.
-    pub(super) fn address(&mut self, path: Path<'_>, value: &str) -> Option<IpAddr> {
+    pub(crate) fn address(&mut self, path: Path<'_>, value: &str) -> Option<IpAddr> {
         let Ok(address) = value.parse::<IpAddr>() else {
             let remedy = "write an IPv4 or IPv6 address without port or prefix length";
             self.report(path, value, "is not an IP address", remedy);

@@ -8,8 +8,8 @@ use underpass_config::{
     ConnectionFacts, Destination, Group, HbonePing, HboneSettings, Health, HealthPolicy, IdentitySettings,
     IstiodSettings, Keepalive, LapsedStreams, Limits, Listener, ListenerProtocol, LoadBalancing, Locality, LogFormat,
     Match, NodeSettings, OffloadAfter, OffloadExcept, OffloadSettings, PodPlace, PolicyKey, PolicyScope, PortMapping,
-    Role, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol, UnknownDestination, Vip,
-    WaypointSettings, WorkloadName, WorkloadType, WorkloadUid,
+    Premises, Role, Rule, Scope, ServiceAccountMatch, ServiceKey, StringMatch, Timeouts, TunnelProtocol,
+    UnknownDestination, Vip, WaypointSettings, WorkloadName, WorkloadType, WorkloadUid,
 };
 
 use underpass_config::http::{Filter, Override, RequestMetric};
@@ -619,7 +619,13 @@ workloads: [{name: a, namespace: b}]
 
 #[test]
 fn the_role_decides_what_is_not_said() {
-    let node = |yaml: &str, role: Role| Config::from_yaml_in_role(yaml, role).unwrap().node;
+    let node = |yaml: &str, role: Role| {
+        let premises = Premises {
+            role,
+            ..Premises::default()
+        };
+        Config::from_yaml_given(yaml, &premises).unwrap().node
+    };
     let address = |text: &str| Some(text.parse().unwrap());
     let standalone = node("node: {}", Role::Standalone);
     assert_eq!((standalone.metrics, standalone.readiness), (None, None));

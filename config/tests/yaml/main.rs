@@ -15,6 +15,7 @@ mod logs;
 mod mutated;
 mod rejected;
 mod reported;
+mod surroundings;
 mod tracing;
 mod updated;
 

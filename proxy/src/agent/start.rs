@@ -52,7 +52,7 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
 ///
 /// # Errors
 /// When either cannot start.
-pub fn run_with_proxy(config: &Path, given: Given, node: &NodeSettings) -> Result<(), AgentError> {
+pub fn run_with_proxy(given: Given, node: &NodeSettings) -> Result<(), AgentError> {
     let mut options = AgentOptions::new(Some(node));
     let user = options
         .proxy_user
@@ -64,7 +64,7 @@ pub fn run_with_proxy(config: &Path, given: Given, node: &NodeSettings) -> Resul
     let _signals = process.watch_signals(&agent.sender)?;
     let outcome = agent.enrol_configured(&options).and_then(|()| {
         let socket = options.run_dir.join("agent.sock");
-        agent.supervisor = Some(Supervisor::new(config.into(), given, socket, user, keep));
+        agent.supervisor = Some(Supervisor::new(given, socket, user, keep));
         agent.serve()
     });
     if let Some(mut supervisor) = agent.supervisor.take() {

@@ -28,7 +28,6 @@ const PROVEN: Duration = Duration::from_secs(10);
 /// The proxy of this agent.
 #[derive(Debug)]
 pub struct Supervisor {
-    config: PathBuf,
     given: Given,
     agent: PathBuf,
     user: String,
@@ -50,10 +49,9 @@ struct Running {
 }
 
 impl Supervisor {
-    /// A proxy with this configuration, as this user, at this agent's socket. `keep`: its end leaves pods enrolled.
-    pub fn new(config: PathBuf, given: Given, agent: PathBuf, user: String, keep: bool) -> Self {
+    /// A proxy that is given the same as its agent, as this user, at this agent's socket. `keep`: its end leaves pods enrolled.
+    pub fn new(given: Given, agent: PathBuf, user: String, keep: bool) -> Self {
         Self {
-            config,
             given,
             agent,
             user,
@@ -80,14 +78,13 @@ impl Supervisor {
     fn command(&self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command.arg0("underpass").arg("proxy").arg("--own-cgroup");
-        command
-            .arg("--config")
-            .arg(&self.config)
-            .arg("--agent")
-            .arg(&self.agent);
+        if let Some(file) = self.given.origin.file() {
+            command.arg("--config").arg(file);
+        }
+        command.arg("--agent").arg(&self.agent);
         command.arg("--user").arg(&self.user);
         command.arg("--parent").arg(std::process::id().to_string());
-        command.arg("--role").arg(self.given.role.word());
+        command.arg("--role").arg(self.given.premises.role.word());
         if let Some(admin) = self.given.admin {
             command.arg("--admin").arg(admin.to_string());
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
+use underpass_config::Premises;
 use underpass_ebpf::{Detached, Error, PodSpec};
 
 use super::cgroups::Hierarchy;
@@ -22,6 +23,7 @@ use super::namespace::Place;
 use super::supervisor::Supervisor;
 use super::takeover::Claim;
 use super::{Agent, End, Event, Settings, doors};
+use crate::configuration::Origin;
 use crate::run::Given;
 
 /// What the kernel was told, in order, and the pods that it would capture.
@@ -195,8 +197,11 @@ impl Running {
         let mut agent = Agent::new(settings, Box::new(kernel.clone()), claim).unwrap();
         if as_run {
             let mut supervisor = Supervisor::new(
-                "/c.yaml".into(),
-                Given::default(),
+                Given {
+                    admin: None,
+                    origin: Origin::File("/c.yaml".into()),
+                    premises: Premises::default(),
+                },
                 "/a.sock".into(),
                 "root".into(),
                 false,

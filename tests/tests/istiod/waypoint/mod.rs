@@ -6,6 +6,7 @@
 mod beside;
 mod changes;
 mod commands;
+mod deployed;
 mod destinations;
 mod policy;
 mod routes;
