@@ -32,6 +32,7 @@ pub mod flags;
 mod forward;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod going;
 mod hygiene;
 mod idle;
 mod inquiry;
@@ -40,6 +41,7 @@ mod kept;
 mod logged;
 mod messages;
 mod mirror;
+pub mod names;
 pub mod outgoing;
 pub mod outliers;
 mod parking;

@@ -36,7 +36,7 @@ pub mod wiring;
 pub use held::{Held, Kept, Served, Taken};
 pub use inspection::ContentHash;
 pub use refusal::Untranslated;
-pub use resolution::{Resolved, resolve};
+pub use resolution::{Resolved, original_workload, resolve};
 pub use told::Told;
 pub(crate) use told::not_served;
 

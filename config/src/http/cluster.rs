@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 use super::breakers::{Held, Usage, Used};
+use super::made::Made;
 use super::outliers::{Detector, Event, Outcome, OutlierSettings, Watched};
 use super::table::{LocalityWeights, PriorityLoad, Table, Wish, priorities};
 use super::{
-    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts,
+    Breakers, ClusterEndpoint, ConnectionSettings, Discovery, EndpointSettings, HttpBalancing, MirrorCounts, Reach,
     ServiceName, SlowStart, Subsets, Transport,
 };
 use crate::Text;
@@ -102,6 +103,7 @@ struct State {
     generation: AtomicU64,
     detector: Detector,
     mirrored: MirrorCounts,
+    made: Made,
 }
 
 impl Cluster {
@@ -181,8 +183,16 @@ impl Cluster {
         &self.choice.endpoints
     }
 
+    /// Those endpoints that were made for whoever was going there, and are kept.
+    pub fn made(&self) -> Vec<Arc<ClusterEndpoint>> {
+        self.choice.state.made.all()
+    }
+
     /// The endpoint at `address`.
     pub fn endpoint_at(&self, address: SocketAddr) -> Option<Arc<ClusterEndpoint>> {
+        if self.settings.discovery.is_made() {
+            return self.choice.state.made.at(address);
+        }
         let mut endpoints = self.endpoints().iter();
         endpoints.find(|endpoint| endpoint.settings.address == address).cloned()
     }
@@ -220,6 +230,19 @@ impl Cluster {
 
     /// The endpoint for the next request; none if there is none that is well. `random` gives any numbers.
     pub fn choose(&self, wish: &Wish<'_>, random: impl FnMut() -> u32) -> Option<Arc<ClusterEndpoint>> {
+        let reach = match &self.settings.discovery {
+            Discovery::Original(reach) => Some(reach.clone()),
+            Discovery::Host(_) => Some(Reach::Direct),
+            Discovery::Static | Discovery::Dns(_) => None,
+        };
+        if let Some(reach) = reach {
+            let (address, host) = wish.at?;
+            let is_somewhere = !address.ip().is_unspecified() && address.port() != 0;
+            return is_somewhere.then(|| {
+                let settings = EndpointSettings::new(address, host.cloned(), 1);
+                self.choice.state.made.endpoint(EndpointSettings { reach, ..settings })
+            });
+        }
         self.choice.table().choose(&self.settings, wish, random).cloned()
     }
 
@@ -267,7 +290,11 @@ impl Cluster {
         events
     }
 
+    /// None where nothing could take an endpoint's place: as with Envoy, where a connection was going it goes.
     fn watched(&self) -> Option<Watched<'_>> {
+        if self.settings.discovery.is_made() {
+            return None;
+        }
         Some(Watched {
             settings: self.settings.outliers.as_ref()?,
             endpoints: self.endpoints(),

@@ -14,6 +14,26 @@ pub enum Discovery {
     Static,
     /// DNS has them.
     Dns(DnsDiscovery),
+    /// Where a connection was going is its endpoint, reached like this (`ORIGINAL_DST`).
+    Original(Reach),
+    /// The host that a request is for is its endpoint (`envoy.clusters.dynamic_forward_proxy`).
+    Host(HostDiscovery),
+}
+
+impl Discovery {
+    /// Whether the cluster has no endpoints of its own: each is made when it is asked for.
+    pub fn is_made(&self) -> bool {
+        matches!(self, Self::Original(_) | Self::Host(_))
+    }
+}
+
+/// How the hosts that requests are for are found. What DNS answers holds as long as it says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct HostDiscovery {
+    /// Which of a host's addresses count.
+    pub family: DnsFamily,
+    /// Who is asked. None: those that the system asks, after its hosts file.
+    pub servers: Vec<SocketAddr>,
 }
 
 /// What is asked of DNS.
@@ -61,7 +81,7 @@ pub enum DnsKind {
 }
 
 /// Which of a name's addresses count (`dns_lookup_family`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DnsFamily {
     /// Those of IPv6; where there are none, those of IPv4. Envoy's default.
     #[default]

@@ -30,6 +30,8 @@ pub struct Wish<'a> {
     pub hash: Option<u64>,
     /// The subset that it is for.
     pub labels: Option<&'a Labels>,
+    /// Where it is going, and by which name that was found: its endpoint, where the cluster has none of its own.
+    pub at: Option<(SocketAddr, Option<&'a Text>)>,
 }
 
 /// All that a cluster chooses from.

@@ -1,5 +1,8 @@
 //! Mistakes in the `http:` section: each is named with its place and a remedy.
 
+use underpass_config::Config;
+use underpass_config::http::{Discovery, DnsFamily, HostDiscovery, Reach};
+
 use super::problems;
 
 /// `http:` with these fields has exactly one problem; its path, and a part of the problem and of the remedy.
@@ -255,6 +258,109 @@ fn mistakes_in_routes() {
         };
         refused(&route(&written), &path, what, remedy);
     }
+}
+
+#[test]
+fn mistakes_in_how_endpoints_are_found_and_reached() {
+    let at = "http.clusters[0]";
+    let cases = [
+        (
+            "endpoints: [{address: '10.0.0.1:80', reach: hbone}]",
+            "endpoints[0].reach",
+            "nobody is said to open tunnels as",
+            "http.client",
+        ),
+        (
+            "endpoints: [{address: '10.0.0.1:80', reach: tunnel}]",
+            "endpoints[0].reach",
+            "not a known value",
+            "hbone",
+        ),
+        (
+            "endpoints: [{address: '10.0.0.1:80', via: '10.0.0.2:15008'}]",
+            "endpoints[0].via",
+            "what has no tunnel",
+            "reach: hbone",
+        ),
+        (
+            "endpoints: [{address: 'a.test:80', reach: direct}], dns: {ttl: maybe}",
+            "dns.ttl",
+            "",
+            "yes",
+        ),
+        (
+            "endpoints_from: workload",
+            "endpoints_from",
+            "nobody is said to open tunnels as",
+            "http.client",
+        ),
+        (
+            "endpoints_from: anywhere",
+            "endpoints_from",
+            "not a known value",
+            "connection",
+        ),
+        (
+            "endpoints_from: host, endpoints: ['10.0.0.1:80']",
+            "endpoints",
+            "`endpoints_from` is given too",
+            "remove one",
+        ),
+        (
+            "endpoints_from: host, dns: {kind: strict}",
+            "dns.kind",
+            "when somebody wants them",
+            "remove it",
+        ),
+        (
+            "endpoints_from: connection, dns: {}",
+            "dns",
+            "no name to ask it for",
+            "host",
+        ),
+    ];
+    for (cluster, path, what, remedy) in cases {
+        refused(
+            &format!("clusters: [{{name: a, {cluster}}}]"),
+            &format!("{at}.{path}"),
+            what,
+            remedy,
+        );
+    }
+}
+
+#[test]
+fn how_endpoints_are_found_and_reached_is_read() {
+    let client = "client: 'spiffe://cluster.local/ns/shop/sa/waypoint'";
+    let certificate = "{identity: 'spiffe://cluster.local/ns/shop/sa/waypoint', chain: /a, key: /b}";
+    let http = |clusters: &str| {
+        let yaml = format!(
+            "node: {{identities: {{roots: /r, certificates: [{certificate}]}}}}\nhttp: {{{client}, clusters: [{{name: a, {clusters}}}]}}"
+        );
+        let config = Config::from_yaml(&yaml).unwrap_or_else(|problems| panic!("{clusters}: {problems}"));
+        assert!(config.http.client.is_some());
+        config.http.cluster("a").expect("it is there").settings.clone()
+    };
+    let reach = |fields: &str| {
+        let settings = http(&format!("endpoints: [{{address: '10.0.0.1:80'{fields}}}]"));
+        settings.endpoints[0].reach.clone()
+    };
+    let via = "10.0.0.2:15008".parse().ok();
+    assert_eq!(reach(""), Reach::Direct);
+    assert_eq!(reach(", reach: hbone"), Reach::Hbone { via: None });
+    assert_eq!(reach(", reach: hbone, via: '10.0.0.2:15008'"), Reach::Hbone { via });
+    let original = |reach| Discovery::Original(reach);
+    assert_eq!(http("endpoints_from: connection").discovery, original(Reach::Direct));
+    assert_eq!(
+        http("endpoints_from: workload").discovery,
+        original(Reach::Hbone { via: None })
+    );
+    let expected = HostDiscovery {
+        family: DnsFamily::V4Only,
+        servers: vec!["10.0.0.53:53".parse().expect("an address")],
+    };
+    let of_host = http("endpoints_from: host, dns: {family: v4-only, servers: ['10.0.0.53:53']}");
+    assert_eq!(of_host.discovery, Discovery::Host(expected));
 }
 
 #[test]

@@ -22,7 +22,8 @@ pub(super) fn clusters(node: &Node) -> Value {
 fn cluster(cluster: &Cluster, uses: &PoolUses) -> Value {
     let settings = &*cluster.settings;
     let service = settings.service.as_ref().map(|service| &*service.hostname);
-    let endpoints = cluster.endpoints().iter();
+    let made = cluster.made();
+    let endpoints = cluster.endpoints().iter().chain(&made);
     let of = |one: &ClusterEndpoint| uses.get(&(settings.name.clone(), one.settings.address)).copied();
     let transport = &settings.transport;
     json!({
@@ -59,6 +60,8 @@ fn discovery(discovery: &Discovery) -> &'static str {
         Discovery::Static => "static",
         Discovery::Dns(dns) if dns.kind == DnsKind::Logical => "logical-dns",
         Discovery::Dns(_) => "strict-dns",
+        Discovery::Original(_) => "original-destination",
+        Discovery::Host(_) => "host",
     }
 }
 

@@ -21,9 +21,9 @@ use underpass_config::{Config, Text, Touched};
 use crate::node::Node;
 
 /// No answer holds for less: a name with a time to live of zero is not asked all the time.
-const SHORTEST: Duration = Duration::from_secs(1);
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
 /// No answer holds for longer.
-const LONGEST: Duration = Duration::from_secs(3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(3600);
 
 /// Asks for as long as the node lives, for the clusters of the configuration in force.
 pub async fn follow(node: Arc<Node>) {
@@ -59,13 +59,16 @@ fn wanted(http: &Http) -> HashMap<Text, DnsDiscovery> {
         .iter()
         .filter_map(|(name, cluster)| match &cluster.settings.discovery {
             Discovery::Dns(settings) => Some((name.clone(), settings.clone())),
-            Discovery::Static => None,
+            Discovery::Static | Discovery::Original(_) | Discovery::Host(_) => None,
         });
     named.collect()
 }
 
+/// How long a server may take to answer: what resolv.conf(5) has for its `timeout`.
+const ONE_TRY: Duration = Duration::from_secs(5);
+
 /// Each family is asked for by itself: what cannot be told of one says nothing of the other.
-const FAMILIES: [LookupIpStrategy; 2] = [LookupIpStrategy::Ipv6Only, LookupIpStrategy::Ipv4Only];
+pub(super) const FAMILIES: [LookupIpStrategy; 2] = [LookupIpStrategy::Ipv6Only, LookupIpStrategy::Ipv4Only];
 /// How long the answer for one family waits for that for the other (RFC 8305, section 3).
 const RESOLUTION_DELAY: Duration = Duration::from_millis(50);
 
@@ -138,8 +141,11 @@ fn known_before(http: &Http, cluster: &Text, settings: &DnsDiscovery) -> Vec<Kno
 async fn resolvers(cluster: &Text, settings: &DnsDiscovery) -> [Option<TokioResolver>; 2] {
     let [v6, v4] = settings.family.asks();
     loop {
-        let make =
-            |(is_asked, family): (bool, LookupIpStrategy)| is_asked.then(|| resolver(settings, family)).transpose();
+        let make = |(is_asked, family): (bool, LookupIpStrategy)| {
+            is_asked
+                .then(|| resolver(&settings.servers, family, ONE_TRY))
+                .transpose()
+        };
         match (make((v6, FAMILIES[0])), make((v4, FAMILIES[1]))) {
             (Ok(v6), Ok(v4)) => return [v6, v4],
             (Err(error), _) | (_, Err(error)) => {
@@ -150,11 +156,16 @@ async fn resolvers(cluster: &Text, settings: &DnsDiscovery) -> [Option<TokioReso
     }
 }
 
-fn resolver(settings: &DnsDiscovery, family: LookupIpStrategy) -> Result<TokioResolver, NetError> {
-    let mut builder = match settings.servers.is_empty() {
+/// Asks `servers`, or whom the system asks; each of them again where there is no answer to `one_try`.
+pub(super) fn resolver(
+    servers: &[SocketAddr],
+    family: LookupIpStrategy,
+    one_try: Duration,
+) -> Result<TokioResolver, NetError> {
+    let mut builder = match servers.is_empty() {
         true => TokioResolver::builder_tokio()?,
         false => {
-            let servers = settings.servers.iter().map(|server| {
+            let servers = servers.iter().map(|server| {
                 let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
                 connections.iter_mut().for_each(|one| one.port = server.port());
                 NameServerConfig::new(server.ip(), true, connections)
@@ -166,6 +177,7 @@ fn resolver(settings: &DnsDiscovery, family: LookupIpStrategy) -> Result<TokioRe
     // Answers are kept here, for as long as they hold.
     builder.options_mut().cache_size = 0;
     builder.options_mut().ip_strategy = family;
+    builder.options_mut().timeout = one_try;
     builder.build()
 }
 
@@ -260,7 +272,7 @@ impl Question {
     }
 }
 
-fn is_of_a_host(address: &IpAddr) -> bool {
+pub(super) fn is_of_a_host(address: &IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast()
 }
 

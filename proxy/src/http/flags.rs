@@ -50,6 +50,9 @@ impl Flags {
     /// An authorization server does not let it pass, or could not be asked (UAEX).
     pub const UNAUTHORIZED_EXTERNAL: Self = Self(1 << 18);
 
+    /// The host that it is for could not be resolved (DF).
+    pub const DNS_FAILED: Self = Self(1 << 19);
+
     /// Those that say what has become of the last try.
     pub fn of_last_try(self) -> Self {
         const OF_TRIES: u32 = Flags::UPSTREAM_TIMEOUT.0
@@ -63,7 +66,7 @@ impl Flags {
 
     /// In the order in which Envoy comes to set them, and tells them: what was done on purpose, that there was no further try, and what went wrong with the
     /// last.
-    const WORDS: [(Self, &'static str); 19] = [
+    const WORDS: [(Self, &'static str); 20] = [
         (Self::DELAY_INJECTED, "DI"),
         (Self::FAULT_INJECTED, "FI"),
         (Self::RATE_LIMITED, "RL"),
@@ -83,6 +86,7 @@ impl Flags {
         (Self::NO_CLUSTER, "NC"),
         (Self::PROTOCOL_ERROR, "DPE"),
         (Self::STREAM_LASTED, "UMSDR"),
+        (Self::DNS_FAILED, "DF"),
     ];
 
     /// That of what ended a request's connection, the same as the connection's (`Ending::response_flag`).

@@ -13,8 +13,7 @@ use http::header::SET_COOKIE;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
 use underpass_config::http::{
-    Cluster, ClusterEndpoint, Discovery, Forward, Hashed, Held, Labels, Outcome, RetryPolicy, UpstreamProtocol, Wish,
-    hash_request,
+    Cluster, ClusterEndpoint, Forward, Hashed, Held, Labels, Outcome, RetryPolicy, UpstreamProtocol, Wish, hash_request,
 };
 
 use super::arriving::Arriving;
@@ -34,7 +33,6 @@ use super::switching;
 use super::tunnel;
 use super::upload::{self, Upload};
 use super::{Broken, hygiene, outliers};
-use crate::destination::{Resolved, is_of_the_proxy};
 
 /// Of a response that is not passed on, so much is read to keep its connection.
 const DISCARDED: usize = 64 * 1024;
@@ -200,6 +198,7 @@ impl Job<'_> {
         }
         let mut holds = Holds::default();
         let mut tried: Vec<SocketAddr> = Vec::new();
+        let going = self.going().await?;
         loop {
             let avoided: &[SocketAddr] = match self.forward.retry.as_ref().is_some_and(|retry| retry.other_endpoints) {
                 true => &tried,
@@ -209,6 +208,7 @@ impl Job<'_> {
                 tried: avoided,
                 hash,
                 labels: Some(self.labels).filter(|labels| !labels.is_empty()),
+                at: going.at(avoided),
             };
             let Some(endpoint) = self.cluster.choose(&wish, || fastrand::u32(..)) else {
                 let text = "no healthy upstream";
@@ -268,23 +268,6 @@ impl Job<'_> {
                     Err(failed(&failure, record.attempts > 1, self.upload.is_complete()))
                 }
             };
-        }
-    }
-
-    /// What DNS has for a name leads nobody into the proxy's own sockets, or from elsewhere onto the node's loopback.
-    pub(super) fn refuse_the_proxys_own(&self, address: SocketAddr) -> Result<(), Failed> {
-        if self.cluster.settings.discovery == Discovery::Static {
-            return Ok(());
-        }
-        let session = &self.connection.session;
-        let snapshot = session.node.snapshot();
-        match is_of_the_proxy(&snapshot.config, &Resolved::Address(address), &session.source) {
-            false => Ok(()),
-            true => {
-                let details = "policy: DNS has the proxy's own address for the cluster's name";
-                let text = "RBAC: access denied";
-                Err(Failed::new(StatusCode::FORBIDDEN, Flags::DENIED, details, text))
-            }
         }
     }
 

@@ -68,7 +68,9 @@ impl Job<'_> {
     /// # Errors
     /// When there is none.
     pub async fn inquire(&self, patience: Option<Duration>, most: usize) -> Result<Told, Untold> {
+        let going = self.going().await.map_err(|_| Untold::NoEndpoint)?;
         let wish = Wish {
+            at: going.at(&[]),
             labels: Some(self.labels).filter(|labels| !labels.is_empty()),
             ..Wish::default()
         };

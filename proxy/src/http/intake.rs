@@ -107,6 +107,13 @@ impl Intake {
         authority.rsplit_once(':').map_or(authority, |(host, _)| host)
     }
 
+    /// The port that it is for, if it says one.
+    pub fn port(&self) -> Option<u16> {
+        let authority = self.authority.to_str().ok()?;
+        let (_, after) = authority.rsplit_once(':').filter(|(_, after)| !after.contains(']'))?;
+        after.parse().ok()
+    }
+
     /// What came, without what belongs to its hop.
     ///
     /// # Errors

@@ -125,7 +125,11 @@ impl Job<'_> {
 
     /// Sends it once, and reads what comes back, which is for nobody.
     async fn send_unheard(&self, pace: Option<Pace>) -> MirrorEnd {
+        let Ok(going) = self.going().await else {
+            return MirrorEnd::NoEndpoint;
+        };
         let wish = Wish {
+            at: going.at(&[]),
             labels: Some(self.labels).filter(|labels| !labels.is_empty()),
             ..Wish::default()
         };

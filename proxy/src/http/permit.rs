@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use atomic_waker::AtomicWaker;
-use underpass_config::{Decision, Verdict, Workload};
+use underpass_config::{BalanceMode, Config, Decision, Verdict, Workload};
 
 use crate::authorization::judge;
 use crate::ending::Ending;
@@ -108,7 +108,7 @@ impl Permits {
             },
             None => match config.mesh.workload_at(network, address.ip()) {
                 // Whoever guards what is behind it would not see that the way leads there.
-                None if config.mesh.is_vip(network, address.ip()) => {
+                None if config.mesh.is_vip(network, address.ip()) && !is_its_own_endpoint(config, address) => {
                     let why = "it is the virtual address of a service: name its endpoints in the cluster";
                     return Some(Err(Denied { why: why.into() }));
                 }
@@ -230,6 +230,14 @@ impl Permits {
             granted.watch.abandon();
         }
     }
+}
+
+/// Whether what is at a service's virtual address is its endpoint (a ServiceEntry whose addresses are not resolved): nobody guards anything behind it.
+fn is_its_own_endpoint(config: &Config, address: SocketAddr) -> bool {
+    let service = config
+        .mesh
+        .service_at(&config.node.network, address.ip(), address.port());
+    service.is_some_and(|state| state.service().load_balancing.mode == BalanceMode::Passthrough)
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ use way::Way;
 
 use super::arriving::BrokenOff;
 use super::idle::Activity;
+use super::names::Names;
 use super::outliers;
 use super::upload::Sent;
 use crate::node::Node;
@@ -72,6 +73,8 @@ pub struct Pools {
     pub originations: Originations,
     /// The certificates of their tunnels.
     pub leases: Leases,
+    /// The hosts that requests are for.
+    pub names: Names,
 }
 
 #[derive(Debug, Default)]
@@ -165,6 +168,7 @@ impl Pools {
             queues: Queues::default(),
             originations: Originations::default(),
             leases: Leases::default(),
+            names: Names::default(),
         }
     }
 

@@ -70,7 +70,7 @@ impl Endpoint {
         Self { accepted }
     }
 
-    fn accepted(&self) -> usize {
+    pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
 }

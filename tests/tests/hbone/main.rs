@@ -7,4 +7,5 @@ mod http;
 mod interop;
 mod nodes;
 mod place;
+mod reach;
 mod waypoint;

@@ -1,10 +1,16 @@
-//! A cluster and its endpoints, together: what of them is served, and by which way each is reached.
+//! A cluster and its endpoints, together: what of them is served, and by which way each is reached. And the cluster that istiod's routes name without telling what it
+//! means: the workload that a connection was going to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use underpass_config::Text;
-use underpass_config::http::{ClusterSettings, EndpointSettings, Transport};
-use underpass_config::waypoint::{EndpointSet, EndpointSource, EndpointTransport, WaypointCluster};
+use underpass_config::http::{
+    Breakers, ClusterSettings, Discovery, EndpointSettings, HostDiscovery, Reach, Retries, Transport, UpstreamProtocol,
+};
+use underpass_config::waypoint::{
+    DynamicNames, EndpointSet, EndpointSource, EndpointTransport, ORIGINAL_WORKLOAD, WaypointCluster,
+};
 
 use super::refusal::Untranslated;
 
@@ -20,6 +26,14 @@ pub struct Resolved {
 /// Puts a cluster and its endpoints together. Its endpoints have one transport here: what differs from that of most is left out.
 pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Resolved {
     let mut settings = cluster.settings.clone();
+    match cluster.source {
+        EndpointSource::Original => settings.discovery = Discovery::Original(Reach::Direct),
+        EndpointSource::Dynamic(DynamicNames { family }) => {
+            let servers = Vec::new();
+            settings.discovery = Discovery::Host(HostDiscovery { family, servers });
+        }
+        EndpointSource::Named(_) | EndpointSource::Here => {}
+    }
     let mut left_out = Vec::new();
     let mut transport = match &cluster.source {
         EndpointSource::Named(_) => None,
@@ -59,6 +73,38 @@ pub fn resolve(cluster: &WaypointCluster, endpoints: Option<&EndpointSet>) -> Re
         settings.localities.clone_from(&set.localities);
     }
     Resolved { settings, left_out }
+}
+
+/// The cluster that stands for the workload that a connection was going to ([`ORIGINAL_WORKLOAD`]): its endpoint, by HBONE. istiod's own of that name is
+/// wiring, and says of what is spoken what is said here.
+pub fn original_workload() -> ClusterSettings {
+    /// Envoy has no limits where Istio says none.
+    const UNLIMITED: Breakers = Breakers {
+        connections: u32::MAX,
+        pending_requests: u32::MAX,
+        requests: u32::MAX,
+        retries: Retries::Count(u32::MAX),
+    };
+    ClusterSettings {
+        name: ORIGINAL_WORKLOAD.into(),
+        service: None,
+        endpoints: Vec::new(),
+        discovery: Discovery::Original(Reach::Hbone { via: None }),
+        balancing: Default::default(),
+        slow_start: None,
+        localities: Vec::new(),
+        panic_threshold: 50,
+        subsets: None,
+        outliers: None,
+        protocol: UpstreamProtocol::AsDownstream,
+        // Of `connect_originate`, which it leads to.
+        connect_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(300),
+        max_stream_duration: None,
+        breakers: UNLIMITED,
+        connections: Default::default(),
+        transport: Arc::default(),
+    }
 }
 
 fn left(name: &Text, endpoint: &EndpointSettings, why: &str) -> Untranslated {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use underpass_config::http::{
-    Discovery, DnsFamily, DnsKind, HttpBalancing, OutlierKind, ProxyProtocol, Reach, Retries, Roots, ServerNames,
-    UpstreamProtocol,
+    Discovery, DnsFamily, DnsKind, HostDiscovery, HttpBalancing, OutlierKind, ProxyProtocol, Reach, Retries, Roots,
+    ServerNames, UpstreamProtocol,
 };
 use underpass_config::waypoint::{EndpointSet, EndpointSource, EndpointTransport, WaypointCluster};
 use underpass_xds_client::waypoint::{Held, Resolved, resolve};
@@ -233,8 +233,18 @@ fn service_entries() {
     assert_eq!(dns("inbound-vip|80|http|rr.example.com").kind, DnsKind::Logical);
     let none = &cluster(&held, "inbound-vip|80|http|none.example.com").source;
     assert_eq!(*none, EndpointSource::Original);
+    let discovery = |name: &str| resolved(&held, name).settings.discovery;
+    let original = discovery("inbound-vip|80|http|none.example.com");
+    assert_eq!(original, Discovery::Original(Reach::Direct));
     let wild = "inbound-vip|80|http|*.wild.example.com";
     assert!(matches!(cluster(&held, wild).source, EndpointSource::Dynamic(_)));
+    assert_eq!(
+        discovery(wild),
+        Discovery::Host(HostDiscovery {
+            family: DnsFamily::V4Only,
+            servers: Vec::new()
+        })
+    );
     assert_eq!(http(&held, wild).dynamic.unwrap().family, DnsFamily::V4Only);
     let (names, port) = tcp(&held, "inbound-vip|443|tcp|*.wild.example.com").dynamic.unwrap();
     assert_eq!((names.family, port), (DnsFamily::V4Only, 443));

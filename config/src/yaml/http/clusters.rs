@@ -19,8 +19,8 @@ use super::outliers::OutliersShape;
 use super::times::limit;
 use super::transport::{ConnectionsShape, PROXY_PROTOCOLS, TlsShape};
 use crate::http::{
-    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsFamily, DnsKind, EndpointSettings, HttpBalancing, Labels,
-    NamedEndpoint, Reach, Retries, Transport, UpstreamProtocol,
+    Breakers, ClusterSettings, Discovery, DnsDiscovery, DnsFamily, DnsKind, EndpointSettings, HostDiscovery,
+    HttpBalancing, Labels, NamedEndpoint, Reach, Retries, Transport, UpstreamProtocol,
 };
 use crate::settings::is_hostname;
 use crate::{NodeSettings, Text};
@@ -33,6 +33,7 @@ pub(super) struct ClusterShape<'a> {
     service: Option<ServiceNameShape<'a>>,
     #[serde(default)]
     endpoints: Vec<ScalarOr<'a, EndpointShape<'a>>>,
+    endpoints_from: Option<Scalar<'a>>,
     balancing: Option<Scalar<'a>>,
     ring_hash: Option<RingHashShape<'a>>,
     maglev: Option<MaglevShape<'a>>,
@@ -115,6 +116,19 @@ const DNS_FAMILIES: [(&str, DnsFamily); 5] = [
     ("v4-preferred", DnsFamily::V4Preferred),
     ("all", DnsFamily::All),
 ];
+/// Where endpoints come from that are not known beforehand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Connection,
+    Workload,
+    Host,
+}
+
+const ORIGINS: [(&str, Origin); 3] = [
+    ("connection", Origin::Connection),
+    ("workload", Origin::Workload),
+    ("host", Origin::Host),
+];
 /// How an endpoint says that it is reached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ReachWord {
@@ -124,6 +138,10 @@ enum ReachWord {
 
 const REACHES: [(&str, ReachWord); 2] = [("direct", ReachWord::Direct), ("hbone", ReachWord::Hbone)];
 const DNS_KINDS: [(&str, DnsKind); 2] = [("strict", DnsKind::Strict), ("logical", DnsKind::Logical)];
+const NO_CLIENT: (&str, &str) = (
+    "nobody is said to open tunnels as",
+    "add `http.client`, for example spiffe://cluster.local/ns/shop/sa/waypoint",
+);
 /// Envoy's `DEFAULT_CONNECT_TIMEOUT`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -143,14 +161,7 @@ impl ClusterShape<'_> {
                 None => self.endpoints(path.field("endpoints"), reading),
                 Some(_) => Vec::new(),
             },
-            discovery: match &self.dns {
-                None => Discovery::Static,
-                Some(dns) => Discovery::Dns(dns.compile(
-                    path.field("dns"),
-                    self.names(path.field("endpoints"), reading),
-                    reading,
-                )),
-            },
+            discovery: self.discovery(path, reading),
             balancing: self.balancing(path, reading),
             slow_start: (self.slow_start.as_ref()).map(|slow| slow.compile(path.field("slow_start"), reading)),
             localities: self.localities(path.field("localities"), reading),
@@ -176,6 +187,38 @@ impl ClusterShape<'_> {
             breakers: self.limits.compile(path.field("limits"), reading),
             connections: self.connections.compile(path.field("connections"), reading),
             transport: Arc::new(self.transport(path, reading)),
+        }
+    }
+
+    fn discovery(&self, path: Path<'_>, reading: &mut Reading) -> Discovery {
+        let dns = path.field("dns");
+        let from = reading.choice(path.field("endpoints_from"), self.endpoints_from.as_ref(), &ORIGINS);
+        let Some(from) = from else {
+            return match &self.dns {
+                None => Discovery::Static,
+                Some(shape) => {
+                    let names = self.names(path.field("endpoints"), reading);
+                    Discovery::Dns(shape.compile(dns, names, reading))
+                }
+            };
+        };
+        if !self.endpoints.is_empty() {
+            let remedy = "remove one: each request says itself where it is going";
+            reading.report(path.field("endpoints"), "", "`endpoints_from` is given too", remedy);
+        }
+        match (from, &self.dns) {
+            (Origin::Host, None) => Discovery::Host(HostDiscovery::default()),
+            (Origin::Host, Some(shape)) => Discovery::Host(shape.compile_host(dns, reading)),
+            (Origin::Connection | Origin::Workload, shape) => {
+                if shape.is_some() {
+                    let remedy = "remove it, or write `endpoints_from: host`";
+                    reading.report(dns, "", "is given, and there is no name to ask it for", remedy);
+                }
+                Discovery::Original(match from {
+                    Origin::Workload => Reach::Hbone { via: None },
+                    Origin::Connection | Origin::Host => Reach::Direct,
+                })
+            }
         }
     }
 
@@ -230,6 +273,13 @@ impl ClusterShape<'_> {
 
     /// Reports endpoints that say how they are reached, where their cluster says it too, or nobody `has_client` to ask them as.
     pub(super) fn check_reach(&self, path: Path<'_>, has_client: bool, reading: &mut Reading) {
+        if let Some(word) = self
+            .endpoints_from
+            .as_ref()
+            .filter(|word| &***word == "workload" && !has_client)
+        {
+            reading.report(path.field("endpoints_from"), word, NO_CLIENT.0, NO_CLIENT.1);
+        }
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let ScalarOr::Mapping(EndpointShape { reach: Some(word), .. }) = endpoint else {
                 continue;
@@ -239,10 +289,7 @@ impl ClusterShape<'_> {
                 (_, "direct") => continue,
                 (Some(_), _) => ("the cluster says it for all of them, by `hbone`", "remove one"),
                 (None, _) if has_client => continue,
-                (None, _) => (
-                    "nobody is said to open tunnels as",
-                    "add `http.client`, for example spiffe://cluster.local/ns/shop/sa/waypoint",
-                ),
+                (None, _) => NO_CLIENT,
             };
             reading.report(here.item(index).field("reach"), word, problem.0, problem.1);
         }
@@ -440,23 +487,44 @@ fn said<T>(
 }
 
 impl DnsShape<'_> {
+    /// As far as it is said of the hosts that requests are for.
+    fn compile_host(&self, path: Path<'_>, reading: &mut Reading) -> HostDiscovery {
+        for (field, value) in [("kind", &self.kind), ("refresh", &self.refresh), ("ttl", &self.ttl)] {
+            if let Some(value) = value {
+                let problem = "is said of hosts that are asked for when somebody wants them";
+                let remedy = "remove it: answers hold as long as they say";
+                reading.report(path.field(field), value, problem, remedy);
+            }
+        }
+        HostDiscovery {
+            family: self.family(path, reading),
+            servers: self.servers(path, reading),
+        }
+    }
+
+    fn family(&self, path: Path<'_>, reading: &mut Reading) -> DnsFamily {
+        let family = reading.choice(path.field("family"), self.family.as_ref(), &DNS_FAMILIES);
+        family.unwrap_or_default()
+    }
+
+    fn servers(&self, path: Path<'_>, reading: &mut Reading) -> Vec<SocketAddr> {
+        let (path, servers) = (path.field("servers"), self.servers.iter().enumerate());
+        let read = servers.filter_map(|(index, server)| reading.endpoint(path.item(index), server));
+        read.collect()
+    }
+
     fn compile(&self, path: Path<'_>, names: Vec<NamedEndpoint>, reading: &mut Reading) -> DnsDiscovery {
-        let servers = path.field("servers");
         DnsDiscovery {
             kind: reading
                 .choice(path.field("kind"), self.kind.as_ref(), &DNS_KINDS)
                 .unwrap_or_default(),
-            family: reading
-                .choice(path.field("family"), self.family.as_ref(), &DNS_FAMILIES)
-                .unwrap_or_default(),
+            family: self.family(path, reading),
             names,
             refresh: reading.duration(path.field("refresh"), self.refresh.as_ref(), DnsDiscovery::REFRESH),
             holds_for_ttl: reading
                 .choice(path.field("ttl"), self.ttl.as_ref(), &YES_OR_NO)
                 .unwrap_or(true),
-            servers: (self.servers.iter().enumerate())
-                .filter_map(|(index, server)| reading.endpoint(servers.item(index), server))
-                .collect(),
+            servers: self.servers(path, reading),
         }
     }
 }

@@ -1,4 +1,4 @@
-use underpass_config::Config;
+use underpass_config::{Config, MeshChange, Service};
 
 use super::*;
 use crate::flow_table::FlowTable;
@@ -88,5 +88,62 @@ async fn whoever_waits_for_a_connection_comes_before_whoever_comes_then() {
     assert_eq!(order, [0, 1, 2]);
     for done in waiting {
         done.await.unwrap();
+    }
+}
+
+const MESH: &str = "workloads:\n\
+    - {name: web, namespace: shop, service_account: web, addresses: [10.0.0.2], tunnel_protocol: hbone}\n\
+    - {name: a, namespace: shop, service_account: way-a, addresses: [10.0.0.3], tunnel_protocol: hbone}\n\
+    - {name: b, namespace: shop, service_account: way-b, addresses: [10.0.0.4], tunnel_protocol: hbone}\n\
+    services:\n\
+    - {name: web, namespace: shop, hostname: web.test, vips: [10.96.0.1], ports: [{port: 80}], endpoints: [shop/web]}\n\
+    - {name: way, namespace: shop, vips: [10.96.0.2], ports: [{port: 15008}], endpoints: [shop/a, shop/b]}\n";
+
+/// Who is expected at the other end of the tunnel to an endpoint of a cluster with these fields; nothing as long as nobody knows.
+async fn expected(fields: &str) -> Result<Vec<String>, NotConnected> {
+    let http = "node: {identities: {roots: /r, certificates: [{identity: 'spiffe://cluster.local/ns/shop/sa/own', chain: /c, key: /k}]}}\n\
+         http: {client: 'spiffe://cluster.local/ns/shop/sa/own', clusters: [{name: a, connect_timeout: 1s, FIELDS}]}\n";
+    let node = node(&(http.replace("FIELDS", fields) + MESH));
+    // As istiod tells it of services whose endpoints may show other identities.
+    node.publish(|config| {
+        let mut config = config.clone();
+        let mut web = Service::clone(config.mesh.service_named("web.test").unwrap().service());
+        web.subject_alt_names = ["spiffe://cluster.local/ns/shop/sa/also".parse().unwrap()].into();
+        let touched = config.mesh.apply([MeshChange::Service(web)]);
+        (config, touched)
+    });
+    let snapshot = node.snapshot();
+    let cluster = snapshot.config.http.cluster("a").unwrap();
+    let tunnel = way::tunnel(&node, cluster, &cluster.endpoints()[0].settings).await?;
+    let tunnel = tunnel.map(|tunnel| {
+        tunnel
+            .expected
+            .iter()
+            .map(|one| one.service_account.to_string())
+            .collect()
+    });
+    Ok(tunnel.unwrap_or_default())
+}
+
+/// Mutants: identities of a service that the cluster does not stand for; those of a service for the proxy on the way.
+#[tokio::test(start_paused = true)]
+async fn the_mesh_says_who_is_expected_at_a_tunnels_end() {
+    let web = "service: {name: web, namespace: shop, hostname: web.test}";
+    let of_another = "service: {name: web, namespace: other, hostname: web.test}";
+    let at = |more: &str| format!("endpoints: [{{address: '10.0.0.2:80', reach: hbone{more}}}]");
+    for (fields, who) in [
+        (at(""), &["web"][..]),
+        (format!("{web}, {}", at("")), &["web", "also"]),
+        (format!("{of_another}, {}", at("")), &["web"]),
+        (format!("{web}, {}", at(", via: '10.0.0.3:15008'")), &["way-a"]),
+        (at(", via: '10.96.0.2:15008'"), &["way-a", "way-b"]),
+        ("endpoints: ['10.0.0.2:80']".to_owned(), &[]),
+    ] {
+        assert_eq!(expected(&fields).await.unwrap(), who, "{fields}");
+    }
+    // Neither a service's address on another port, nor one that nobody has.
+    for via in ["10.96.0.2:15009", "10.96.0.9:15008", "10.0.0.9:15008"] {
+        let why = expected(&at(&format!(", via: '{via}'"))).await.unwrap_err();
+        assert!(matches!(why, NotConnected::Untrusted(_)), "{via}: {why:?}");
     }
 }

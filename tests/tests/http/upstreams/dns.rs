@@ -354,3 +354,111 @@ fn connections_of_a_logical_cluster_outlive_the_answer_that_led_to_them() {
     });
     assert_eq!((a.open(), a.accepted()), (1, 2));
 }
+
+/// The host that a request is for, at a proxy whose cluster asks for it.
+fn ask_for(place: &Place, host: &str) -> crate::client::Seen {
+    let request = format!("GET /host/x HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    crate::client::ask(&place.client, place.ours(), &request)
+}
+
+/// Envoy's dynamic forward proxy. Mutants: answers that are not kept; a question for each request.
+#[test]
+fn a_host_is_asked_for_when_a_request_is_for_it() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let [a, b] = [(), ()].map(|()| Teller::default().start(&place.world.host(), 9001));
+    names.say(&[&a]);
+    names.says().ttl = 3600;
+    let fields = format!(
+        "endpoints_from: host, dns: {{family: v4-only, servers: ['{}']}}",
+        names.at
+    );
+    let proxy = place.start(&place.yaml(&[("host", fields)], ""));
+    assert_eq!(names.asked(), 0, "nobody wants one");
+    let server = |host: &str| ask_for(&place, host).header("x-server").map(str::to_owned);
+    let ip = |endpoint: &Running| Some(endpoint.address.ip().to_string());
+    for host in [
+        "web.test.example:9001",
+        "WEB.test.example:9001",
+        "web.test.example:9001",
+    ] {
+        assert_eq!(server(host), ip(&a));
+    }
+    assert_eq!(names.asked(), 1, "the answer holds, for all who write the name");
+    names.say(&[&b]);
+    assert_eq!(server("other.test.example:9001"), ip(&b));
+    assert_eq!(server("web.test.example:9001"), ip(&a));
+    assert_eq!(
+        server(&format!("{}:9001", a.address.ip())),
+        ip(&a),
+        "an address stands for itself"
+    );
+    // Another answer is asked for when one holds no more.
+    wait::eventually(wait::SOON, "the new address", || {
+        names.say(&[&a]);
+        server("other.test.example:9001") == ip(&a)
+    });
+    names.says().code = 3;
+    let seen = ask_for(&place, "none.test.example:9001");
+    assert_eq!((seen.status, &*seen.body), (503, "DNS resolution failure"));
+    let line = wait::some(wait::SOON, "its line", || {
+        let mut lines = proxy.access_lines().into_iter();
+        lines.find(|line| line.text.contains("none.test.example"))
+    });
+    assert!(
+        line.text.contains("\"DF\"") && line.text.contains("dns_resolution_failure"),
+        "{}",
+        line.text
+    );
+}
+
+/// Mutant: each request asks by itself (`Host::asking` not taken).
+#[test]
+fn those_who_want_a_host_at_once_ask_once() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let a = Teller::default().start(&place.world.host(), 9001);
+    names.say(&[&a]);
+    names.says().ttl = 3600;
+    names.says().is_mute = true;
+    let fields = format!(
+        "endpoints_from: host, dns: {{family: v4-only, servers: ['{}']}}",
+        names.at
+    );
+    let _proxy = place.start(&place.yaml(&[("host", fields)], ""));
+    thread::scope(|scope| {
+        let asking: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| ask_for(&place, "web.test.example:9001").status))
+            .collect();
+        wait::eventually(wait::SOON, "it is asked for", || names.asked() > 0);
+        names.says().is_mute = false;
+        asking
+            .into_iter()
+            .for_each(|one| assert_eq!(one.join().expect("a client"), 200));
+    });
+    // The question that nobody heard was asked again.
+    assert!(names.asked() <= 3, "{} questions", names.asked());
+}
+
+/// Mutant: `going::no_way` that looks at names of the configuration only.
+#[test]
+fn a_host_does_not_lead_into_the_proxy_or_to_the_link() {
+    let place = Place::new();
+    let names = Names::start(&place.world.host());
+    let fields = format!("endpoints_from: host, dns: {{servers: ['{}']}}", names.at);
+    let _proxy = place.start(&place.yaml(&[("host", fields)], ""));
+    names.says().addresses = vec![place.us.ip()];
+    for host in [
+        "own.test.example:15000".to_owned(),
+        format!("{}:15000", place.us.ip()),
+        place.ours().to_string(),
+        "169.254.169.254:80".to_owned(),
+        "[::ffff:169.254.169.254]:80".to_owned(),
+        "[fe80::1]:80".to_owned(),
+    ] {
+        let seen = ask_for(&place, &host);
+        assert_eq!((seen.status, &*seen.body), (403, "RBAC: access denied"), "{host}");
+    }
+    // No address of anybody.
+    assert_eq!(ask_for(&place, "0.0.0.0:80").status, 503);
+}
