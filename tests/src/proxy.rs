@@ -1,6 +1,7 @@
 //! A running `underpass`, seen as its operator sees it: file, admin address, logs, signals.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -65,16 +66,24 @@ impl Proxy {
         arguments: &[String],
         variables: &[(String, String)],
     ) -> Self {
-        let mut command = Process::command(&binary().display().to_string());
-        command.args(arguments).envs(variables.iter().cloned());
-        let process = Process::start(world, host, &format!("underpass-{}", host.ip()), command);
+        let process = Self::command_in(world, host, arguments, variables.iter().cloned());
         Self::of(process, host, admin_address(host), file, access_log(world, host)).ready()
     }
 
     /// Runs `underpass ARGUMENTS` without waiting for anything.
     pub fn command(world: &World, host: &Host, arguments: &[&str]) -> Process {
+        Self::command_in(world, host, arguments, [])
+    }
+
+    /// As [`Proxy::command`], with these variables in its environment.
+    pub fn command_in(
+        world: &World,
+        host: &Host,
+        arguments: &[impl AsRef<OsStr>],
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Process {
         let mut command = Process::command(&binary().display().to_string());
-        command.args(arguments);
+        command.args(arguments).envs(variables);
         Process::start(world, host, &format!("underpass-{}", host.ip()), command)
     }
 

@@ -347,3 +347,33 @@ fn config(proxy: &Host, first: &Server, second: &Server, endpoint: &str) -> Conf
             format!("ports: [{{port: 80, target_port: 8080}}], endpoints: [{endpoint}]"),
         )
 }
+
+#[test]
+fn a_pod_needs_no_file_and_what_its_environment_lacks_is_said() {
+    let world = World::loopback();
+    let host = world.host();
+    let validate = |role: &str, variables: &[(&str, &str)]| {
+        let variables = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let arguments = ["validate", "--role", role].map(str::to_owned);
+        let mut process = Proxy::command_in(&world, &host, &arguments, variables);
+        (process.wait(wait::SOON).success(), process.output())
+    };
+    let pod = [
+        ("POD_NAMESPACE", "mesh"),
+        ("SERVICE_ACCOUNT", "way"),
+        ("XDS_ADDRESS", "istiod-a.mesh.svc:15012"),
+    ];
+    let (valid, output) = validate("waypoint", &pod);
+    assert!(valid && output.contains("istiod-a.mesh.svc:15012"), "{output}");
+    let (valid, output) = validate("waypoint", &pod[..1]);
+    assert!(!valid && output.contains("SERVICE_ACCOUNT"), "{output}");
+    let (valid, output) = validate("node", &[("POD_IP", "here")]);
+    assert!(
+        !valid && output.contains("POD_IP: \"here\": is not an IP address"),
+        "{output}"
+    );
+    let (valid, output) = validate("standalone", &pod);
+    assert!(!valid && output.contains("--config FILE"), "{output}");
+}

@@ -78,6 +78,12 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{- /* By which a Prometheus without the operator finds metrics, as those of Istio's own proxies. */ -}}
+{{- define "underpass.annotations" -}}
+{{- $found := dict "prometheus.io/scrape" "true" "prometheus.io/port" "15020" "prometheus.io/path" "/stats/prometheus" }}
+{{- merge (dict) .given (.root.Values.podMonitor.enabled | ternary (dict) $found) | toYaml }}
+{{- end }}
+
 {{- /* Where on a node pods go. */ -}}
 {{- define "underpass.placement" -}}
 nodeSelector:
