@@ -50,6 +50,20 @@ impl Export {
 
     /// Where traces go by HTTP, unless it is said (the OTLP specification).
     pub const TRACES_PATH: &str = "/v1/traces";
+
+    /// By what a collector is asked for that nobody has a host of.
+    pub const ANY_HOST: HeaderValue = HeaderValue::from_static("collector");
+
+    /// A host, perhaps with a port, by which a collector may be asked for; none: the text is no such thing.
+    pub fn host(text: &str) -> Option<HeaderValue> {
+        let is_one = text.parse::<http::uri::Authority>().is_ok() && !text.contains(['@', '%']);
+        HeaderValue::try_from(text).ok().filter(|_| is_one)
+    }
+
+    /// Whether a text may be the path that it is told at by HTTP.
+    pub fn is_path(text: &str) -> bool {
+        text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    }
 }
 
 impl Batching {

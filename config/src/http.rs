@@ -102,7 +102,7 @@ pub use transport::{
 };
 
 use crate::waypoint::{Chain, Place};
-use crate::{Identity, Text};
+use crate::{Identity, RequestLog, Text};
 
 /// Route tables and clusters, by name. Each cluster that a route names is there.
 #[derive(Clone, Debug, Default)]
@@ -135,5 +135,25 @@ impl Http {
             }
         }
         self
+    }
+
+    /// The logs that tables, and chains of TCP, have of their own.
+    pub fn logs(&self) -> impl Iterator<Item = &Arc<Vec<RequestLog>>> {
+        fn of_chain(chain: &Chain) -> Option<&Arc<Vec<RequestLog>>> {
+            match chain {
+                Chain::Tcp(tcp) => tcp.logs.as_ref(),
+                // Its table has them.
+                Chain::Http(_) => None,
+            }
+        }
+        let chains = self.chains.values().filter_map(|chain| chain.as_deref().ok());
+        let tables = self.tables.values().filter_map(|table| table.logs.as_ref());
+        tables.chain(chains.filter_map(of_chain))
+    }
+
+    /// Who is told of the spans of some table's requests.
+    pub fn tracing_providers(&self) -> impl Iterator<Item = &Arc<TracingProvider>> {
+        let tracing = self.tables.values().filter_map(|table| table.tracing.as_ref());
+        tracing.map(|tracing| &tracing.provider)
     }
 }

@@ -48,10 +48,8 @@ impl Chain {
 /// A service that speaks HTTP.
 #[derive(Debug)]
 pub struct HttpChain {
-    /// Its routes, filters and metrics.
+    /// Its routes, filters, metrics, spans and logs.
     pub table: Arc<RouteTable>,
-    /// Its access logs.
-    pub logs: Vec<RequestLog>,
     /// Where requests go by the name that they are for: its cluster asks DNS for it. None: its clusters know their endpoints.
     pub dynamic: Option<DynamicNames>,
     /// Where a connection was going whose tunnel named the service: its own address. None: that is not said.
@@ -75,8 +73,8 @@ pub struct TcpChain {
     pub metrics: Arc<MetricSettings>,
     /// How often an open connection is counted; none: Istio's 5 s.
     pub reporting_interval: Option<Duration>,
-    /// Its access logs.
-    pub logs: Vec<RequestLog>,
+    /// Its access logs; none: it has none.
+    pub logs: Option<Arc<Vec<RequestLog>>>,
     /// Where it goes by the name that its client asks TLS for, at this port.
     pub dynamic: Option<(DynamicNames, u16)>,
     /// Where a connection was going whose tunnel named the service: its own address. None: that is not said.

@@ -154,7 +154,7 @@ impl Configuration {
         let config = node.snapshot().config.clone();
         node.http.originations.prepare(&config.http)?;
         node.http.leases.prepare(&config, node.identities.as_ref());
-        node.telemetry.exporters.keep(&config.http);
+        node.telemetry.keep(&config.http);
         let settings = node.snapshot().config.node.clone();
         let opened = open_listeners(&settings, &[])?;
         let running = opened.into_iter().map(|l| l.run(node.clone(), cores.clone())).collect();
@@ -255,7 +255,7 @@ impl Configuration {
 
         // Nothing below fails.
         self.node.http.leases.prepare(&config, self.node.identities.as_ref());
-        self.node.telemetry.exporters.prepare(&config.http);
+        self.node.telemetry.prepare(&config.http);
         if new.log != old.log {
             self.log.set(filter);
         }
@@ -266,11 +266,11 @@ impl Configuration {
         let config = self.node.snapshot().config.clone();
         self.node.http.originations.keep(&config.http);
         self.node.http.leases.keep(&config);
-        self.node.telemetry.exporters.keep(&config.http);
         self.node.http.keep_at_most(new.limits.idle_http_connections);
         if let Some(prepared) = access_log {
             self.node.telemetry.access_log.replace(prepared);
         }
+        self.node.telemetry.keep(&config.http);
         state.running.retain(|running| change_or_close(running, &new));
         let started = opened
             .into_iter()

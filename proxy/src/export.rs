@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::sync::{Notify, mpsc};
@@ -24,6 +23,8 @@ use underpass_config::http::{Http, TracingProvider};
 
 pub use message::{Envelope, KeyValue, Otlp, text};
 pub use sending::follow;
+
+use crate::opened::Opened;
 
 /// The messages of OpenTelemetry's protocol that are sent and read.
 #[allow(missing_docs, clippy::all, reason = "generated")]
@@ -118,8 +119,6 @@ struct Route {
     shared: Arc<Shared>,
 }
 
-type Providers = Vec<(Arc<TracingProvider>, Arc<Exporter>)>;
-
 /// All queues.
 #[derive(Debug)]
 pub struct Exporters {
@@ -129,7 +128,7 @@ pub struct Exporters {
     /// Those that nobody sends for yet.
     begun: Mutex<Option<mpsc::UnboundedReceiver<Route>>>,
     /// Of those that route tables name.
-    providers: ArcSwap<Providers>,
+    providers: Opened<TracingProvider, Exporter>,
     /// All that there are, for the end.
     open: Mutex<Vec<std::sync::Weak<Shared>>>,
 }
@@ -141,7 +140,7 @@ impl Default for Exporters {
             counted: Counted::default(),
             routes,
             begun: Mutex::new(Some(begun)),
-            providers: ArcSwap::default(),
+            providers: Opened::default(),
             open: Mutex::default(),
         }
     }
@@ -176,40 +175,21 @@ impl Exporters {
         Arc::new(Exporter { queue, shared })
     }
 
-    /// The queue of a provider of the configuration in force.
+    /// The queue of a provider of a configuration that was prepared.
     pub fn of(&self, provider: &Arc<TracingProvider>) -> Option<Arc<Exporter>> {
-        let providers = self.providers.load();
-        let is_it =
-            |known: &&(Arc<TracingProvider>, Arc<Exporter>)| Arc::ptr_eq(&known.0, provider) || known.0 == *provider;
-        providers.iter().find(is_it).map(|(_, exporter)| exporter.clone())
+        self.providers.of(provider)
     }
 
     /// Opens those that `http` asks for and that are not there yet; those of the configuration in force stay.
     pub fn prepare(&self, http: &Http) {
-        self.change(http, false);
+        let open = |said: &TracingProvider| self.open(&said.export, Envelope::Spans(Otlp::of_spans(&said.resource)));
+        self.providers.prepare(http.tracing_providers(), |_| true, open);
     }
 
-    /// Keeps those that `http` asks for, and no others.
+    /// Keeps those that `http` asks for, and those that somebody is still served by.
     pub fn keep(&self, http: &Http) {
-        self.change(http, true);
-    }
-
-    fn change(&self, http: &Http, is_all: bool) {
-        let before = self.providers.load_full();
-        let asked = http.tables.values().filter_map(|table| table.tracing.as_ref());
-        let mut providers: Providers = if is_all { Vec::new() } else { before.to_vec() };
-        for tracing in asked {
-            let provider = &tracing.provider;
-            if providers.iter().any(|(known, _)| known == provider) {
-                continue;
-            }
-            let exporter = match before.iter().find(|(known, _)| known == provider) {
-                Some((_, exporter)) => exporter.clone(),
-                None => self.open(&provider.export, Envelope::Spans(Otlp::of_spans(&provider.resource))),
-            };
-            providers.push((provider.clone(), exporter));
-        }
-        self.providers.store(Arc::new(providers));
+        self.prepare(http);
+        self.providers.let_go();
     }
 
     /// Sends what waits, if collectors take it within `patience`.

@@ -44,6 +44,7 @@ mod listener;
 mod logging;
 mod node;
 mod offload;
+mod opened;
 mod relay;
 mod room;
 pub mod routes;

@@ -14,6 +14,7 @@ mod offload;
 mod outliers;
 mod request_logs;
 mod requests;
+mod writers;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,11 +24,13 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use underpass_config::Action;
+use underpass_config::http::Http;
 
-pub use access_log::{AccessLogError, AccessLogWriter, Line, Value};
+pub use access_log::{AccessLogWriter, Line, Value};
 pub use istio::{Amounts, IstioRequests, Outcome, RequestEnds, RequestSeries};
 pub use request_logs::{Entry, RequestLogs};
 pub use requests::{RequestCounts, RequestMetrics};
+pub use writers::AccessLogError;
 
 use crate::export::Exporters;
 use crate::flow_table::FlowTable;
@@ -164,6 +167,18 @@ impl Telemetry {
         let metrics = control_plane::ControlPlaneMetrics::new(istiod, identities);
         self.registry.register_collector(Box::new(metrics));
         self
+    }
+
+    /// Opens what `http` asks for to be told of requests: logs of its tables' own, and queues to collectors. What is in force stays.
+    pub fn prepare(&self, http: &Http) {
+        self.exporters.prepare(http);
+        self.access_log.prepare_own(http);
+    }
+
+    /// Keeps what `http`, which is in force, asks for, and what somebody is still served by.
+    pub fn keep(&self, http: &Http) {
+        self.exporters.keep(http);
+        self.access_log.keep_own(http);
     }
 
     /// The metrics in OpenMetrics text.

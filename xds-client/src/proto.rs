@@ -19,7 +19,7 @@ pub use messages::envoy::service::discovery::v3 as discovery;
 /// `istio.workload` and `istio.security`
 pub use messages::istio;
 /// What a waypoint is sent: Envoy's API and what it is written in, as far as `proto/waypoint` has it.
-pub(crate) use messages::{envoy, stats, udpa, xds};
+pub(crate) use messages::{envoy, opentelemetry, stats, udpa, xds};
 
 /// The descriptors of all of them, a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -16,6 +16,7 @@
 //!
 //! Messages are taken apart field by field, so that a field which `proto/waypoint` gets can't be forgotten here.
 
+mod bytes;
 mod chain;
 mod cluster;
 mod endpoints;

@@ -13,7 +13,7 @@ use super::{
     Mirror, Overrides, PathNormalization, PathRewrite, Rbac, RequestView, RetryPolicy, RouteMatch, StreamDuration,
     Tracing,
 };
-use crate::Text;
+use crate::{RequestLog, Text};
 
 /// The routes of one listener.
 pub struct RouteTable {
@@ -30,6 +30,8 @@ pub struct RouteTable {
     pub metrics: Arc<MetricSettings>,
     /// How they are traced; none: they are not.
     pub tracing: Option<Arc<Tracing>>,
+    /// Logs of its own, in the place of the node's ([`AccessLog::requests`](crate::AccessLog::requests)); none: it has none.
+    pub logs: Option<Arc<Vec<RequestLog>>>,
     has_overrides: bool,
     virtual_hosts: Vec<Arc<VirtualHost>>,
     /// Of each virtual host.
@@ -272,6 +274,7 @@ impl RouteTable {
             connection_rules: Vec::new(),
             metrics: Arc::default(),
             tracing: None,
+            logs: None,
             has_overrides: virtual_hosts
                 .iter()
                 .any(|host| host.routes.iter().any(|route| !route.overrides.is_empty())),
@@ -353,6 +356,8 @@ impl fmt::Debug for RouteTable {
             .field("filters", &self.filters)
             .field("connection_rules", &self.connection_rules)
             .field("metrics", &self.metrics)
+            .field("tracing", &self.tracing)
+            .field("logs", &self.logs)
             .field("virtual_hosts", &self.virtual_hosts)
             .field("domains", &self.index)
             .finish_non_exhaustive()

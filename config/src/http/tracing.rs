@@ -3,6 +3,7 @@
 //! As with access logs, all that can be read is read when the configuration changes, and of a request nothing is kept that no tag asks for
 //! ([`WantedFields`]).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -80,6 +81,43 @@ impl Default for Sampling {
 impl Sampling {
     /// All of [`Sampling::random`].
     pub const RANDOM_ALL: u32 = 10_000;
+
+    /// So many percent of `all`; none, if it is no percentage. Parts of one are not counted, as in Envoy: none is more than what was asked for.
+    pub fn part(percent: f64, all: u32) -> Option<u32> {
+        let is_one = (0.0..=100.0).contains(&percent);
+        is_one.then(|| (percent * f64::from(all) / 100.0) as u32)
+    }
+}
+
+/// Where the environment says what a process is (the OpenTelemetry specification).
+const RESOURCE_VARIABLE: &str = "OTEL_RESOURCE_ATTRIBUTES";
+
+impl TracingProvider {
+    /// What a service is called that nobody has given a name.
+    pub const UNKNOWN_SERVICE: &str = "unknown_service:underpass";
+
+    /// What spans are of. What is said later takes the place of what was said before: the service's name; with `detects`, what the environment says of the process; what is
+    /// `said` besides.
+    pub fn resource(service: &str, detects: bool, said: impl Iterator<Item = (Text, Text)>) -> Vec<(Text, Text)> {
+        let service = Some(service).filter(|name| !name.is_empty());
+        let mut resource = BTreeMap::new();
+        resource.insert("service.name".into(), service.unwrap_or(Self::UNKNOWN_SERVICE).into());
+        if detects {
+            let found = std::env::var(RESOURCE_VARIABLE).unwrap_or_default();
+            resource.extend(attributes(&found).map(|(name, value)| (name.into(), value.into())));
+        }
+        resource.extend(said);
+        resource.into_iter().collect()
+    }
+}
+
+/// `a=b,c=d`: pairs that are none are left out, as Envoy does it.
+fn attributes(said: &str) -> impl Iterator<Item = (&str, &str)> {
+    said.split(',').filter_map(|pair| {
+        let mut parts = pair.split('=').filter(|part| !part.is_empty());
+        let (name, value) = (parts.next()?, parts.next()?);
+        parts.next().is_none().then_some((name, value))
+    })
 }
 
 /// On which side of a call a proxy stands.
@@ -113,7 +151,7 @@ pub struct SpanTag {
 /// Where the value of a tag comes from (`type.tracing.v3.CustomTag`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TagValue {
-    /// It is always the same. (What comes from the environment is, too.)
+    /// It is always the same. (What comes from the environment is, too: [`TagValue::environment`].)
     Fixed(Text),
     /// A field of the request, or else a default.
     Header(HeaderName, Text),
@@ -197,6 +235,11 @@ impl Tracing {
 }
 
 impl TagValue {
+    /// What the environment has under a name, or else a default.
+    pub fn environment(name: &str, default: &str) -> Self {
+        Self::Fixed(std::env::var(name).map_or_else(|_| default.into(), Text::from))
+    }
+
     /// What it is for one request; nothing, if that is empty. `header`: the first value of a field of the request; `metadata`: what a filter has
     /// found out.
     pub fn written(
@@ -212,5 +255,20 @@ impl TagValue {
             Self::Metadata(tag) => metadata(tag).unwrap_or_else(|| tag.default.to_string()),
         };
         (!value.is_empty()).then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_environment_says_is_read_as_envoy_reads_it() {
+        let said = "a=b, c = d ,bad,x=1=2,e==f,,=g";
+        assert_eq!(
+            attributes(said).collect::<Vec<_>>(),
+            [("a", "b"), (" c ", " d "), ("e", "f")]
+        );
+        assert_eq!(attributes("").count(), 0);
     }
 }

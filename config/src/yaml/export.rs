@@ -65,16 +65,13 @@ impl ExportShape<'_, '_> {
     }
 
     fn authority(&self, reading: &mut Reading) -> HeaderValue {
-        let is_authority = |text: &str| text.parse::<http::uri::Authority>().is_ok() && !text.contains(['@', '%']);
         let said = self.authority;
-        if let Some(said) = said.filter(|said| !is_authority(said)) {
+        if let Some(said) = said.filter(|said| Export::host(said).is_none()) {
             let remedy = "write a host, perhaps with a port: collector.observe.svc.cluster.local";
             reading.report(self.path.field("authority"), said, "is not a host", remedy);
         }
         // Names of clusters that are no hosts have a host by which they are asked for nevertheless.
-        let text = said.unwrap_or(self.cluster);
-        let value = HeaderValue::try_from(&**text).ok().filter(|_| is_authority(text));
-        value.unwrap_or(HeaderValue::from_static("collector"))
+        Export::host(said.unwrap_or(self.cluster)).unwrap_or(Export::ANY_HOST)
     }
 
     fn headers(&self, path: Path<'_>, reading: &mut Reading) -> Vec<(HeaderName, HeaderValue)> {
@@ -113,8 +110,7 @@ impl HttpExportShape<'_> {
         let Some(value) = &self.path else {
             return Export::TRACES_PATH.to_owned();
         };
-        let is_path = value.starts_with('/') && value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        if !is_path {
+        if !Export::is_path(value) {
             let remedy = "write visible ASCII characters from `/` on: /v1/traces";
             reading.report(path.field("path"), value, "is not a path", remedy);
         }

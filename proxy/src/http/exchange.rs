@@ -49,8 +49,10 @@ pub struct Served {
 
 /// Serves one request.
 pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> Served {
-    let mut record = Box::new(Record::new(connection.clone()));
     let snapshot = connection.session.node.snapshot();
+    let tables = &snapshot.config.http.tables;
+    let table = tables.get(&connection.routes).map(|table| &**table);
+    let mut record = Box::new(Record::new(connection.clone(), table));
     let (parts, body) = request.into_parts();
     let (is_http1, has_body) = (parts.version < Version::HTTP_2, !body.is_end_stream());
     record.version = Some(parts.version);
@@ -60,12 +62,7 @@ pub async fn serve(connection: Arc<Connection>, request: Request<Arriving>) -> S
     let mut exchange = Exchange {
         connection: &connection,
         snapshot: &snapshot,
-        table: snapshot
-            .config
-            .http
-            .tables
-            .get(&connection.routes)
-            .map(|table| &**table),
+        table,
         audience,
         switched: None,
     };

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
+use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use underpass_config::http::{Fact, Facts, Field, Part};
@@ -10,6 +11,8 @@ use underpass_config::http::{Fact, Facts, Field, Part};
 use super::intake::Intake;
 use super::peers;
 use super::record::Record;
+use crate::entrance::Entrance;
+use crate::session::Session;
 
 /// What is known while fields are edited.
 pub struct Known<'a> {
@@ -117,36 +120,65 @@ pub fn protocol(version: Version) -> &'static str {
     }
 }
 
+/// What a request, or a connection that is none of HTTP, is between.
+#[derive(Clone, Copy)]
+pub struct Ends<'a> {
+    /// What it came by.
+    pub session: &'a Session,
+    /// The address that its client connected to.
+    pub local: SocketAddr,
+    /// When it came.
+    pub started: SystemTime,
+    /// The endpoint of the last try.
+    pub endpoint: Option<SocketAddr>,
+    /// The cluster.
+    pub cluster: Option<&'a str>,
+}
+
+impl Ends<'_> {
+    /// Writes what they are; false, and nothing written, if it is not known, or is none of that.
+    pub fn tell(&self, fact: &Fact, out: &mut Vec<u8>) -> bool {
+        let mut some = |text: Option<&[u8]>| {
+            out.extend_from_slice(text.unwrap_or_default());
+            text.is_some()
+        };
+        match fact {
+            Fact::StartTime(None) => some(Some(
+                humantime::format_rfc3339_millis(self.started).to_string().as_bytes(),
+            )),
+            Fact::StartTime(Some(format)) => {
+                format.write(self.started, out);
+                true
+            }
+            Fact::Client(part) => address(self.session.source.address(), *part, out),
+            Fact::Local(part) => address(self.local, *part, out),
+            Fact::Endpoint(part) | Fact::Connected(part) => {
+                self.endpoint.is_some_and(|endpoint| address(endpoint, *part, out))
+            }
+            Fact::Cluster => some(self.cluster.map(str::as_bytes)),
+            Fact::Hostname => some(Some(&HOSTNAME)),
+            Fact::Peer(end, field) => peers::tell(self, *end, *field, out),
+            _ => false,
+        }
+    }
+
+    /// Whether the client has shown a certificate.
+    pub fn is_mutual(&self) -> bool {
+        let session = self.session;
+        matches!(session.entrance, Entrance::Hbone(_) | Entrance::Waypoint(_)) && session.source.identity().is_some()
+    }
+}
+
 /// Writes what is the same at any time of a request's life; false, if it is not known, or is none of that.
 pub fn of_record(record: &Record, fact: &Fact, out: &mut Vec<u8>) -> bool {
-    let connection = record.connection();
-    let mut some = |text: Option<&[u8]>| {
-        out.extend_from_slice(text.unwrap_or_default());
-        text.is_some()
-    };
     match fact {
-        Fact::StartTime(None) => some(Some(
-            humantime::format_rfc3339_millis(record.started())
-                .to_string()
-                .as_bytes(),
-        )),
-        Fact::StartTime(Some(format)) => {
-            format.write(record.started(), out);
-            true
-        }
-        Fact::Client(part) => address(connection.session.source.address(), *part, out),
-        Fact::Local(part) => address(connection.local, *part, out),
-        Fact::Endpoint(part) | Fact::Connected(part) => {
-            record.endpoint.is_some_and(|endpoint| address(endpoint, *part, out))
-        }
-        Fact::Cluster => some(record.cluster.as_deref().map(str::as_bytes)),
         Fact::Route => {
             let name = record.route.as_ref().map(|(_, route)| route.name.as_bytes());
-            some(name.filter(|name| !name.is_empty()))
+            let name = name.filter(|name| !name.is_empty());
+            out.extend_from_slice(name.unwrap_or_default());
+            name.is_some()
         }
-        Fact::Hostname => some(Some(&HOSTNAME)),
-        Fact::Peer(end, field) => peers::tell(record, *end, *field, out),
-        _ => false,
+        _ => record.ends().tell(fact, out),
     }
 }
 

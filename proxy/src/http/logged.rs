@@ -1,8 +1,13 @@
-//! What access logs in Envoy's words are told of a request.
+//! What access logs in Envoy's words are told of a request; and of a connection that is none of HTTP ([`carried`]).
 //!
 //! Of heads and trailers only those fields are kept that some log asks for, from when they come until the request is over; where there is no such log, nothing
 //! is. A request keeps to the logs that there were when it came.
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "chains of TCP are served by what lands beside this")
+)]
+pub mod carried;
 mod remote;
 
 use std::sync::Arc;
@@ -20,7 +25,6 @@ use super::intake::Intake;
 use super::record::Record;
 use super::reply::{GRPC_STATUS, grpc_status, is_kind_of_grpc, read_grpc_status};
 use super::upload::Upload;
-use crate::entrance::Entrance;
 use crate::telemetry::RequestLogs;
 
 /// What is kept of a request for its lines.
@@ -200,18 +204,15 @@ impl Logged<'_> {
         };
         self.record.cluster.as_deref().or_else(only)
     }
+}
 
-    fn flags(&self, is_long: bool) -> String {
-        let short = self.record.flags.to_string();
-        if !is_long {
-            return short;
-        }
-        let words = short.split(',').map(|flag| {
-            let known = RESPONSE_FLAGS.iter().find(|(short, _)| *short == flag);
-            known.map_or(flag, |(_, long)| *long)
-        });
-        words.collect::<Vec<_>>().join(",")
-    }
+/// Flags, as they are told in long.
+fn long(short: &str) -> String {
+    let words = short.split(',').map(|flag| {
+        let known = RESPONSE_FLAGS.iter().find(|(short, _)| *short == flag);
+        known.map_or(flag, |(_, long)| *long)
+    });
+    words.collect::<Vec<_>>().join(",")
 }
 
 /// Writes what there is of a value.
@@ -261,8 +262,8 @@ impl Facts for Logged<'_> {
             }
             Fact::Protocol => some(record.version.map(protocol), out),
             Fact::Status => number(Some(record.status), out),
-            Fact::Flags => some(Some(self.flags(false)), out),
-            Fact::LongFlags => some(Some(self.flags(true)), out),
+            Fact::Flags => some(Some(record.flags.to_string()), out),
+            Fact::LongFlags => some(Some(long(&record.flags.to_string())), out),
             // A word, as Envoy's.
             Fact::Details => some(
                 Some(&record.details)
@@ -298,8 +299,7 @@ impl Facts for Logged<'_> {
             Fact::AsGrpcStatus => number(self.grpc_status(), out),
             Fact::Identity => some(session.source.identity().map(ToString::to_string), out),
             Fact::MutualTls => {
-                let is_mutual = matches!(session.entrance, Entrance::Hbone(_) | Entrance::Waypoint(_))
-                    && session.source.identity().is_some();
+                let is_mutual = record.ends().is_mutual();
                 some(Some(if is_mutual { "true" } else { "false" }), out)
             }
             Fact::TraceId => {
@@ -351,3 +351,6 @@ fn grpc_word(status: i64, form: GrpcForm) -> String {
         _ => status.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

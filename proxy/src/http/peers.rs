@@ -8,17 +8,17 @@ use std::sync::Arc;
 use underpass_config::http::{PeerEnd, PeerField};
 use underpass_config::{Workload, WorkloadType};
 
-use super::record::Record;
+use super::facts::Ends;
 use crate::hbone::described::Described;
 use crate::source::Source;
 
 /// Writes a field of one end; false, and nothing written, if nothing is known of the end.
-pub fn tell(record: &Record, end: PeerEnd, field: PeerField, out: &mut Vec<u8>) -> bool {
-    let session = &record.connection().session;
+pub fn tell(ends: &Ends<'_>, end: PeerEnd, field: PeerField, out: &mut Vec<u8>) -> bool {
+    let session = ends.session;
     let config = &session.node.snapshot().config;
     let text = match end {
         PeerEnd::Downstream => of_source(&session.source.refreshed(&config.mesh, &config.node), field),
-        PeerEnd::Upstream => record.endpoint.and_then(|endpoint| {
+        PeerEnd::Upstream => ends.endpoint.and_then(|endpoint| {
             let ip = endpoint.ip().to_canonical();
             let workload = config.mesh.workload_at(&config.node.network, ip);
             workload.map(|workload| of_workload(workload, field))

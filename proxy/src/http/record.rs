@@ -10,11 +10,12 @@ use http::{Method, StatusCode, Version};
 use hyper::body::Frame;
 use tokio::time::Instant;
 use underpass_config::Text;
-use underpass_config::http::Route;
+use underpass_config::http::{Route, RouteTable};
 
 use super::Broken;
 use super::connection::Connection;
 use super::counting::Asked as WhomAsked;
+use super::facts::Ends;
 use super::filters::Findings;
 use super::flags::Flags;
 use super::intake::{Intake, X_FORWARDED_FOR, X_REQUEST_ID};
@@ -105,10 +106,11 @@ pub fn grpc_status_in(fields: &HeaderMap) -> Option<u16> {
 }
 
 impl Record {
-    /// Of a request that has just come.
-    pub fn new(connection: Arc<Connection>) -> Self {
+    /// Of a request that has just come, to be routed by `table`.
+    pub fn new(connection: Arc<Connection>, table: Option<&RouteTable>) -> Self {
         connection.request_began();
-        let logs = connection.session.node.telemetry.access_log.request_logs();
+        let own = table.and_then(|table| table.logs.as_ref());
+        let logs = connection.session.node.telemetry.access_log.request_logs(own);
         Self {
             heard: logs.map(|logs| Box::new(Heard::new(logs))),
             traced: None,
@@ -224,6 +226,17 @@ impl Record {
     /// What it came by.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// What it is between.
+    pub fn ends(&self) -> Ends<'_> {
+        Ends {
+            session: &self.connection.session,
+            local: self.connection.local,
+            started: self.started,
+            endpoint: self.endpoint,
+            cluster: self.cluster.as_deref(),
+        }
     }
 
     /// When it came, by the calendar.

@@ -22,7 +22,7 @@ pub(super) fn put_in_force(node: &Arc<Node>, told: &Told, before: &Told) {
         ..found.config.clone()
     };
     node.http.leases.prepare(&next, node.identities.as_ref());
-    node.telemetry.exporters.prepare(&next.http);
+    node.telemetry.prepare(&next.http);
     node.publish(|in_force| {
         let http = match Arc::ptr_eq(&in_force.http, &found.config.http) {
             true => next.http.clone(),
@@ -38,5 +38,5 @@ pub(super) fn put_in_force(node: &Arc<Node>, told: &Told, before: &Told) {
     let config = node.snapshot().config.clone();
     node.http.originations.keep(&config.http);
     node.http.leases.keep(&config);
-    node.telemetry.exporters.keep(&config.http);
+    node.telemetry.keep(&config.http);
 }

@@ -4,37 +4,34 @@
 //! fields in the same order. Lines leave the cores through a bounded queue to a thread that writes them: a slow disk or terminal
 //! never holds up traffic, and what the queue could not take is counted (`underpass_access_log_dropped_total`).
 
+use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
-use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use underpass_config::{
-    AccessLog, GrpcLog, Identity, LogFormat, LogTo, NodeSettings, OtlpLog, PolicyKey, ServiceKey, Text, Workload,
-};
+use underpass_config::http::Http;
+use underpass_config::{AccessLog, Identity, LogFormat, NodeSettings, PolicyKey, RequestLog, ServiceKey, Workload};
 
 use super::line_writer::LineWriter;
-use super::request_logs::{RequestLogs, Whither};
+use super::request_logs::{Of, RequestLogs, Whither};
+use super::writers::{AccessLogError, Writers};
 use crate::ending::Ending;
 use crate::entrance::Entrance;
-use crate::export::{self, Envelope, Exporters, Otlp, als};
+use crate::export::Exporters;
+use crate::opened::Opened;
 use crate::socket::TcpQuality;
 
 /// How long the last lines may take to be written when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// Why the access log cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("the access log {} cannot be opened for appending: {source}; check node.access_log.path", path.display())]
-pub struct AccessLogError {
-    path: PathBuf,
-    source: io::Error,
-}
+/// Where the operator looks if a log of the node's cannot be opened.
+const OF_NODE: &str = "node.access_log";
+
+/// Where, if it is one that istiod has told of.
+const OF_ISTIOD: &str = "the Telemetry and the extension provider that it comes from";
 
 /// Everything a line says.
 #[derive(Debug)]
@@ -187,58 +184,15 @@ struct Sink {
     /// Where lines in the proxy's own format go; none: there are none.
     own: Option<Arc<LineWriter>>,
     requests: Option<Arc<RequestLogs>>,
-    /// All, one for each path.
-    writers: Vec<(PathBuf, Arc<LineWriter>)>,
 }
 
-/// Of whom logs that others keep say that they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Of {
-    name: Text,
-    cluster: Text,
-    zone: Text,
-}
-
-impl Of {
-    fn node(node: &NodeSettings) -> Self {
-        Self {
-            name: node.name.clone(),
-            cluster: node.cluster_id.clone(),
-            zone: node.locality.zone.clone(),
-        }
-    }
-
-    /// The labels of a log of OpenTelemetry's, in Envoy's words, and what else it is said to be of.
-    fn otlp(&self, log: &OtlpLog) -> Envelope {
-        let own = [
-            ("log_name", &log.log_name),
-            ("zone_name", &self.zone),
-            ("cluster_name", &self.cluster),
-            ("node_name", &self.name),
-        ];
-        let own = own.into_iter().filter(|_| log.has_builtin_labels);
-        let own = own.map(|(name, value)| export::text(name, &**value));
-        let said = log.resource.iter().map(|(name, value)| export::text(name, &**value));
-        Envelope::Logs(Otlp::of_logs(own.chain(said).collect()))
-    }
-
-    fn entries(&self, log: &GrpcLog) -> Envelope {
-        Envelope::Entries(als::Identifier {
-            node: Some(als::Node {
-                id: self.name.to_string(),
-                cluster: self.cluster.to_string(),
-            }),
-            log_name: log.log_name.to_string(),
-        })
-    }
-}
-
-/// The access logs, as `node.access_log` names them at the moment.
+/// The access logs, as `node.access_log` names them at the moment, and those that tables and chains have of their own.
 #[derive(Debug)]
 pub struct AccessLogWriter {
     sink: ArcSwap<Sink>,
+    of_tables: Opened<Vec<RequestLog>, RequestLogs>,
+    writers: Arc<Writers>,
     exporters: Arc<Exporters>,
-    dropped_before: AtomicU64,
 }
 
 impl AccessLogWriter {
@@ -247,10 +201,12 @@ impl AccessLogWriter {
     /// # Errors
     /// When a file cannot be opened for appending.
     pub fn open(node: &NodeSettings, exporters: Arc<Exporters>) -> Result<Self, AccessLogError> {
+        let writers = Arc::default();
         Ok(Self {
-            sink: ArcSwap::from_pointee(Sink::open(node, &exporters)?),
+            sink: ArcSwap::from_pointee(Sink::open(node, &writers, &exporters)?),
+            of_tables: Opened::default(),
+            writers,
             exporters,
-            dropped_before: AtomicU64::new(0),
         })
     }
 
@@ -276,14 +232,38 @@ impl AccessLogWriter {
         if sink.settings == node.access_log && sink.of == Of::node(node) {
             Ok(None)
         } else {
-            Sink::open(node, &self.exporters).map(|s| Some(Prepared(s)))
+            Sink::open(node, &self.writers, &self.exporters).map(|s| Some(Prepared(s)))
         }
     }
 
     /// Puts what was prepared in force; lines already queued are still written where they belong.
     pub fn replace(&self, prepared: Prepared) {
-        let old = self.sink.swap(Arc::new(prepared.0));
-        self.dropped_before.fetch_add(old.dropped(), Ordering::Relaxed);
+        self.sink.store(Arc::new(prepared.0));
+    }
+
+    /// Opens the logs that `http` has of its own and that are not open yet. One whose file cannot be opened is told of and counted, is without it until that is tried
+    /// again with the next configuration, and hinders nothing.
+    pub fn prepare_own(&self, http: &Http) {
+        let sink = self.sink.load();
+        let fit = |opened: &RequestLogs| opened.is_whole() && *opened.of() == sink.of;
+        let open = |logs: &Vec<RequestLog>| {
+            let lines = |path: &Path| -> Result<Whither, Infallible> {
+                Ok(match self.writers.try_open(path, OF_ISTIOD) {
+                    Some(writer) => Whither::Lines(writer),
+                    None => Whither::Nowhere(self.writers.clone()),
+                })
+            };
+            let Ok(opened) = RequestLogs::open(logs, &sink.of, lines, &self.exporters);
+            Arc::new(opened)
+        };
+        self.of_tables
+            .prepare(http.logs().filter(|logs| !logs.is_empty()), fit, open);
+    }
+
+    /// Keeps those that `http` has of its own, and those that somebody is still served by.
+    pub fn keep_own(&self, http: &Http) {
+        self.prepare_own(http);
+        self.of_tables.let_go();
     }
 
     /// Queues a line.
@@ -317,24 +297,31 @@ impl AccessLogWriter {
         self.sink.load().own.is_some()
     }
 
-    /// The logs of requests in Envoy's words, if there are any.
-    pub fn request_logs(&self) -> Option<Arc<RequestLogs>> {
-        self.sink.load().requests.clone()
+    /// The logs in Envoy's words, if there are any, of those who have `own`; where these are none, the node's.
+    pub fn request_logs(&self, own: Option<&Arc<Vec<RequestLog>>>) -> Option<Arc<RequestLogs>> {
+        match own {
+            Some(own) => self.of_tables.of(own),
+            None => self.sink.load().requests.clone(),
+        }
     }
 
     /// Lines that were dropped.
     pub fn dropped(&self) -> u64 {
-        self.dropped_before.load(Ordering::Relaxed) + self.sink.load().dropped()
+        self.writers.dropped()
+    }
+
+    /// How often a file of a log that istiod has told of could not be opened.
+    pub fn failures(&self) -> u64 {
+        self.writers.failures()
     }
 
     /// Writes out what is queued, if that does not take too long, and stops.
     pub fn close(&self) {
         let deadline = Instant::now() + LAST_LINES;
         let sink = self.sink.load();
-        let sink = self.sink.swap(Arc::new(Sink::closed(&sink.settings, sink.of.clone())));
-        for (_, writer) in &sink.writers {
-            writer.finish(deadline);
-        }
+        self.sink.store(Arc::new(Sink::closed(&sink.settings, sink.of.clone())));
+        self.of_tables.clear();
+        self.writers.finish(deadline);
     }
 }
 
@@ -343,23 +330,19 @@ impl AccessLogWriter {
 pub struct Prepared(Sink);
 
 impl Sink {
-    fn open(node: &NodeSettings, exporters: &Exporters) -> Result<Self, AccessLogError> {
+    fn open(node: &NodeSettings, writers: &Writers, exporters: &Exporters) -> Result<Self, AccessLogError> {
         let settings = &node.access_log;
         let mut sink = Self::closed(settings, Of::node(node));
         sink.settings = settings.clone();
         if settings.format != LogFormat::Off {
-            sink.own = Some(sink.writer(&settings.path)?);
+            sink.own = Some(writers.open(&settings.path, OF_NODE)?);
         }
-        let mut requests = Vec::with_capacity(settings.requests.len());
-        for log in &settings.requests {
-            let whither = match &log.to {
-                LogTo::File { path, .. } => Whither::Lines(sink.writer(path)?),
-                LogTo::OpenTelemetry(otlp) => Whither::Collector(exporters.open(&otlp.export, sink.of.otlp(otlp))),
-                LogTo::Grpc(grpc) => Whither::Collector(exporters.open(&grpc.export, sink.of.entries(grpc))),
-            };
-            requests.push((log.clone(), whither));
+        if settings.requests.is_empty() {
+            return Ok(sink);
         }
-        sink.requests = RequestLogs::new(requests);
+        let lines = |path: &Path| writers.open(path, OF_NODE).map(Whither::Lines);
+        let requests = RequestLogs::open(&settings.requests, &sink.of, lines, exporters)?;
+        sink.requests = Some(Arc::new(requests));
         Ok(sink)
     }
 
@@ -374,34 +357,9 @@ impl Sink {
             },
             own: None,
             requests: None,
-            writers: Vec::new(),
         }
-    }
-
-    /// Logs of one path share a writer: their lines stay whole.
-    fn writer(&mut self, path: &Path) -> Result<Arc<LineWriter>, AccessLogError> {
-        let path = match path.to_str() {
-            Some("/dev/stdout") => Path::new("-"),
-            _ => path,
-        };
-        if let Some((_, writer)) = self.writers.iter().find(|(known, _)| known == path) {
-            return Ok(writer.clone());
-        }
-        let open = || match path.to_str() {
-            // Whatever they are: what is no file can't be opened by such a path (a socket), or would be truncated by others.
-            Some("-") => LineWriter::start(io::stdout()),
-            Some("/dev/stderr") => LineWriter::start(io::stderr()),
-            _ => LineWriter::start(OpenOptions::new().create(true).append(true).open(path)?),
-        };
-        let writer = Arc::new(open().map_err(|source| AccessLogError {
-            path: path.to_owned(),
-            source,
-        })?);
-        self.writers.push((path.to_owned(), writer.clone()));
-        Ok(writer)
-    }
-
-    fn dropped(&self) -> u64 {
-        self.writers.iter().map(|(_, writer)| writer.dropped()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,13 +27,12 @@ pub(super) struct LineWriter {
 }
 
 impl LineWriter {
-    /// Starts the thread.
+    /// Starts the thread. What is not written is added to `dropped`: the queue was full, or the write failed.
     ///
     /// # Errors
     /// When there is no thread to be had.
-    pub(super) fn start(out: impl Write + Send + 'static) -> std::io::Result<Self> {
+    pub(super) fn start(out: impl Write + Send + 'static, dropped: Arc<AtomicU64>) -> std::io::Result<Self> {
         let (queue, lines) = sync_channel(QUEUED_LINES);
-        let dropped = Arc::new(AtomicU64::new(0));
         let lost = dropped.clone();
         let thread = std::thread::Builder::new()
             .name("access-log".to_owned())
@@ -46,11 +45,6 @@ impl LineWriter {
         if self.queue.try_send(Some(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
-    }
-
-    /// Lines that were not written: the queue was full, or the write failed.
-    pub(super) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
     }
 
     /// Writes out what is queued, if the destination takes it by the deadline; what comes later is dropped. (Merely dropped, the writer does the
@@ -109,12 +103,13 @@ mod tests {
     #[test]
     fn every_line_is_written_in_order_before_the_writer_is_gone() {
         let memory = Memory::default();
-        let writer = LineWriter::start(memory.clone()).unwrap();
+        let dropped = Arc::<AtomicU64>::default();
+        let writer = LineWriter::start(memory.clone(), dropped.clone()).unwrap();
         let lines: Vec<_> = (0..5000).map(|n| format!("line {n}\n")).collect();
         for line in &lines {
             writer.write(line.clone());
         }
-        assert_eq!(writer.dropped(), 0);
+        assert_eq!(dropped.load(Ordering::Relaxed), 0);
         writer.finish(Instant::now() + Duration::from_secs(30));
         assert_eq!(
             String::from_utf8(memory.0.lock().unwrap().clone()).unwrap(),
@@ -140,12 +135,13 @@ mod tests {
     fn a_stuck_destination_drops_lines_and_counts_them() {
         let stuck = Arc::new(Mutex::new(()));
         let held = stuck.lock().unwrap();
-        let writer = LineWriter::start(Stuck(stuck.clone())).unwrap();
+        let dropped = Arc::<AtomicU64>::default();
+        let writer = LineWriter::start(Stuck(stuck.clone()), dropped.clone()).unwrap();
         let more_than_fits = 3 * QUEUED_LINES;
         for _ in 0..more_than_fits {
             writer.write("line\n".to_owned());
         }
-        let dropped = writer.dropped();
+        let dropped = dropped.load(Ordering::Relaxed);
         // What is not dropped is in the queue, or in the batch that is stuck.
         assert!(dropped >= (more_than_fits - 2 * QUEUED_LINES - 1) as u64, "{dropped}");
         writer.finish(Instant::now() + Duration::from_millis(1));

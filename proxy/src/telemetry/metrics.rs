@@ -181,9 +181,13 @@ impl Collector for ProcessMetrics {
         parked.encode(metric)?;
         self.encode_tunnels(&mut encoder)?;
         let dropped = ConstCounter::new(self.access_log.dropped());
-        let help = "Access-log lines dropped because their destination was too slow";
+        let help = "Access-log lines dropped because their destination was too slow, or could not be opened";
         let metric = encoder.encode_descriptor("underpass_access_log_dropped", help, None, dropped.metric_type())?;
-        dropped.encode(metric)
+        dropped.encode(metric)?;
+        let failures = ConstCounter::new(self.access_log.failures());
+        let help = "How often the file of an access log that istiod tells of could not be opened";
+        let name = "underpass_access_log_open_failures";
+        failures.encode(encoder.encode_descriptor(name, help, None, failures.metric_type())?)
     }
 }
 

@@ -29,7 +29,8 @@ pub(super) struct Serving {
     grace: Duration,
     until: Option<Instant>,
     is_changed: bool,
-    told: Told,
+    /// What was handed on last.
+    told: Option<Told>,
 }
 
 impl Serving {
@@ -42,7 +43,7 @@ impl Serving {
             grace,
             until: None,
             is_changed: false,
-            told: Told::default(),
+            told: None,
         }
     }
 
@@ -135,8 +136,13 @@ impl Serving {
             return None;
         }
         self.until = None;
-        self.told = Told::of(&self.held);
-        Some(self.told.clone())
+        let told = Told::of(&self.held);
+        // istiod often sends again what it has sent.
+        if self.told.as_ref().is_some_and(|before| before.is(&told)) {
+            return None;
+        }
+        self.told = Some(told.clone());
+        Some(told)
     }
 
     /// Looks whether it fits together.
@@ -157,7 +163,8 @@ impl Serving {
         for chain in self.held.chains.values().filter_map(|kept| kept.served.as_ref().ok()) {
             // One that never was is the route's affair: its requests are answered as it says.
             chain.clusters(&mut |name| {
-                fits &= self.held.clusters.contains_key(name) || !self.told.has_cluster(name);
+                let was_there = self.told.as_ref().is_some_and(|told| told.has_cluster(name));
+                fits &= self.held.clusters.contains_key(name) || !was_there;
             });
         }
         fits

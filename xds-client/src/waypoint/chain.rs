@@ -22,9 +22,13 @@ const NETWORK: &str = "envoy.extensions.filters.network.";
 
 /// Whether what is at this path only tells of requests, and changes nothing for them.
 pub(super) fn only_tells(path: &str) -> bool {
-    [".access_log[", ".tracing.", ".tracing<", "<stats.PluginConfig>"]
-        .iter()
-        .any(|part| path.contains(part))
+    let others = [".access_log[", "<stats.PluginConfig>"];
+    is_of_tracing(path) || others.iter().any(|part| path.contains(part))
+}
+
+/// Whether what is at this path is of spans.
+pub(super) fn is_of_tracing(path: &str) -> bool {
+    [".tracing.", ".tracing<"].iter().any(|part| path.contains(part))
 }
 
 /// What of telemetry is not told is put into `left_out`.

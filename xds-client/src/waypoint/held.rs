@@ -8,8 +8,9 @@ use prost_reflect::DynamicMessage;
 use underpass_config::Text;
 use underpass_config::waypoint::{Chain, EndpointSet, Place, WaypointCluster};
 
+use super::bytes::{CHAIN, Came, FRAME, Parts, hash_of_chain};
 use super::inspection::{ContentHash, inspect, inspect_bytes};
-use super::listener::{self, MAIN, Main, Translated, Unread};
+use super::listener::{Frame, MAIN, Unread};
 use super::refusal::{Refused, Untranslated};
 use super::wiring::{self, Kind};
 use super::{CLUSTER, ENDPOINTS, LISTENER, cluster, endpoints};
@@ -48,6 +49,7 @@ pub struct Held {
     pub closed: Vec<Untranslated>,
     /// Listeners and clusters that are wiring and not as it is known, by type and name; while there is one, nothing can be served.
     pub unlike: BTreeMap<(&'static str, Text), Untranslated>,
+    came: Came,
 }
 
 /// What a response has done.
@@ -71,26 +73,42 @@ impl Held {
     /// # Errors
     /// If it is of a type that is not a waypoint's, has a resource without a name, or one twice. Nothing of it is in force then.
     pub fn take(&mut self, response: &DeltaDiscoveryResponse) -> Result<Taken, ResponseError> {
-        let remove = match response.type_url.as_str() {
-            CLUSTER => Self::remove_cluster,
-            ENDPOINTS => Self::remove_endpoints,
-            LISTENER => Self::remove_listener,
+        type Remove = fn(&mut Held, &str, &mut Taken);
+        type Take = fn(&mut Held, &Text, &Resource, &mut Taken);
+        let (kind, remove, take): (_, Remove, Take) = match response.type_url.as_str() {
+            CLUSTER => (CLUSTER, Self::remove_cluster, Self::take_cluster),
+            ENDPOINTS => (ENDPOINTS, Self::remove_endpoints, Self::take_endpoints),
+            LISTENER => (LISTENER, Self::remove_listener, Self::take_listener),
             other => return Err(ResponseError::Type(other.to_owned())),
         };
         crate::held::check_names(response)?;
         let mut taken = Taken::default();
         for name in &response.removed_resources {
+            self.came.forget(kind, &name.as_str().into());
             remove(self, name, &mut taken);
         }
         for resource in &response.resources {
             let name: Text = resource.name.as_str().into();
-            match response.type_url.as_str() {
-                CLUSTER => self.take_cluster(&name, resource, &mut taken),
-                ENDPOINTS => self.take_endpoints(&name, resource, &mut taken),
-                _ => self.take_listener(&name, resource, &mut taken),
+            let bytes = hash_of(resource);
+            let held = self.held_of(kind, &name);
+            match self.came.is(kind, &name, bytes) && held > 0 {
+                true => taken.kept += held,
+                false => take(self, &name, resource, &mut taken),
             }
+            self.came.note(kind, &name, bytes);
         }
         Ok(taken)
+    }
+
+    /// How much there is of a resource that was taken.
+    fn held_of(&self, kind: &'static str, name: &Text) -> usize {
+        match kind {
+            CLUSTER => usize::from(self.clusters.contains_key(name)),
+            ENDPOINTS => usize::from(self.endpoints.contains_key(name)),
+            // What is wiring is not held.
+            _ if &**name == MAIN => self.chains.len(),
+            _ => 0,
+        }
     }
 
     fn remove_cluster(&mut self, name: &str, taken: &mut Taken) {
@@ -107,6 +125,7 @@ impl Held {
         if name == MAIN {
             self.place = None;
             self.closed.clear();
+            self.came.clear(CHAIN);
             let gone = std::mem::take(&mut self.chains);
             taken.removed.extend(gone.into_keys());
         }
@@ -144,18 +163,14 @@ impl Held {
     }
 
     fn take_listener(&mut self, name: &Text, resource: &Resource, taken: &mut Taken) {
-        let (wire, message) = match read::<Listener>(resource, LISTENER, |wire| &wire.name) {
-            Ok(read) => read,
-            Err(why) => return self.take_wiring(LISTENER, name, Err(why), taken),
-        };
-        match listener::translate(wire, &message) {
-            Translated::Wiring(checked) => self.take_wiring(LISTENER, name, checked, taken),
-            Translated::Main(main) => self.take_main(name, *main, taken),
-            Translated::Unknown => {
-                let why = Refused::new("name", "is no listener of a waypoint's that is known");
-                self.take_wiring(LISTENER, name, Err(why), taken);
-            }
+        if &**name == MAIN {
+            return self.take_main(name, resource, taken);
         }
+        let checked = read::<Listener>(resource, LISTENER, |wire| &wire.name).and_then(|(_, message)| {
+            let unknown = || Refused::new("name", "is no listener of a waypoint's that is known");
+            wiring::check(&message, wiring::known(Kind::Listener, name).ok_or_else(unknown)?)
+        });
+        self.take_wiring(LISTENER, name, checked, taken);
     }
 
     fn take_wiring(&mut self, kind: &'static str, name: &Text, checked: Result<(), Refused>, taken: &mut Taken) {
@@ -171,41 +186,70 @@ impl Held {
         }
     }
 
-    fn take_main(&mut self, name: &Text, main: Main, taken: &mut Taken) {
-        let Main {
-            frame,
-            place,
-            closed,
-            chains,
-        } = main;
-        self.take_wiring(LISTENER, name, frame, taken);
-        let closed: Vec<_> = closed
-            .into_iter()
-            .map(|why| why.within("filter_chain_matcher").of(name))
-            .collect();
+    fn take_main(&mut self, name: &Text, resource: &Resource, taken: &mut Taken) {
+        let parts = bytes_of(resource, LISTENER)
+            .and_then(|bytes| Parts::of(bytes).ok_or_else(|| Refused::new("", "can't be decoded")));
+        let Parts { frame, chains } = match parts {
+            Ok(parts) => parts,
+            Err(why) => {
+                self.came.forget(FRAME, name);
+                return self.take_wiring(LISTENER, name, Err(why), taken);
+            }
+        };
+        let hash = ContentHash::of_bytes(&frame);
+        if self.place.is_none() || !self.came.is(FRAME, name, hash) {
+            self.came.forget(FRAME, name);
+            let read = decode::<Listener>(&resource.name, &frame, LISTENER, |wire| &wire.name);
+            match read.map(|(wire, message)| Frame::of(&wire, &message)) {
+                Ok(frame) => self.take_frame(name, frame, taken),
+                Err(why) => return self.take_wiring(LISTENER, name, Err(why), taken),
+            }
+            self.came.note(FRAME, name, hash);
+        }
+        self.take_chains(chains, taken);
+    }
+
+    fn take_frame(&mut self, name: &Text, frame: Frame, taken: &mut Taken) {
+        self.take_wiring(LISTENER, name, frame.checked, taken);
+        let closed = frame.closed.into_iter();
+        let closed: Vec<_> = closed.map(|why| why.within("filter_chain_matcher").of(name)).collect();
         taken.closed.extend(closed.iter().cloned());
         self.closed = closed;
-        if self.place.as_deref() != Some(&place) {
-            self.place = Some(Arc::new(place));
+        if self.place.as_deref() != Some(&frame.place) {
+            self.place = Some(Arc::new(frame.place));
         }
+    }
+
+    fn take_chains(&mut self, chains: Vec<(Text, &[u8])>, taken: &mut Taken) {
         let mut before = std::mem::take(&mut self.chains);
-        let mut by_name: BTreeMap<&Text, Vec<&Unread>> = BTreeMap::new();
-        for chain in &chains {
-            by_name.entry(&chain.name).or_default().push(chain);
+        let mut by_name: BTreeMap<Text, Vec<&[u8]>> = BTreeMap::new();
+        for (name, bytes) in chains {
+            by_name.entry(name).or_default().push(bytes);
         }
         for (name, same) in by_name {
-            if let Some(kept) = before.remove(name) {
+            let bytes = ContentHash::of_several(same.iter().map(|bytes| hash_of_chain(bytes)));
+            if let Some(kept) = before.remove(&name) {
                 self.chains.insert(name.clone(), kept);
-            }
-            match &same[..] {
-                [chain] => taken.keep_or_read(&mut self.chains, name, chain.hash, || chain.read()),
-                several => {
-                    // Which of them is meant can't be known.
-                    let hash = ContentHash::of_several(several.iter().map(|chain| chain.hash));
-                    let why = || Refused::new("name", "is another chain's, too");
-                    taken.keep_or(&mut self.chains, name, hash, || (Err(why()), Vec::new()));
+                if self.came.is(CHAIN, &name, bytes) {
+                    taken.kept += 1;
+                    continue;
                 }
             }
+            match &same[..] {
+                [one] => match Unread::of(&name, one) {
+                    Ok(chain) => taken.keep_or_read(&mut self.chains, &name, chain.hash, || chain.read()),
+                    Err(why) => taken.keep_or(&mut self.chains, &name, bytes, || (Err(why), Vec::new())),
+                },
+                _ => {
+                    // Which of them is meant can't be known.
+                    let why = || Refused::new("name", "is another chain's, too");
+                    taken.keep_or(&mut self.chains, &name, bytes, || (Err(why()), Vec::new()));
+                }
+            }
+            self.came.note(CHAIN, &name, bytes);
+        }
+        for name in before.keys() {
+            self.came.forget(CHAIN, name);
         }
         taken.removed.extend(before.into_keys());
     }
@@ -293,21 +337,43 @@ fn all_known(unknown: &[String]) -> Result<(), Refused> {
     }
 }
 
+/// Of all that a resource says.
+fn hash_of(resource: &Resource) -> ContentHash {
+    let any = resource.resource.iter();
+    let parts = any.flat_map(|any| [any.type_url.as_bytes(), &any.value[..]]);
+    ContentHash::of_several(parts.map(ContentHash::of_bytes))
+}
+
+/// The bytes of a resource, which has to be of this type.
+fn bytes_of<'r>(resource: &'r Resource, url: &str) -> Result<&'r [u8], Refused> {
+    let any = resource.resource.as_ref().ok_or_else(|| Refused::missing("resource"))?;
+    match any.type_url == url {
+        true => Ok(&any.value),
+        false => Err(Refused::unsupported("resource", format!("a `{}`", any.type_url))),
+    }
+}
+
 /// A resource as its message, twice: as what is translated, and as what can be looked at.
 fn read<M: Message + Default>(
     resource: &Resource,
     url: &'static str,
     name: impl Fn(&M) -> &String,
 ) -> Result<(M, DynamicMessage), Refused> {
-    let any = resource.resource.as_ref().ok_or_else(|| Refused::missing("resource"))?;
-    if any.type_url != url {
-        return Err(Refused::unsupported("resource", format!("a `{}`", any.type_url)));
-    }
-    let wire = M::decode(&*any.value).map_err(|error| Refused::new("", format!("can't be decoded: {error}")))?;
-    if *name(&wire) != resource.name {
+    decode(&resource.name, bytes_of(resource, url)?, url, name)
+}
+
+/// The same of bytes, which have to be of this name.
+fn decode<M: Message + Default>(
+    expected: &str,
+    bytes: &[u8],
+    url: &'static str,
+    name: impl Fn(&M) -> &String,
+) -> Result<(M, DynamicMessage), Refused> {
+    let wire = M::decode(bytes).map_err(|error| Refused::new("", format!("can't be decoded: {error}")))?;
+    if *name(&wire) != expected {
         return Err(Refused::new("name", format!("is `{}` in the message", name(&wire))));
     }
     let type_name = url.rsplit_once('/').map_or(url, |(_, name)| name);
-    let message = inspect_bytes(type_name, &any.value).map_err(|why| Refused::new("", why))?;
+    let message = inspect_bytes(type_name, bytes).map_err(|why| Refused::new("", why))?;
     Ok((wire, message))
 }

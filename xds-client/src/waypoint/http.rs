@@ -1,12 +1,14 @@
 //! `HttpConnectionManager`: a service that speaks HTTP.
 
 mod action;
+mod export;
 mod headers;
 pub(super) mod logs;
 mod matches;
 mod overrides;
 mod retry;
 mod routes;
+mod tracing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,15 +79,13 @@ pub(super) fn translate(
     only_if(is_taken_off, "forward_client_cert_details", "is for wiring only")?;
     let tells = set_current_client_cert_details.is_some();
     only_if(!tells, "set_current_client_cert_details", "is for wiring only")?;
+    // Envoy's default.
+    let mut sampled_by_id = true;
     if let Some(wire::RequestIdExtension { typed_config }) = request_id_extension {
         let UuidRequestIdConfig {
-            // Whether spans are sampled by it.
-            use_request_id_for_trace_sampling: _,
+            use_request_id_for_trace_sampling,
         } = unpack(typed_config.as_ref()).at("request_id_extension.typed_config")?;
-    }
-    // Spans and what is told of them: not here yet. Nothing else of a request goes by it.
-    if tracing.as_ref().is_some_and(|tracing| tracing.provider.is_some()) {
-        left_out.push(Refused::new("tracing", "is not served yet: requests have no spans"));
+        sampled_by_id = use_request_id_for_trace_sampling.unwrap_or(true);
     }
     let everywhere = Everywhere {
         upgrades: upgrades(upgrade_configs)?,
@@ -104,10 +104,13 @@ pub(super) fn translate(
         *merge_slashes,
         *path_with_escaped_slashes_action,
     )?;
+    table.tracing = tracing
+        .as_ref()
+        .and_then(|tracing| tracing::translate(tracing, sampled_by_id, left_out));
+    table.logs = logs::translate(access_log, left_out);
     let dynamic = filters::translate(http_filters, &mut table, left_out).at("http_filters")?;
     Ok(HttpChain {
         table: Arc::new(table),
-        logs: logs::translate(access_log, left_out),
         dynamic,
         destination: None,
     })

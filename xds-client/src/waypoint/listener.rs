@@ -1,10 +1,13 @@
 //! `envoy.config.listener.v3.Listener`. One says what is served: `main_internal`, whose matcher leads to its chains. The others are wiring.
 
-use prost_reflect::{DynamicMessage, Value};
+use std::sync::Arc;
+
+use prost::{Message, Name};
+use prost_reflect::DynamicMessage;
 use underpass_config::Text;
 use underpass_config::waypoint::{Chain, Place};
 
-use super::inspection::{ContentHash, inspect, type_name};
+use super::inspection::{ContentHash, inspect, inspect_bytes, type_name};
 use super::refusal::{At, Refused, Untranslated, each};
 use super::values::unpack;
 use super::wiring::{self, Kind};
@@ -15,28 +18,15 @@ use crate::proto::envoy::extensions::filters::listener as inspectors;
 /// The listener that says what is served.
 pub(super) const MAIN: &str = "main_internal";
 
-/// What a listener comes to.
+/// What is around the chains of `main_internal`.
 #[derive(Debug)]
-pub(super) enum Translated {
-    /// It is wiring, as it is known, or it is not, and nothing can be served.
-    Wiring(Result<(), Refused>),
-    /// What is served.
-    Main(Box<Main>),
-    /// Nobody knows what it is.
-    Unknown,
-}
-
-/// What `main_internal` comes to.
-#[derive(Debug)]
-pub(super) struct Main {
-    /// What is around the chains: if it is not understood, nothing can be served.
-    pub(super) frame: Result<(), Refused>,
+pub(super) struct Frame {
+    /// If it is not understood, nothing can be served.
+    pub(super) checked: Result<(), Refused>,
     /// Where connections lead.
     pub(super) place: Place,
     /// Branches of that which are closed.
     pub(super) closed: Vec<Refused>,
-    /// The chains, in their order.
-    pub(super) chains: Vec<Unread>,
 }
 
 /// A chain that is not translated yet: whether it has to be, its hash says.
@@ -49,6 +39,20 @@ pub(super) struct Unread {
 }
 
 impl Unread {
+    /// The chain of this name, of its bytes.
+    pub(super) fn of(name: &Text, bytes: &[u8]) -> Result<Self, Refused> {
+        let wire = wire::FilterChain::decode(bytes);
+        let wire = wire.map_err(|error| Refused::new("", format!("can't be decoded: {error}")))?;
+        let message = inspect_bytes(&wire::FilterChain::full_name(), bytes).map_err(|why| Refused::new("", why))?;
+        let inspected = inspect(&message);
+        Ok(Self {
+            name: name.clone(),
+            hash: inspected.hash,
+            unknown: inspected.unknown,
+            wire,
+        })
+    }
+
     /// Translates it.
     pub(super) fn read(&self) -> (Result<Chain, Untranslated>, Vec<Untranslated>) {
         let mut left_out = Vec::new();
@@ -57,7 +61,7 @@ impl Unread {
         (chain.map_err(of), left_out.into_iter().map(of).collect())
     }
 
-    /// Fields that are not known close the chain, but for those of what only tells of requests.
+    /// Fields that are not known close the chain, but for those of what only tells of requests. Of spans nobody is told then: it could be of too many, or too much.
     fn understood(&self, left_out: &mut Vec<Refused>) -> Result<Chain, Refused> {
         for path in &self.unknown {
             let refused = Refused::new(path.as_str(), "is not known");
@@ -66,49 +70,39 @@ impl Unread {
                 false => return Err(refused),
             }
         }
-        chain::translate(&self.wire, left_out)
+        let mut chain = chain::translate(&self.wire, left_out)?;
+        if self.unknown.iter().any(|path| chain::is_of_tracing(path))
+            && let Chain::Http(http) = &mut chain
+            && let Some(table) = Arc::get_mut(&mut http.table)
+        {
+            table.tracing = None;
+        }
+        Ok(chain)
     }
 }
 
-pub(super) fn translate(wire: wire::Listener, message: &DynamicMessage) -> Translated {
-    let Some(known) = wiring::known(Kind::Listener, &wire.name) else {
-        return Translated::Unknown;
-    };
-    if wire.name != MAIN {
-        return Translated::Wiring(wiring::check(message, known));
-    }
-    let inspectors = each("listener_filters", &wire.listener_filters, check_inspector);
-    let mut frame = wiring::check(message, known).and(inspectors.map(|_| ()));
-    let mut closed = Vec::new();
-    let place = match &wire.filter_chain_matcher {
-        Some(wire) => {
-            for path in field(message, "filter_chain_matcher")
-                .iter()
-                .flat_map(|matcher| inspect(matcher).unknown)
-            {
-                frame = frame.and(Err(Refused::new(path, "is not known")).at("filter_chain_matcher"));
+impl Frame {
+    /// That of a listener, twice.
+    pub(super) fn of(wire: &wire::Listener, message: &DynamicMessage) -> Self {
+        let inspectors = each("listener_filters", &wire.listener_filters, check_inspector);
+        let known = wiring::known(Kind::Listener, MAIN).unwrap_or_default();
+        let mut checked = wiring::check(message, known).and(inspectors.map(|_| ()));
+        let mut closed = Vec::new();
+        let place = match &wire.filter_chain_matcher {
+            Some(wire) => {
+                for path in field(message, "filter_chain_matcher")
+                    .iter()
+                    .flat_map(|matcher| inspect(matcher).unknown)
+                {
+                    checked = checked.and(Err(Refused::new(path, "is not known")).at("filter_chain_matcher"));
+                }
+                matcher::translate(wire, &mut closed)
             }
-            matcher::translate(wire, &mut closed)
-        }
-        // A waypoint that nothing is bound to.
-        None => Place::Closed("nothing is served".into()),
-    };
-    let messages = list(message, "filter_chains");
-    let chains = wire.filter_chains.into_iter().zip(messages).map(|(wire, message)| {
-        let inspected = inspect(&message);
-        Unread {
-            name: wire.name.as_str().into(),
-            hash: inspected.hash,
-            unknown: inspected.unknown,
-            wire,
-        }
-    });
-    Translated::Main(Box::new(Main {
-        frame,
-        place,
-        closed,
-        chains: chains.collect(),
-    }))
+            // A waypoint that nothing is bound to.
+            None => Place::Closed("nothing is served".into()),
+        };
+        Self { checked, place, closed }
+    }
 }
 
 /// What Envoy finds out about a connection before it is led anywhere: where it was going, and what it speaks. Here both are found out where they are asked
@@ -150,11 +144,4 @@ fn check_inspector(wire: &wire::ListenerFilter) -> Result<(), Refused> {
 fn field(message: &DynamicMessage, name: &str) -> Option<DynamicMessage> {
     let value = message.get_field_by_name(name)?.into_owned();
     value.as_message().cloned()
-}
-
-fn list(message: &DynamicMessage, name: &str) -> Vec<DynamicMessage> {
-    match message.get_field_by_name(name).as_deref() {
-        Some(Value::List(items)) => items.iter().filter_map(|item| item.as_message().cloned()).collect(),
-        _ => Vec::new(),
-    }
 }

@@ -25,6 +25,11 @@ pub struct Told {
     unlike: Option<Untranslated>,
 }
 
+fn are_same<T>(one: &Served<T>, other: &Served<T>) -> bool {
+    let mut pairs = one.iter().zip(other);
+    one.len() == other.len() && pairs.all(|((name, kept), (other, its))| name == other && Arc::ptr_eq(kept, its))
+}
+
 /// What a cluster is made of.
 type Parts<'t> = (&'t Arc<Kept<WaypointCluster>>, Option<&'t Arc<Kept<EndpointSet>>>);
 
@@ -38,6 +43,16 @@ impl Told {
             place: held.place.clone(),
             unlike: held.unlike.values().next().cloned(),
         }
+    }
+
+    /// Whether it is all the same objects.
+    pub fn is(&self, other: &Self) -> bool {
+        let place = |told: &Self| told.place.as_ref().map(Arc::as_ptr);
+        are_same(&self.clusters, &other.clusters)
+            && are_same(&self.endpoints, &other.endpoints)
+            && are_same(&self.chains, &other.chains)
+            && place(self) == place(other)
+            && self.unlike == other.unlike
     }
 
     /// Whether there is a cluster of this name.

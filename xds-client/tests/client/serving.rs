@@ -143,6 +143,20 @@ async fn a_cluster_that_is_gone_stays_until_no_chain_leads_there() {
     assert!(!http.clusters.contains_key(SUBSET) && http.tables.contains_key(SERVER));
 }
 
+/// Mutant: `Serving::hand_on` hands on whatever came, also what is the same.
+#[tokio::test]
+async fn what_is_sent_again_is_not_handed_on() {
+    let mut peer = Peer::start().await;
+    let mut consumer = Consumer::of(&peer, wanted(HOUR));
+    let mut stream = begun(&mut peer, &mut consumer).await;
+    for kind in [Cluster, Endpoints, Listener] {
+        stream.acked(response(kind, recorded(ROUTED, kind), &[])).await;
+        assert!(consumer.has_nothing().await, "{kind}");
+    }
+    stream.acked(response(Listener, recorded(PLAIN, Listener), &[])).await;
+    assert!(consumer.next_served().await.is_some());
+}
+
 #[tokio::test]
 async fn what_does_not_come_is_not_waited_for_longer_than_the_grace() {
     let mut peer = Peer::start().await;

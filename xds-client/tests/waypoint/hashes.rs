@@ -178,3 +178,60 @@ fn what_is_gone_is_removed() {
     assert_eq!(taken.removed, [SERVER.into()]);
     assert!(!held.clusters.contains_key(SERVER));
 }
+
+/// Mutants: what came in the same bytes is taken for what it was without being held any more; or what is of another type.
+#[test]
+fn what_comes_in_the_same_bytes_is_what_it_was_only_while_it_is_held() {
+    for (_, kind) in TYPES {
+        let mut held = held("01-baseline");
+        let again = recording("01-baseline", kind);
+        let mut gone = again.clone();
+        gone.removed_resources = gone.resources.drain(..).map(|resource| resource.name).collect();
+        let removed = held.take(&gone).unwrap().removed;
+        assert!(!removed.is_empty());
+        let mut rebuilt = held.take(&again).unwrap().rebuilt;
+        rebuilt.sort();
+        let mut removed = removed;
+        removed.sort();
+        assert_eq!(rebuilt, removed, "{kind}");
+    }
+    let mut held = held("01-baseline");
+    held.endpoints.clear();
+    assert!(!held.take(&recording("01-baseline", "eds")).unwrap().rebuilt.is_empty());
+}
+
+/// Mutant: what was around the chains is taken for what it was because it came in the same bytes, whatever came between.
+#[test]
+fn a_listener_that_could_not_be_read_is_in_order_again_when_it_comes_as_it_was() {
+    let mut held = held("01-baseline");
+    let listener = message("01-baseline", "lds", "main_internal");
+    let good = response("lds", "main_internal", &listener);
+    let mut broken = good.clone();
+    broken.resources[0].resource.as_mut().unwrap().value = vec![0xff];
+    let mut other = good.clone();
+    other.resources[0].resource.as_mut().unwrap().type_url = "type.googleapis.com/some.Thing".to_owned();
+    for bad in [broken, other] {
+        assert_eq!(held.take(&bad).unwrap().closed.len(), 1);
+        assert!(!held.unlike.is_empty());
+        // Again, it is nothing new.
+        held.take(&bad).unwrap();
+        assert!(!held.unlike.is_empty());
+        assert_eq!(held.take(&good).unwrap().rebuilt, Vec::<Text>::new());
+        assert!(held.unlike.is_empty());
+    }
+}
+
+/// A chain that is no message, in a listener that is one, is closed alone.
+#[test]
+fn a_chain_that_cannot_be_decoded_is_closed_alone() {
+    let mut held = held("01-baseline");
+    let listener = message("01-baseline", "lds", "main_internal");
+    let mut one = response("lds", "main_internal", &listener);
+    let bytes = &mut one.resources[0].resource.as_mut().unwrap().value;
+    // `filter_chains`: a name, and `filters` that is a number.
+    bytes.extend([0x1a, 6, 0x3a, 2, b'n', b'o', 0x18, 1]);
+    let taken = held.take(&one).unwrap();
+    assert_eq!((taken.rebuilt, taken.closed.len()), (vec!["no".into()], 1));
+    assert!(held.chains["no"].served.is_err() && held.unlike.is_empty());
+    assert_eq!(held.chains.values().filter(|kept| kept.served.is_err()).count(), 1);
+}

@@ -127,8 +127,6 @@ const PROPAGATIONS: [(&str, Propagation); 3] = [
 const DIRECTIONS: [(&str, SpanDirection); 2] = [("ingress", SpanDirection::Ingress), ("egress", SpanDirection::Egress)];
 /// More of a path than a head may have is never there.
 const PATH_LENGTHS: RangeInclusive<u32> = 1..=65_536;
-/// Where the environment says what a process is (the OpenTelemetry specification).
-const RESOURCE_VARIABLE: &str = "OTEL_RESOURCE_ATTRIBUTES";
 
 impl TracingProviderShape<'_> {
     pub(super) fn compile(&self, path: Path<'_>, http: &Http, reading: &mut Reading) -> TracingProvider {
@@ -155,22 +153,11 @@ impl TracingProviderShape<'_> {
 }
 
 impl OpenTelemetryShape<'_> {
-    /// What is said later takes the place of what was said before: the name, what was found out, what is written here.
     fn resource(&self, reading: &mut Reading) -> Vec<(Text, Text)> {
-        let default = "unknown_service:underpass".into();
-        let mut resource = BTreeMap::new();
-        let service = reading.text_or(self.service_name.as_ref().filter(|name| !name.is_empty()), &default);
-        resource.insert(reading.text("service.name"), service);
-        if self.resource_detectors.environment.is_some() {
-            let said = std::env::var(RESOURCE_VARIABLE).unwrap_or_default();
-            for (name, value) in attributes(&said) {
-                resource.insert(reading.text(name), reading.text(value));
-            }
-        }
-        for (name, value) in &self.resource_attributes {
-            resource.insert(reading.text(name), reading.text(value));
-        }
-        resource.into_iter().collect()
+        let service = self.service_name.as_deref().unwrap_or_default();
+        let said = self.resource_attributes.iter();
+        let said = said.map(|(name, value)| (reading.text(name), reading.text(value)));
+        TracingProvider::resource(service, self.resource_detectors.environment.is_some(), said)
     }
 
     fn propagation(&self, path: Path<'_>, reading: &mut Reading) -> Vec<Propagation> {
@@ -188,15 +175,6 @@ impl OpenTelemetryShape<'_> {
         }
         propagation
     }
-}
-
-/// `a=b,c=d`: pairs that are none are left out, as Envoy does it.
-fn attributes(said: &str) -> impl Iterator<Item = (&str, &str)> {
-    said.split(',').filter_map(|pair| {
-        let mut parts = pair.split('=').filter(|part| !part.is_empty());
-        let (name, value) = (parts.next()?, parts.next()?);
-        parts.next().is_none().then_some((name, value))
-    })
 }
 
 impl TracingShape<'_> {
@@ -240,16 +218,13 @@ impl TracingShape<'_> {
         let default = Sampling::default();
         let mut percent = |field, value: &Option<Scalar<'_>>, all: u32| {
             let Some(value) = value else { return all };
-            let percent = value
-                .parse::<f64>()
-                .ok()
-                .filter(|percent| (0.0..=100.0).contains(percent));
-            if percent.is_none() {
+            let percent = value.parse().ok();
+            let part = percent.and_then(|percent| Sampling::part(percent, all));
+            if part.is_none() {
                 let remedy = "write a number from 0 to 100, for example 0.5";
                 reading.report(path.field(field), value, "is not a percentage", remedy);
             }
-            // Parts of it are not counted, as in Envoy: none is more than what was asked for.
-            (percent.unwrap_or_default() * f64::from(all) / 100.0) as u32
+            part.unwrap_or_default()
         };
         Sampling {
             client: percent("client_sampling", &self.client_sampling, default.client),
@@ -274,9 +249,7 @@ impl TagShape<'_> {
             Some(TagValue::Header(name, default))
         });
         let environment = self.environment.as_ref().map(|variable| {
-            let default = || variable.default_value.as_deref().unwrap_or_default().to_owned();
-            let value = std::env::var(&*variable.name).unwrap_or_else(|_| default());
-            TagValue::Fixed(reading.text(&value))
+            TagValue::environment(&variable.name, variable.default_value.as_deref().unwrap_or_default())
         });
         let told = self.formatter.as_ref().and_then(|formatter| {
             let path = path.field("formatter");
@@ -324,19 +297,4 @@ pub(super) fn decorator(
         operation: reading.text(operation),
         propagates: propagates.unwrap_or(true),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_environment_says_is_read_as_envoy_reads_it() {
-        let said = "a=b, c = d ,bad,x=1=2,e==f,,=g";
-        assert_eq!(
-            attributes(said).collect::<Vec<_>>(),
-            [("a", "b"), (" c ", " d "), ("e", "f")]
-        );
-        assert_eq!(attributes("").count(), 0);
-    }
 }

@@ -12,6 +12,7 @@ use underpass_config::{GrpcLog, JsonFormat, OtlpLog, RESPONSE_FLAGS};
 use super::{Fields, Logged, find};
 use crate::export::otlp::any_value::Value;
 use crate::export::{als, otlp};
+use crate::http::facts::Ends;
 use crate::http::intake::{X_FORWARDED_FOR, X_REQUEST_ID};
 use crate::http::upload::Upload;
 use crate::telemetry::Entry;
@@ -35,16 +36,10 @@ const METHODS: [Method; 9] = [
 impl Entry for Logged<'_> {
     fn log_record(&self, log: &OtlpLog) -> Vec<u8> {
         let ids = self.record.traced.as_ref().and_then(|traced| traced.ids());
-        let attributes = log.attributes.iter().map(|(name, format)| otlp::KeyValue {
-            key: name.to_string(),
-            value: Some(self.value(format)),
-        });
         let record = otlp::LogRecord {
-            time_unix_nano: u64::try_from(since_epoch(self.record.started()).as_nanos()).unwrap_or(u64::MAX),
-            body: log.body.as_ref().map(|format| self.value(format)),
-            attributes: attributes.collect(),
             trace_id: ids.map(|(trace, _)| trace.to_vec()).unwrap_or_default(),
             span_id: ids.map(|(_, span)| span.to_vec()).unwrap_or_default(),
+            ..log_record(self, log, self.record.started())
         };
         record.encode_to_vec()
     }
@@ -64,33 +59,90 @@ impl Entry for Logged<'_> {
     }
 }
 
-impl Logged<'_> {
-    /// Texts are texts, whatever operator they are of (as with Envoy).
-    fn value(&self, format: &JsonFormat) -> otlp::AnyValue {
-        let value = match format {
-            JsonFormat::Text(text) => Value::StringValue(text.line(self, UNKNOWN)),
-            JsonFormat::Fixed(serde_json::Value::Bool(fixed)) => Value::BoolValue(*fixed),
-            JsonFormat::Fixed(fixed) => match (fixed.as_i64(), fixed.as_f64()) {
-                (Some(number), _) => Value::IntValue(number),
-                (None, Some(number)) => Value::DoubleValue(number),
-                (None, None) => Value::StringValue(fixed.to_string()),
-            },
-            JsonFormat::Object(fields) => {
-                let fields = fields.iter().map(|(name, format)| otlp::KeyValue {
-                    key: name.clone(),
-                    value: Some(self.value(format)),
-                });
-                Value::KvlistValue(otlp::KeyValueList {
-                    values: fields.collect(),
-                })
-            }
-            JsonFormat::List(items) => Value::ArrayValue(otlp::ArrayValue {
-                values: items.iter().map(|item| self.value(item)).collect(),
-            }),
-        };
-        otlp::AnyValue { value: Some(value) }
+/// An entry of no trace, of what came at this time.
+pub fn log_record(facts: &dyn Facts, log: &OtlpLog, started: SystemTime) -> otlp::LogRecord {
+    let attributes = log.attributes.iter().map(|(name, format)| otlp::KeyValue {
+        key: name.to_string(),
+        value: Some(value(facts, format)),
+    });
+    otlp::LogRecord {
+        time_unix_nano: u64::try_from(since_epoch(started).as_nanos()).unwrap_or(u64::MAX),
+        body: log.body.as_ref().map(|format| value(facts, format)),
+        attributes: attributes.collect(),
+        ..Default::default()
     }
+}
 
+/// Texts are texts, whatever operator they are of (as with Envoy).
+fn value(facts: &dyn Facts, format: &JsonFormat) -> otlp::AnyValue {
+    let value = match format {
+        JsonFormat::Text(text) => Value::StringValue(text.line(facts, UNKNOWN)),
+        JsonFormat::Fixed(serde_json::Value::Bool(fixed)) => Value::BoolValue(*fixed),
+        JsonFormat::Fixed(fixed) => match (fixed.as_i64(), fixed.as_f64()) {
+            (Some(number), _) => Value::IntValue(number),
+            (None, Some(number)) => Value::DoubleValue(number),
+            (None, None) => Value::StringValue(fixed.to_string()),
+        },
+        JsonFormat::Object(fields) => {
+            let fields = fields.iter().map(|(name, format)| otlp::KeyValue {
+                key: name.clone(),
+                value: Some(value(facts, format)),
+            });
+            Value::KvlistValue(otlp::KeyValueList {
+                values: fields.collect(),
+            })
+        }
+        JsonFormat::List(items) => Value::ArrayValue(otlp::ArrayValue {
+            values: items.iter().map(|item| value(facts, item)).collect(),
+        }),
+    };
+    otlp::AnyValue { value: Some(value) }
+}
+
+/// What is the same of requests and of connections, which have lasted so long.
+pub fn common(ends: &Ends<'_>, age: Duration, flags: &str) -> als::AccessLogCommon {
+    let session = ends.session;
+    let client = Some(address(session.source.address()));
+    als::AccessLogCommon {
+        downstream_remote_address: client.clone(),
+        downstream_direct_remote_address: client,
+        downstream_local_address: Some(address(ends.local)),
+        tls_properties: session.source.identity().map(|identity| als::TlsProperties {
+            peer_certificate_properties: Some(als::Certificate {
+                subject_alt_name: vec![als::SubjectAltName {
+                    uri: identity.to_string(),
+                }],
+            }),
+        }),
+        start_time: Some(timestamp(ends.started)),
+        duration: Some(duration(age)),
+        upstream_remote_address: ends.endpoint.map(address),
+        response_flags: response_flags(flags),
+        ..Default::default()
+    }
+}
+
+/// `ResponseFlags`: each flag is a field, by its place in the list; one of them is a message. None: there are none.
+fn response_flags(flags: &str) -> Option<Vec<u8>> {
+    const UNAUTHORIZED: &str = "UAEX";
+    /// `unauthorized_details { reason: EXTERNAL_SERVICE }`, without its key.
+    const EXTERNAL_SERVICE: [u8; 2] = [1 << 3, 1];
+    let mut out = Vec::new();
+    for flag in flags.split(',') {
+        let Some(place) = RESPONSE_FLAGS.iter().position(|(short, _)| *short == flag) else {
+            continue;
+        };
+        // There are a few dozens.
+        let field = u32::try_from(place).unwrap_or(0) + 1;
+        match flag == UNAUTHORIZED {
+            false => prost::encoding::bool::encode(field, &true, &mut out),
+            true => prost::encoding::bytes::encode(field, &EXTERNAL_SERVICE.to_vec(), &mut out),
+        }
+    }
+    (!out.is_empty()).then_some(out)
+}
+
+impl Logged<'_> {
     /// A fact as a text; empty, if it is not known.
     fn fact(&self, fact: &Fact) -> String {
         let mut out = Vec::new();
@@ -100,25 +152,10 @@ impl Logged<'_> {
 
     fn common(&self) -> als::AccessLogCommon {
         let record = self.record;
-        let session = &record.connection().session;
-        let client = Some(address(session.source.address()));
         als::AccessLogCommon {
-            downstream_remote_address: client.clone(),
-            downstream_direct_remote_address: client,
-            downstream_local_address: Some(address(record.connection().local)),
-            tls_properties: session.source.identity().map(|identity| als::TlsProperties {
-                peer_certificate_properties: Some(als::Certificate {
-                    subject_alt_name: vec![als::SubjectAltName {
-                        uri: identity.to_string(),
-                    }],
-                }),
-            }),
-            start_time: Some(timestamp(record.started())),
             time_to_last_rx_byte: self.request_duration().map(duration),
             time_to_first_upstream_rx_byte: record.answered_after.map(duration),
             time_to_last_downstream_tx_byte: Some(record.age()).filter(|_| record.is_complete).map(duration),
-            duration: Some(duration(record.age())),
-            upstream_remote_address: record.endpoint.map(address),
             upstream_local_address: record.upload.as_ref().and_then(Upload::local).map(address),
             // That of the endpoint, as with Envoy: without one there is none.
             upstream_cluster: self
@@ -126,7 +163,6 @@ impl Logged<'_> {
                 .filter(|_| record.endpoint.is_some())
                 .unwrap_or_default()
                 .to_owned(),
-            response_flags: self.response_flags(),
             upstream_transport_failure_reason: record.transport_failure.as_deref().unwrap_or_default().to_owned(),
             route_name: record
                 .route
@@ -135,27 +171,8 @@ impl Logged<'_> {
                 .unwrap_or_default(),
             upstream_request_attempt_count: self.attempts(),
             stream_id: self.header(&X_REQUEST_ID),
+            ..common(&record.ends(), record.age(), &record.flags.to_string())
         }
-    }
-
-    /// `ResponseFlags`: each flag is a field, by its place in the list; one of them is a message. None: there are none.
-    fn response_flags(&self) -> Option<Vec<u8>> {
-        const UNAUTHORIZED: &str = "UAEX";
-        /// `unauthorized_details { reason: EXTERNAL_SERVICE }`, without its key.
-        const EXTERNAL_SERVICE: [u8; 2] = [1 << 3, 1];
-        let mut out = Vec::new();
-        for flag in self.flags(false).split(',') {
-            let Some(place) = RESPONSE_FLAGS.iter().position(|(short, _)| *short == flag) else {
-                continue;
-            };
-            // There are a few dozens.
-            let field = u32::try_from(place).unwrap_or(0) + 1;
-            match flag == UNAUTHORIZED {
-                false => prost::encoding::bool::encode(field, &true, &mut out),
-                true => prost::encoding::bytes::encode(field, &EXTERNAL_SERVICE.to_vec(), &mut out),
-            }
-        }
-        (!out.is_empty()).then_some(out)
     }
 
     fn header(&self, name: &HeaderName) -> String {
@@ -202,7 +219,7 @@ fn named(names: &[HeaderName], fields: &Fields) -> std::collections::HashMap<Str
     told.collect()
 }
 
-fn address(address: SocketAddr) -> als::Address {
+pub fn address(address: SocketAddr) -> als::Address {
     als::Address {
         socket_address: Some(als::SocketAddress {
             address: address.ip().to_string(),

@@ -110,7 +110,13 @@ fn of_grpc(wire: &base::GrpcService) -> Result<(Forward, AuthzService), Refused>
     let base::GrpcService {
         timeout,
         target_specifier,
+        initial_metadata,
     } = wire;
+    only_if(
+        initial_metadata.is_empty(),
+        "initial_metadata",
+        "is there, which is not supported",
+    )?;
     let Some(TargetSpecifier::EnvoyGrpc(base::grpc_service::EnvoyGrpc {
         cluster_name,
         authority,

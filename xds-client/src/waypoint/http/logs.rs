@@ -1,36 +1,50 @@
-//! Access logs. Those in files are written; others are told of as left out. No request depends on one, so what is not understood of one closes nothing.
+//! Access logs. No request depends on one, so what is not understood of one closes nothing.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use underpass_config::http::{Format, Stage};
-use underpass_config::{Expression, ISTIO_TEXT, JsonFormat, LogFilter, LogTo, RequestFormat, RequestLog};
+use underpass_config::{
+    Batching, Export, Expression, GrpcLog, ISTIO_TEXT, JsonFormat, LogFilter, LogTo, OtlpLog, RequestFormat,
+    RequestLog, Text,
+};
 
 use super::super::inspection::type_name;
-use super::super::refusal::{At, Refused, only_if};
-use super::super::values::unpack;
+use super::super::refusal::{At, Refused, each, only_if};
+use super::super::values::{field_name, unpack};
+use super::export;
 use crate::proto::envoy::config::accesslog::v3 as wire;
 use crate::proto::envoy::config::core::v3 as base;
 use crate::proto::envoy::extensions::access_loggers::file::v3 as file;
 use crate::proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
+use crate::proto::envoy::extensions::access_loggers::grpc::v3 as grpc;
+use crate::proto::envoy::extensions::access_loggers::open_telemetry::v3 as open_telemetry;
+use crate::proto::opentelemetry::proto::common::v1 as otlp;
 use base::substitution_format_string::Format as Written;
 use wire::access_log_filter::FilterSpecifier;
 use wire::comparison_filter::Op;
 
-/// The logs that are written. What is not is put into `left_out`.
-pub(in super::super) fn translate(logs: &[wire::AccessLog], left_out: &mut Vec<Refused>) -> Vec<RequestLog> {
+/// The logs that are written; none, if there is none. What is not is put into `left_out`.
+pub(in super::super) fn translate(
+    logs: &[wire::AccessLog],
+    left_out: &mut Vec<Refused>,
+) -> Option<Arc<Vec<RequestLog>>> {
     let mut written = Vec::new();
     for (index, log) in logs.iter().enumerate() {
-        match translate_one(log).item(index).at("access_log") {
+        let mut lost = Vec::new();
+        let within = |why: Refused| why.within(&format!("access_log[{index}]"));
+        match translate_one(log, &mut lost) {
             Ok(log) => written.push(log),
-            Err(why) => left_out.push(why),
+            Err(why) => left_out.push(within(why)),
         }
+        left_out.extend(lost.into_iter().map(within));
     }
-    written
+    (!written.is_empty()).then(|| Arc::new(written))
 }
 
-fn translate_one(wire: &wire::AccessLog) -> Result<RequestLog, Refused> {
+fn translate_one(wire: &wire::AccessLog, left_out: &mut Vec<Refused>) -> Result<RequestLog, Refused> {
     let wire::AccessLog {
         // A label: the type decides.
         name: _,
@@ -41,29 +55,128 @@ fn translate_one(wire: &wire::AccessLog) -> Result<RequestLog, Refused> {
         .as_ref()
         .map(|wire::access_log::ConfigType::TypedConfig(any)| any);
     let any = any.ok_or_else(|| Refused::missing("typed_config"))?;
-    if type_name(any) != "envoy.extensions.access_loggers.file.v3.FileAccessLog" {
-        let why = format!("is a `{}`: logs go to files only, yet", type_name(any));
-        return Err(Refused::new("typed_config", why));
-    }
-    let file::FileAccessLog {
-        path,
-        access_log_format,
-    } = unpack(Some(any)).at("typed_config")?;
-    let format = match access_log_format {
-        Some(file::file_access_log::AccessLogFormat::LogFormat(format)) => request_format(&format),
-        None => text_format(ISTIO_TEXT, false),
+    let to = match type_name(any).strip_prefix("envoy.extensions.access_loggers.") {
+        Some("file.v3.FileAccessLog") => unpack(Some(any)).and_then(|wire| to_file(&wire)),
+        Some("open_telemetry.v3.OpenTelemetryAccessLogConfig") => {
+            unpack(Some(any)).and_then(|wire| to_collector(&wire))
+        }
+        Some("grpc.v3.HttpGrpcAccessLogConfig") => unpack(Some(any)).and_then(|wire| to_server(&wire, left_out)),
+        _ => Err(Refused::unsupported("", format!("a `{}`", type_name(any)))),
     };
     let mut conditions = LogFilter::default();
     if let Some(filter) = filter {
         narrow(filter, &mut conditions, 0).at("filter")?;
     }
     Ok(RequestLog {
-        to: LogTo::File {
-            path: path.into(),
-            format: format.at("typed_config.log_format")?,
-        },
+        to: to.at("typed_config")?,
         filter: conditions,
     })
+}
+
+fn to_file(wire: &file::FileAccessLog) -> Result<LogTo, Refused> {
+    let file::FileAccessLog {
+        path,
+        access_log_format,
+    } = wire;
+    let format = match access_log_format {
+        Some(file::file_access_log::AccessLogFormat::LogFormat(format)) => request_format(format),
+        None => text_format(ISTIO_TEXT, false),
+    };
+    Ok(LogTo::File {
+        path: path.into(),
+        format: format.at("log_format")?,
+    })
+}
+
+/// Who is told, and the log's name. `left_out`: what its entries don't have, if it is of a kind of which they should.
+fn common(
+    wire: Option<&grpc::CommonGrpcAccessLogConfig>,
+    left_out: Option<&mut Vec<Refused>>,
+) -> Result<(Export, Text), Refused> {
+    let grpc::CommonGrpcAccessLogConfig {
+        log_name,
+        grpc_service,
+        filter_state_objects_to_log,
+        transport_api_version,
+    } = wire.ok_or_else(|| Refused::missing(""))?;
+    let is_v3 = *transport_api_version == base::ApiVersion::V3 as i32;
+    only_if(is_v3, "transport_api_version", "is not V3")?;
+    let service = grpc_service.as_ref().ok_or_else(|| Refused::missing("grpc_service"))?;
+    let export = export::by_grpc(service, Batching::LOGS).at("grpc_service")?;
+    if let (Some(left_out), false) = (left_out, filter_state_objects_to_log.is_empty()) {
+        let why = "are objects of Envoy's: entries do not have them";
+        left_out.push(Refused::new("filter_state_objects_to_log", why));
+    }
+    Ok((export, log_name.as_str().into()))
+}
+
+fn to_collector(wire: &open_telemetry::OpenTelemetryAccessLogConfig) -> Result<LogTo, Refused> {
+    let open_telemetry::OpenTelemetryAccessLogConfig {
+        common_config,
+        body,
+        attributes,
+        resource_attributes,
+        disable_builtin_labels,
+    } = wire;
+    // Envoy's tells collectors of no such objects either.
+    let (export, log_name) = common(common_config.as_ref(), None).at("common_config")?;
+    let mut named = Vec::new();
+    for (name, text) in texts("attributes.values", attributes.as_ref())? {
+        named.push((name, JsonFormat::Text(parsed(text).at("attributes.values")?)));
+    }
+    let of = texts("resource_attributes.values", resource_attributes.as_ref())?;
+    let body = body
+        .as_ref()
+        .map(|body| string(body).and_then(parsed))
+        .transpose()
+        .at("body")?;
+    Ok(LogTo::OpenTelemetry(OtlpLog {
+        export,
+        log_name,
+        has_builtin_labels: !disable_builtin_labels,
+        resource: of.into_iter().map(|(name, text)| (name, text.into())).collect(),
+        body: body.map(JsonFormat::Text),
+        attributes: named,
+    }))
+}
+
+/// Names with texts.
+fn texts<'w>(field: &str, wire: Option<&'w otlp::KeyValueList>) -> Result<Vec<(Text, &'w str)>, Refused> {
+    let pairs = wire.into_iter().flat_map(|list| &list.values);
+    each(field, pairs, |otlp::KeyValue { key, value }| {
+        let value = value.as_ref().ok_or_else(|| Refused::missing("value"))?;
+        Ok((key.as_str().into(), string(value).at("value")?))
+    })
+}
+
+fn string(wire: &otlp::AnyValue) -> Result<&str, Refused> {
+    match &wire.value {
+        Some(otlp::any_value::Value::StringValue(text)) => Ok(text),
+        None => Err(Refused::missing("string_value")),
+    }
+}
+
+fn to_server(wire: &grpc::HttpGrpcAccessLogConfig, left_out: &mut Vec<Refused>) -> Result<LogTo, Refused> {
+    let grpc::HttpGrpcAccessLogConfig {
+        common_config,
+        additional_request_headers_to_log,
+        additional_response_headers_to_log,
+        additional_response_trailers_to_log,
+    } = wire;
+    let mut lost = Vec::new();
+    let (export, log_name) = common(common_config.as_ref(), Some(&mut lost)).at("common_config")?;
+    left_out.extend(lost.into_iter().map(|why| why.within("typed_config.common_config")));
+    let names = |field, list| each(field, list, |name: &String| field_name(name));
+    Ok(LogTo::Grpc(GrpcLog {
+        export,
+        log_name,
+        request_headers: names("additional_request_headers_to_log", additional_request_headers_to_log)?,
+        response_headers: names("additional_response_headers_to_log", additional_response_headers_to_log)?,
+        response_trailers: names(
+            "additional_response_trailers_to_log",
+            additional_response_trailers_to_log,
+        )?,
+    }))
 }
 
 fn parsed(text: &str) -> Result<Format, Refused> {
