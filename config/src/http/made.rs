@@ -77,7 +77,6 @@ mod tests {
         EndpointSettings::new((ip, 80).into(), None, 1)
     }
 
-    /// Mutant: a bound that is not looked at.
     #[test]
     fn what_nobody_uses_gives_way_and_what_is_used_stays() {
         let made = Made::default();

@@ -200,7 +200,6 @@ mod tests {
         })));
     }
 
-    /// Mutants: a bound that is not looked at; one that forgets what still holds.
     #[test]
     fn no_more_hosts_are_known_than_may_be_and_what_holds_stays() {
         let names = Names::default();

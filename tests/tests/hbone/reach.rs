@@ -55,7 +55,6 @@ fn assert_whole(answer: &(String, bool)) {
     );
 }
 
-/// Mutants: a certificate of anybody of the trust domain is enough (`Tunnel::expected` not asked); a connection is as good as any to its address (`Key` without its way).
 #[test]
 fn the_mesh_says_who_has_to_be_at_an_endpoint() {
     let Some((place, client)) = place() else { return };
@@ -101,7 +100,6 @@ fn mesh_without_server(hosts: &Hosts) -> Config {
         .access_log_format("json")
 }
 
-/// Mutants: no waiting (`way::wait`); whoever is not known is anybody of the trust domain.
 #[test]
 fn a_request_waits_until_the_mesh_knows_who_is_at_its_endpoint() {
     let place = Place::start_with(
@@ -215,7 +213,6 @@ fn a_connection_goes_on_to_where_it_was_going() {
     assert!(line.contains(&host), "{line}");
 }
 
-/// Mutant: `going::no_way` that looks at what DNS has only.
 #[test]
 fn nobody_is_let_onto_the_waypoints_own_node() {
     for own in ["127.0.0.1:15000", "127.0.0.1:8080"] {

@@ -286,7 +286,8 @@ impl ClusterShape<'_> {
             };
             let here = path.field("endpoints");
             let problem = match (&self.hbone, &**word) {
-                (_, "direct") => continue,
+                // What is none of the words is reported already.
+                (_, word) if word != "hbone" => continue,
                 (Some(_), _) => ("the cluster says it for all of them, by `hbone`", "remove one"),
                 (None, _) if has_client => continue,
                 (None, _) => NO_CLIENT,

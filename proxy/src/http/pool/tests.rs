@@ -125,7 +125,6 @@ async fn expected(fields: &str) -> Result<Vec<String>, NotConnected> {
     Ok(tunnel.unwrap_or_default())
 }
 
-/// Mutants: identities of a service that the cluster does not stand for; those of a service for the proxy on the way.
 #[tokio::test(start_paused = true)]
 async fn the_mesh_says_who_is_expected_at_a_tunnels_end() {
     let web = "service: {name: web, namespace: shop, hostname: web.test}";
