@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use underpass_config::http::{Cluster, Http};
-use underpass_config::waypoint::{Chain, EndpointSet, EndpointSource, Place, WaypointCluster};
+use underpass_config::waypoint::{
+    Chain, EndpointSet, EndpointSource, ORIGINAL_WORKLOAD, Place, WaypointCluster, original_workload,
+};
 use underpass_config::{Identity, Text};
 
 use super::held::{Held, Kept, Served};
@@ -80,6 +82,9 @@ impl Told {
                 http.clusters.insert(name.clone(), cluster);
             }
         }
+        // Where connections to a workload's own address go on.
+        let original = Arc::new(Cluster::new(original_workload()));
+        http.clusters.insert(ORIGINAL_WORKLOAD.into(), original);
         http.continuing(in_force)
     }
 
