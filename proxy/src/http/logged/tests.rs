@@ -80,7 +80,8 @@ async fn requests_are_told_of_in_their_tables_logs_or_else_in_the_nodes() {
     let mut settings = (*config.node).clone();
     settings.access_log.format = LogFormat::Off;
     settings.access_log.requests = vec![log(nodes.clone())];
-    let table = config.http.tables.get_mut("own").unwrap();
+    let http = Arc::get_mut(&mut config.http).unwrap();
+    let table = http.tables.get_mut("own").unwrap();
     Arc::get_mut(table).unwrap().logs = Some(Arc::new(vec![log(own.clone())]));
     let flows = Arc::new(FlowTable::new(1));
     let offload = Arc::new(Offload::default());

@@ -81,8 +81,8 @@ fn a_thousand_chains_that_log_alike_have_one_log() {
     let mut lists: Vec<_> = (0..1000).map(|_| Some(list(&[&one]))).collect();
     lists.push(Some(list(&[&other, &one])));
     lists.push(None);
-    let (log, http) = (off(), http(&lists));
-    log.prepare_own(&http);
+    let (log, served) = (off(), http(&lists));
+    log.prepare_own(&served);
     let first = log.request_logs(lists[0].as_ref()).unwrap();
     for own in &lists[..1000] {
         assert!(Arc::ptr_eq(&first, &log.request_logs(own.as_ref()).unwrap()));
@@ -90,7 +90,7 @@ fn a_thousand_chains_that_log_alike_have_one_log() {
     assert_eq!(log.writers.paths(), [one.clone(), other]);
     // A later update with other objects that say the same opens nothing.
     let again = [Some(list(&[&one]))];
-    log.prepare_own(&super::tests::http(&again));
+    log.prepare_own(&http(&again));
     assert!(Arc::ptr_eq(&first, &log.request_logs(again[0].as_ref()).unwrap()));
     for own in &lists {
         write(&log, own.as_ref());
