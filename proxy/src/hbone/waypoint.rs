@@ -8,6 +8,7 @@ mod lead;
 mod tcp;
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ use crate::http::{self as requests, Downstream, OfTcp};
 use crate::session::Session;
 use lead::{Led, lead};
 use tcp::Brought;
+
+/// What is waited for, by what it comes to: the compiler does not look for all that a stream may lead to through the connection that it is one of.
+type Erased<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Serves one stream until it is gone.
 pub async fn serve(peer: &Arc<Peer>, session: Session, request: Request<RecvStream>, respond: SendResponse<Chunk>) {
@@ -48,7 +52,8 @@ pub async fn serve(peer: &Arc<Peer>, session: Session, request: Request<RecvStre
                 chain,
                 to,
             };
-            Box::pin(brought.serve(request, respond)).await;
+            let serving: Erased<()> = Box::pin(brought.serve(request, respond));
+            serving.await;
         }
         Led::Either {
             requests,
@@ -71,7 +76,8 @@ pub async fn serve(peer: &Arc<Peer>, session: Session, request: Request<RecvStre
                 chain: bytes,
                 to,
             };
-            Box::pin(brought.serve_opened(*tunnel, Bytes::from(early))).await;
+            let serving: Erased<()> = Box::pin(brought.serve_opened(*tunnel, Bytes::from(early)));
+            serving.await;
         }
     }
 }
@@ -90,7 +96,8 @@ async fn serve_requests(
     };
     let held = Held::new(peer.window.clone());
     let tunnel = Tunnel::new(send, request.into_body(), peer.ends, held, None);
-    let serving = requests::serve(session, Downstream::Tunnel(Box::new(tunnel)), to, table, patience);
+    let downstream = Downstream::Tunnel(Box::new(tunnel));
+    let serving: Erased<Option<OfTcp>> = Box::pin(requests::serve(session, downstream, to, table, patience));
     tokio::select! {
         biased;
         // What is dropped is reset.
