@@ -24,8 +24,8 @@ use crate::ending::Ending;
 use crate::flow::{ByChain, Denial, Flow};
 use crate::flow_table::FlowTable;
 use crate::hbone::pool::Pool;
-use crate::http::filters::jwt::KeySets;
 use crate::http::filters::judge_by;
+use crate::http::filters::jwt::KeySets;
 use crate::http::pool::Pools as HttpPools;
 use crate::identities::Identities;
 use crate::istiod::{Standing, Told};
@@ -156,7 +156,8 @@ impl Node {
         let mut affected = self.flows.apply(&touched, &snapshot.config);
         let chains = changed_chains(&replaced.config.http, &snapshot.config.http);
         if !chains.is_empty() {
-            let is_by_another = |flow: &Arc<Flow>| flow.facts.chain.as_ref().is_none_or(|by| !chains.contains(&by.name));
+            let is_by_another =
+                |flow: &Arc<Flow>| flow.facts.chain.as_ref().is_none_or(|by| !chains.contains(&by.name));
             affected.retain(is_by_another);
             affected.extend(self.flows.by_chains(&chains));
         }

@@ -299,7 +299,9 @@ impl ShardState {
     /// See [`super::FlowTable::by_chains`].
     pub(super) fn by_chains(&self, chains: &HashSet<Text>) -> impl Iterator<Item = Arc<Flow>> {
         let places = chains.iter().filter_map(|chain| self.by_chain.get(chain)).flatten();
-        places.filter_map(|place| self.flows.get(*place)).map(|entry| entry.flow.clone())
+        places
+            .filter_map(|place| self.flows.get(*place))
+            .map(|entry| entry.flow.clone())
     }
 
     fn adopt(&mut self, place: usize, config: &Config) {

@@ -113,7 +113,6 @@ impl Scrape {
             self.kmesh_service.add_established(labels, reporter, counts);
         }
     }
-
 }
 
 impl ConnectionMetrics {

@@ -38,7 +38,13 @@ struct WeightedShape<'a> {
 const WEIGHTS: RangeInclusive<u32> = 0..=1_000_000;
 
 impl TcpShape<'_> {
-    pub(super) fn compile(&self, path: Path<'_>, http: &Http, providers: &Providers, reading: &mut Reading) -> TcpChain {
+    pub(super) fn compile(
+        &self,
+        path: Path<'_>,
+        http: &Http,
+        providers: &Providers,
+        reading: &mut Reading,
+    ) -> TcpChain {
         let clusters = self.clusters(path, http, reading);
         if clusters.iter().all(|cluster| cluster.weight == 0) {
             let remedy = "write `cluster: NAME`, or `clusters` with a weight above 0";

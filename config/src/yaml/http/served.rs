@@ -178,7 +178,9 @@ mod tests {
         let Some(Ok(chain)) = config.http.chains.get(name) else {
             panic!("there is no chain {name}");
         };
-        let Chain::Tcp(chain) = &**chain else { panic!("{chain:?}") };
+        let Chain::Tcp(chain) = &**chain else {
+            panic!("{chain:?}")
+        };
         let weights: Vec<_> = chain.clusters.iter().map(|of| (&*of.cluster, of.weight)).collect();
         assert_eq!(weights, [("a", 3), ("b", 1)]);
         assert!(chain.by_source && chain.idle_timeout.is_none() && chain.max_duration.is_none());
@@ -198,7 +200,10 @@ mod tests {
         for (services, problem) in [
             ("  - {address: '10.96.0.1:80'}\n", "leads nowhere"),
             ("  - {address: '10.96.0.1:80', tcp: {}}\n", "leads to no cluster"),
-            ("  - {address: '10.96.0.1:80', tcp: {cluster: a}}\n", "is not one of `http.clusters`"),
+            (
+                "  - {address: '10.96.0.1:80', tcp: {cluster: a}}\n",
+                "is not one of `http.clusters`",
+            ),
             (
                 "  - {address: '10.96.0.1:80', tcp: {detection_timeout: 1s}}\n",
                 "there are no `routes` beside `tcp`",
