@@ -60,7 +60,7 @@ pub use endpoint::{ClusterEndpoint, EndpointSettings, Labels, Reach};
 pub use ext_authz::{AuthzBody, AuthzProvider, AuthzService, ExtAuthz, HttpAuthz, ShadowMatch};
 pub use fault::{Abort, Delay, Fault};
 pub use filters::Filter;
-pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request};
+pub use hash_policy::{HashCookie, HashPolicy, HashSource, Hashed, hash_request, hash_source};
 pub use headers::{AppendAction, HeaderEdit, HeaderEdits, HeaderText, is_editable};
 pub use jwt::{
     Audiences, BadKeys, ClaimToHeader, Curve, HeaderLocation, Issuers, Jwk, JwkMaterial, Jwks, JwksSource, Jwt,

@@ -69,6 +69,10 @@ pub struct TcpChain {
     pub idle_timeout: Option<Duration>,
     /// How long it may be open; none: no limit.
     pub max_duration: Option<Duration>,
+    /// Where what a client speaks decides between this and a chain of HTTP: how long that may be open; then it is taken not to speak HTTP, so that a server
+    /// may speak first. Zero: only what the client says decides. Default 15 s: Envoy's `listener_filters_timeout`, which istiod leaves as it is. (Envoy ends the
+    /// connection then, which is no answer to a server that speaks first.)
+    pub detection_timeout: Duration,
     /// What it is counted by.
     pub metrics: Arc<MetricSettings>,
     /// How often an open connection is counted; none: Istio's 5 s.
@@ -84,6 +88,20 @@ pub struct TcpChain {
 impl TcpChain {
     /// Envoy's `idle_timeout` of `TcpProxy`.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+    /// Default of [`TcpChain::detection_timeout`].
+    pub const DETECTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+    /// The cluster for a connection; `random` is any number, which leads to the same one as long as the chain says the same. None: no cluster has a weight.
+    pub fn choose(&self, random: u32) -> Option<&TcpCluster> {
+        let total: u64 = self.clusters.iter().map(|cluster| u64::from(cluster.weight)).sum();
+        let mut point = u64::from(random).checked_rem(total)?;
+        self.clusters.iter().find(|cluster| {
+            let is_it = point < u64::from(cluster.weight);
+            point = point.saturating_sub(cluster.weight.into());
+            is_it
+        })
+    }
 }
 
 /// The name that stands, in routes and in [`TcpCluster`]s, for the workload that a connection was going to: it goes on there. Istio's name for how
@@ -165,4 +183,37 @@ pub struct WaypointEndpoint {
     /// Whose it is, for metrics: `workload;namespace;canonical name;canonical revision;cluster`, as istiod writes it; may be empty. Who may be there, by its
     /// certificate, is not said here: workloads say that.
     pub workload: Text,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::MetricSettings;
+
+    #[test]
+    fn each_cluster_gets_its_share_and_one_without_a_weight_gets_nothing() {
+        let cluster = |(name, weight): (&str, u32)| TcpCluster {
+            cluster: name.into(),
+            weight,
+        };
+        let chain = |clusters: &[(&str, u32)]| TcpChain {
+            clusters: clusters.iter().copied().map(cluster).collect(),
+            by_source: false,
+            rules: Vec::new(),
+            idle_timeout: None,
+            max_duration: None,
+            detection_timeout: TcpChain::DETECTION_TIMEOUT,
+            metrics: MetricSettings::unsaid(),
+            reporting_interval: None,
+            logs: Vec::new(),
+            dynamic: None,
+            destination: None,
+        };
+        let shared = chain(&[("a", 1), ("never", 0), ("b", 3)]);
+        let chosen = |number: u32| shared.choose(number).map(|cluster| &*cluster.cluster);
+        let all: Vec<_> = (4..8).filter_map(chosen).collect();
+        assert_eq!(all, ["a", "b", "b", "b"]);
+        assert_eq!(chain(&[("never", 0)]).choose(1), None);
+        assert_eq!(chain(&[]).choose(1), None);
+    }
 }

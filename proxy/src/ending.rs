@@ -44,11 +44,13 @@ pub enum Ending {
     CertificateLapsed,
     /// The application had sent its last, and the HBONE peer did not take it for `node.hbone.stalled`.
     PeerStalled,
+    /// It was open for as long as it may be.
+    DurationTimeout,
 }
 
 impl Ending {
     /// Every ending, in the order of their discriminants.
-    pub const ALL: [Ending; 18] = [
+    pub const ALL: [Ending; 19] = [
         Ending::Completed,
         Ending::DownstreamReset,
         Ending::UpstreamReset,
@@ -67,6 +69,7 @@ impl Ending {
         Ending::PodRemoved,
         Ending::CertificateLapsed,
         Ending::PeerStalled,
+        Ending::DurationTimeout,
     ];
 
     /// The ending with this discriminant; none for 0.
@@ -95,6 +98,7 @@ impl Ending {
             Ending::PodRemoved => "pod_removed",
             Ending::CertificateLapsed => "certificate_lapsed",
             Ending::PeerStalled => "peer_stalled",
+            Ending::DurationTimeout => "duration_timeout",
         }
     }
 
@@ -109,6 +113,7 @@ impl Ending {
             Ending::NoHealthyEndpoint => "UH",
             Ending::ConnectFailed | Ending::ConnectTimeout => "UF",
             Ending::IdleTimeout | Ending::PeerStalled => "SI",
+            Ending::DurationTimeout => "DT",
             Ending::Drained | Ending::EndpointDrained | Ending::PodRemoved => "DRAIN",
             Ending::ConnectionLimit => "UO",
             Ending::HandshakeFailed => "DPE",

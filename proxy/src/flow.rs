@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use atomic_waker::AtomicWaker;
-use underpass_config::{DenyReason, OffloadSettings, PolicyKey, ServiceKey, Text, Workload};
+use underpass_config::{OffloadSettings, PolicyKey, ServiceKey, Text, Workload};
 
 use crate::ending::Ending;
 use crate::offload::{Direction, FlowOffload};
@@ -42,6 +42,17 @@ pub struct FlowFacts {
     pub tunnel: Option<SocketAddr>,
     /// Whether it goes to a waypoint, which judges it.
     pub is_judged_elsewhere: bool,
+    /// By which of a waypoint's chains it goes, if it does: the rules of that judge it.
+    pub chain: Option<ByChain>,
+}
+
+/// A waypoint's chain, as one connection was led to it.
+#[derive(Clone, Debug)]
+pub struct ByChain {
+    /// Its name.
+    pub name: Text,
+    /// Where the connection was going.
+    pub to: SocketAddr,
 }
 
 impl FlowFacts {
@@ -57,8 +68,8 @@ impl FlowFacts {
 pub struct Denial {
     /// The policy; none when ALLOW policies guard the destination and none of them matched.
     pub policy: Option<PolicyKey>,
-    /// Why.
-    pub why: DenyReason,
+    /// Why, in words.
+    pub why: String,
 }
 
 /// One open connection.
@@ -169,8 +180,8 @@ impl Flow {
     }
 
     /// Asks the flow to end because policy denies it now.
-    pub fn deny(&self, policy: Option<PolicyKey>, why: DenyReason) {
-        let _ = self.denial.set(Box::new(Denial { policy, why }));
+    pub fn deny(&self, denial: Denial) {
+        let _ = self.denial.set(Box::new(denial));
         self.end(Ending::PolicyRevoked);
     }
 

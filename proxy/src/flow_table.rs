@@ -11,10 +11,12 @@
 
 mod shard;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use underpass_config::{Config, Identity, NodeSettings, Service, Touched, Workload};
+use underpass_config::http::ServiceName;
+use underpass_config::{Config, Identity, NodeSettings, Service, Text, Touched, Workload};
 
 pub use shard::PathCounts;
 use shard::ShardState;
@@ -60,6 +62,23 @@ pub enum Transport {
     TunnelOut,
     /// A tunnel, by which it came; the client's node reports the client's side. Who opened it, if the handshake has come so far.
     TunnelIn(Option<TunnelPeer>),
+    /// A tunnel to a waypoint, of whose connections it reports: each has two sides there.
+    Waypoint {
+        /// Who opened the tunnel.
+        peer: Option<TunnelPeer>,
+        /// The service that its cluster stands for.
+        service: Option<Arc<ServiceName>>,
+    },
+}
+
+impl Transport {
+    /// Who opened the tunnel that a connection came by, where the handshake has said.
+    pub fn peer(&self) -> Option<&TunnelPeer> {
+        match self {
+            Self::Plain | Self::TunnelOut => None,
+            Self::TunnelIn(peer) | Self::Waypoint { peer, .. } => peer.as_ref(),
+        }
+    }
 }
 
 /// Who opened a tunnel.
@@ -270,6 +289,15 @@ impl FlowTable {
             sum.merge(&shard.tiers());
         }
         sum
+    }
+
+    /// The flows that go by these chains of a waypoint.
+    pub fn by_chains(&self, chains: &HashSet<Text>) -> Vec<Arc<Flow>> {
+        let mut all = Vec::new();
+        for shard in self.all_shards() {
+            all.extend(shard.by_chains(chains));
+        }
+        all
     }
 
     /// Takes note of a configuration change: forgets the label sets of workloads and services that are gone, and returns the

@@ -18,7 +18,7 @@
 //! How much peers may make this node hold is the matter of [`windows`] and [`limits`]; whether a connection's certificates still stand, of
 //! [`credentials`]. What an operator may want to turn is in `node.hbone`.
 
-mod backlog;
+pub mod backlog;
 mod chunk;
 pub mod connect;
 mod credentials;

@@ -7,25 +7,30 @@
 //! Settings come from the file and the mesh, perhaps, from istiod: each change is made of the configuration that it
 //! finds in force, one after the other, so that none undoes another's.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use underpass_config::{Config, Decision, Mesh, Touched};
+use underpass_config::http::Http;
+use underpass_config::waypoint::Chain;
+use underpass_config::{Config, Decision, Mesh, Text, Touched};
 
 use crate::authorization::judge;
 use crate::capture::{Pod, Pods};
 use crate::ending::Ending;
-use crate::flow::Flow;
+use crate::flow::{ByChain, Denial, Flow};
 use crate::flow_table::FlowTable;
 use crate::hbone::pool::Pool;
+use crate::http::filters::judge_by;
 use crate::http::filters::jwt::KeySets;
 use crate::http::pool::Pools as HttpPools;
 use crate::identities::Identities;
 use crate::istiod::{Standing, Told};
 use crate::offload::Offload;
+use crate::source::Source;
 use crate::telemetry::Telemetry;
 
 /// One version of the configuration, immutable.
@@ -148,7 +153,14 @@ impl Node {
         is_in_force.store(true, Ordering::Relaxed);
         self.generation.store(generation, Ordering::SeqCst);
         self.changes.send_replace(());
-        let affected = self.flows.apply(&touched, &snapshot.config);
+        let mut affected = self.flows.apply(&touched, &snapshot.config);
+        let chains = changed_chains(&replaced.config.http, &snapshot.config.http);
+        if !chains.is_empty() {
+            let is_by_another =
+                |flow: &Arc<Flow>| flow.facts.chain.as_ref().is_none_or(|by| !chains.contains(&by.name));
+            affected.retain(is_by_another);
+            affected.extend(self.flows.by_chains(&chains));
+        }
         if replaced.config.node.offload != snapshot.config.node.offload {
             self.flows
                 .flows()
@@ -194,11 +206,11 @@ impl Node {
     /// Decides an open flow again. True if it is denied now.
     fn reconsider(self: &Arc<Self>, flow: &Arc<Flow>, snapshot: &Snapshot) -> bool {
         let config = &snapshot.config;
-        if let Decision::Deny { policy, why } = decide(flow, config) {
-            flow.deny(policy, why);
+        if let Some(denial) = denied(flow, config) {
+            flow.deny(denial);
             return true;
         }
-        if endpoint_is_gone(flow, &config.mesh) {
+        if has_lost_its_way(flow, config) {
             self.end_after_drain(flow.clone(), config);
         }
         false
@@ -213,7 +225,7 @@ impl Node {
         control.spawn(async move {
             tokio::time::sleep(patience).await;
             if let (Some(node), Some(flow)) = (node.upgrade(), flow.upgrade())
-                && endpoint_is_gone(&flow, &node.snapshot().config.mesh)
+                && has_lost_its_way(&flow, &node.snapshot().config)
             {
                 flow.end(Ending::EndpointDrained);
             }
@@ -291,6 +303,48 @@ impl Node {
     }
 }
 
+/// Why a flow would not be let in by `config`, if it were opened now.
+fn denied(flow: &Flow, config: &Config) -> Option<Denial> {
+    if let Some(by) = &flow.facts.chain {
+        let why = denied_by_chain(by, &flow.facts.source, &config.http)?;
+        return Some(Denial { policy: None, why });
+    }
+    match decide(flow, config) {
+        Decision::Allow { .. } => None,
+        Decision::Deny { policy, why } => Some(Denial {
+            policy,
+            why: why.to_string(),
+        }),
+    }
+}
+
+/// Why a waypoint's chain does not let a connection of `source` in that was led to it. One that is gone has no rules; its flows are drained instead.
+fn denied_by_chain(by: &ByChain, source: &Source, http: &Http) -> Option<String> {
+    let is_for_requests = || "what was carried as it is, is for requests now".to_owned();
+    match http.chains.get(&by.name) {
+        Some(Err(why)) => Some(format!("what this waypoint was told of it is not understood: {why}")),
+        Some(Ok(chain)) => match &**chain {
+            Chain::Tcp(chain) => judge_by(&chain.rules, source, by.to, None).err(),
+            Chain::Http(_) => Some(is_for_requests()),
+        },
+        None => http.tables.contains_key(&by.name).then(is_for_requests),
+    }
+}
+
+/// The chains that are not what they were, with those that came and went.
+fn changed_chains(before: &Arc<Http>, now: &Arc<Http>) -> HashSet<Text> {
+    if Arc::ptr_eq(before, now) {
+        return HashSet::new();
+    }
+    let is_the_same = |name: &Text| match (before.chains.get(name), now.chains.get(name)) {
+        (Some(Ok(before)), Some(Ok(now))) => Arc::ptr_eq(before, now),
+        (Some(Err(before)), Some(Err(now))) => before == now,
+        _ => false,
+    };
+    let names = before.chains.keys().chain(now.chains.keys());
+    names.filter(|name| !is_the_same(name)).cloned().collect()
+}
+
 /// The verdict on a flow by `config`, as if it were opened now by the same client to the same place.
 fn decide(flow: &Flow, config: &Config) -> Decision {
     if flow.facts.is_judged_elsewhere {
@@ -316,6 +370,13 @@ fn decide(flow: &Flow, config: &Config) -> Decision {
 /// Takes an open flow back from the kernel if the settings say so, or lets it go there.
 fn reconsider_offload(flow: &Flow, config: &Config) {
     flow.set_offload_allowed(flow.facts.may_offload(&config.node.offload));
+}
+
+/// Whether nothing leads to a flow's endpoint any more: the chain is gone by which it went, or the endpoint.
+fn has_lost_its_way(flow: &Flow, config: &Config) -> bool {
+    let chain = flow.facts.chain.as_ref();
+    let has_lost_its_chain = chain.is_some_and(|by| !config.http.chains.contains_key(&by.name));
+    has_lost_its_chain || endpoint_is_gone(flow, &config.mesh)
 }
 
 /// Whether a flow's endpoint has left the mesh, or the service by which it was reached. Being unready is no reason: as in

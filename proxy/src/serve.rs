@@ -151,12 +151,16 @@ async fn serve_http(
         return None;
     };
     let (came_by, local) = (http::Downstream::Socket(downstream), socket::canonical(local));
-    let of_tcp = http::serve(session, came_by, local, routes.clone(), tcp_fallback.as_ref()).await?;
+    let patience = tcp_fallback.as_ref().map(|fallback| fallback.detection_timeout);
+    let of_tcp = http::serve(session, came_by, local, routes.clone(), patience).await?;
     let http::OfTcp {
         session,
-        downstream,
+        downstream: http::Downstream::Socket(downstream),
         early,
-    } = of_tcp;
+    } = of_tcp
+    else {
+        return None;
+    };
     let destination = tcp_fallback.as_ref()?.destination.clone();
     let known = Handshake::without_request(destination).with_early(early);
     Some((session, downstream, Some(known)))

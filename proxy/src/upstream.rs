@@ -283,6 +283,7 @@ impl Request<'_> {
             policy,
             tunnel,
             is_judged_elsewhere,
+            chain: None,
         };
         let guard = match self
             .node

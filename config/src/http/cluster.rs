@@ -268,6 +268,7 @@ impl Cluster {
             // Whoever fails at once is not the quicker one for it.
             let took = match outcome {
                 Outcome::Answered(status) if status < 500 => took,
+                Outcome::Connected => took,
                 _ => took.max(PENALTY),
             };
             endpoint.note_latency(took, peak.decay);

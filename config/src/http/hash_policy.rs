@@ -69,7 +69,7 @@ pub fn hash_request(
                 None => cookie.give(source, local, &mut hashed.cookies),
             },
             HashSource::Query(name) => of_query(name, request),
-            HashSource::SourceIp => Some(hash(source.ip().to_canonical().to_string().as_bytes())),
+            HashSource::SourceIp => Some(hash_source(source)),
         };
         if let Some(found) = found {
             // Turned, so that two that are the same don't cancel each other out.
@@ -80,6 +80,11 @@ pub fn hash_request(
         }
     }
     hashed
+}
+
+/// The hash by which all that comes from one IP address goes to one endpoint, whatever it carries.
+pub fn hash_source(source: SocketAddr) -> u64 {
+    hash(source.ip().to_canonical().to_string().as_bytes())
 }
 
 fn of_field(field: &Field, request: &RequestView<'_>) -> Option<u64> {

@@ -175,6 +175,8 @@ pub enum Outcome {
     Answered(u16),
     /// There was no answer in time.
     TimedOut,
+    /// There was a connection, of which nothing more is known: what it carries is not looked at.
+    Connected,
     /// There was no connection.
     NotConnected,
     /// The connection broke.
@@ -279,6 +281,9 @@ impl Monitor {
             self.ways.note(true);
             is_one_too_many(&self.local_failures, false, 0);
         }
+        if outcome == Outcome::Connected {
+            return [None, None];
+        }
         let is_local = !matches!(outcome, Outcome::Answered(_));
         if is_local {
             self.ways.note(false);
@@ -294,6 +299,7 @@ impl Monitor {
     fn note_answer(&self, outcome: Outcome, settings: &OutlierSettings) -> [Option<Kind>; 2] {
         let status = match outcome {
             Outcome::Answered(status) => status,
+            Outcome::Connected => 200,
             Outcome::TimedOut => 504,
             Outcome::NotConnected | Outcome::Broke => 503,
         };

@@ -4,6 +4,7 @@ mod actions;
 mod authentication;
 mod authorization;
 mod balancing;
+mod carried;
 mod clusters;
 mod cors;
 mod ext_authz;
@@ -110,7 +111,7 @@ impl HttpShape<'_> {
             claim(path.field("name"), &table.name, index, &mut places, reading);
             http.tables.insert(table.name.clone(), Arc::new(table));
         }
-        http.waypoint = served::compile(&self.services, &http, reading).map(Arc::new);
+        http.waypoint = served::compile(&self.services, &mut http, &providers.ext_authz, reading).map(Arc::new);
         http
     }
 

@@ -74,6 +74,8 @@ pub(super) struct ShardState {
     by_service: HashMap<ServiceKey, HashSet<usize>>,
     /// Flows with an end that is no workload: the address may become one.
     by_address: HashMap<IpAddr, HashSet<usize>>,
+    /// Flows that a waypoint's chain leads on.
+    by_chain: HashMap<Text, HashSet<usize>>,
     /// Flows whose destination was no workload when they were opened and is one now. Their paths do not lead to it, so every
     /// change is taken to concern them; there are few.
     adopted: HashSet<usize>,
@@ -156,6 +158,9 @@ impl ShardState {
         for address in unknown_addresses(&flow) {
             add(&mut self.by_address, &address, place);
         }
+        if let Some(by) = &flow.facts.chain {
+            add(&mut self.by_chain, &by.name, place);
+        }
         self.paths[path].flows.insert(place);
         self.flows.insert(Entry { flow, path })
     }
@@ -184,6 +189,9 @@ impl ShardState {
         let entry = self.flows.remove(place);
         for address in unknown_addresses(&entry.flow) {
             drop_from(&mut self.by_address, &address, place);
+        }
+        if let Some(by) = &entry.flow.facts.chain {
+            drop_from(&mut self.by_chain, &by.name, place);
         }
         let path = &mut self.paths[entry.path];
         self.adopted.remove(&place);
@@ -286,6 +294,14 @@ impl ShardState {
             .flatten()
             .copied()
             .collect()
+    }
+
+    /// See [`super::FlowTable::by_chains`].
+    pub(super) fn by_chains(&self, chains: &HashSet<Text>) -> impl Iterator<Item = Arc<Flow>> {
+        let places = chains.iter().filter_map(|chain| self.by_chain.get(chain)).flatten();
+        places
+            .filter_map(|place| self.flows.get(*place))
+            .map(|entry| entry.flow.clone())
     }
 
     fn adopt(&mut self, place: usize, config: &Config) {

@@ -92,6 +92,7 @@ impl World {
             policy: None,
             tunnel: None,
             is_judged_elsewhere: false,
+            chain: None,
         };
         self.table.open(0, ends, facts, SystemTime::now(), &self.settings)
     }

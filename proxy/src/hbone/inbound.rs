@@ -140,13 +140,13 @@ async fn to_pod(
 }
 
 /// What a client sends before it knows that it is connected.
-struct Early {
+pub(super) struct Early {
     bytes: Backlog,
     held: Held,
 }
 
 impl Early {
-    fn new(window: Arc<Window>) -> Self {
+    pub(super) fn new(window: Arc<Window>) -> Self {
         Self {
             bytes: Backlog::default(),
             held: Held::new(window),
@@ -154,7 +154,11 @@ impl Early {
     }
 
     /// Waits for `connecting`, and reads meanwhile what comes, as a relay whose receiver does not read does.
-    async fn read_while<T>(&mut self, mut connecting: Pin<Box<impl Future<Output = T>>>, body: &mut RecvStream) -> T {
+    pub(super) async fn read_while<T>(
+        &mut self,
+        mut connecting: Pin<Box<impl Future<Output = T>>>,
+        body: &mut RecvStream,
+    ) -> T {
         let mut is_open = true;
         poll_fn(|cx| {
             while is_open {
@@ -232,7 +236,7 @@ async fn introduce(upstream: &Stream, session: &Session, target: Target) -> bool
 }
 
 /// Tells the client that it is connected. `None` when it has gone meanwhile.
-fn accept(mut respond: SendResponse<Chunk>, body: RecvStream, early: Early, ends: Ends) -> Option<Tunnel> {
+pub(super) fn accept(mut respond: SendResponse<Chunk>, body: RecvStream, early: Early, ends: Ends) -> Option<Tunnel> {
     let send = respond.send_response(Response::new(()), false).ok()?;
     let mut tunnel = Tunnel::new(send, body, ends, early.held, None);
     tunnel.put_back(early.bytes);

@@ -104,6 +104,15 @@ impl Tunnel {
         self.early = early;
     }
 
+    /// The same for what was read first of all, before what has been put back already.
+    pub fn put_back_first(&mut self, first: Bytes) {
+        let mut rest = std::mem::take(&mut self.early);
+        self.early.push(first);
+        while let Some(bytes) = rest.pop() {
+            self.early.push(bytes);
+        }
+    }
+
     /// Somebody has taken `count` of the bytes that were received: the peer may send as many more.
     pub fn taken(&mut self, count: usize) {
         // Fails only for bytes that were never received.

@@ -21,7 +21,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
-use underpass_config::{Decision, NodeSettings, TcpFallback, Text, Verdict};
+use underpass_config::{Decision, NodeSettings, Text, Verdict};
 
 use super::arriving::Arriving;
 use super::codec::{Codec, Io, codec_of_http1};
@@ -43,7 +43,6 @@ use crate::flow::FlowFacts;
 use crate::flow_table::{FlowGuard, PathEnds};
 use crate::session::Session;
 use crate::socket;
-use crate::stream::Stream;
 use crate::telemetry::RequestCounts;
 use crate::upstream::Refused;
 
@@ -137,19 +136,20 @@ impl Connection {
 pub struct OfTcp {
     /// Who opened it.
     pub session: Session,
-    /// The client's socket.
-    pub downstream: Stream,
+    /// What the client came by.
+    pub downstream: Downstream,
     /// What has been read of it.
     pub early: Vec<u8>,
 }
 
-/// Serves a client until it is gone. `routes` names the table that its requests are routed by. With a fallback, one that came by a socket and speaks no HTTP is given back.
+/// Serves a client until it is gone. `routes` names the table that its requests are routed by. With a `patience`, whatever
+/// does not show itself to be HTTP in that time is given back (zero: in its own time).
 pub async fn serve(
     session: Session,
     downstream: Downstream,
     local: SocketAddr,
     routes: Text,
-    fallback: Option<&TcpFallback>,
+    patience: Option<Duration>,
 ) -> Option<OfTcp> {
     let settings = session.node.snapshot().config.node.clone();
     let moved = Arc::default();
@@ -162,15 +162,18 @@ pub async fn serve(
             return None;
         }
     };
-    let detected = match fallback {
+    let detected = match patience {
         None => None,
-        Some(fallback) => match detected(&session, &guard, &way, &settings, fallback).await {
+        Some(patience) => match detected(&session, &guard, &way, &settings, patience).await {
             Ok((Protocol::Neither, early)) => {
                 // It is entered anew, as what it is.
                 guard.abandon();
-                let downstream = way.into_socket()?;
-                if let Err(why) = judge_connection(&session, local, &routes) {
-                    socket::reset_on_close(&downstream);
+                let downstream = way.into_downstream()?;
+                // By a tunnel it is led to a chain that has rules of its own.
+                if let Downstream::Socket(socket) = &downstream
+                    && let Err(why) = judge_connection(&session, local, &routes)
+                {
+                    socket::reset_on_close(socket);
                     session.refuse(&Refused {
                         detail: Some(why),
                         ..Ending::PolicyDenied.into()
@@ -263,6 +266,7 @@ fn enter(session: &Session, local: SocketAddr, settings: &NodeSettings) -> Resul
             policy,
             tunnel: None,
             is_judged_elsewhere,
+            chain: None,
         };
         let guard = session
             .node
@@ -477,7 +481,7 @@ impl Serving<'_> {
         result.map_err(|broke| match broke {
             Broke::Client => Ending::DownstreamReset,
             Broke::Endpoint => Ending::UpstreamReset,
-            Broke::Idle | Broke::Lasted | Broke::StreamLasted => Ending::IdleTimeout,
+            Broke::Idle | Broke::Stalled | Broke::Lasted | Broke::StreamLasted => Ending::IdleTimeout,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Whether a connection speaks HTTP at all, asked where its listener says what becomes of one that does not (Envoy's listener filter
+//! Whether a connection speaks HTTP at all, asked where its listener, or what a waypoint knows of its service, says what becomes of one that does not (Envoy's listener filter
 //! `http_inspector`; Istio's protocol detection).
 //!
 //! Without a fallback, what does not begin as HTTP/2 is HTTP/1.1's to refuse (`sniff`). With one, HTTP has to show itself: by the preface of HTTP/2, or by a first
@@ -8,8 +8,9 @@
 //! The verdict depends on the bytes, not on how they arrive, and each is looked at once.
 
 use std::future::poll_fn;
+use std::time::Duration;
 
-use underpass_config::{NodeSettings, TcpFallback, Timeouts};
+use underpass_config::{NodeSettings, Timeouts};
 
 use super::connection::last_word;
 use super::downstream::Way;
@@ -26,7 +27,8 @@ const MOST: usize = 64 * 1024;
 /// What a version begins with (RFC 9112, section 2.3).
 const VERSION: &[u8] = b"HTTP/";
 
-/// What a client of a listener with a fallback speaks, and what was read to find out. It is in the table meanwhile, and ended as others are.
+/// What a client speaks that need not speak HTTP, and what was read to find out in `patience`; zero: what it says decides, in its own time. It is in the table meanwhile, and
+/// ended as others are.
 ///
 /// # Errors
 /// When the client is gone, or has to go.
@@ -35,10 +37,10 @@ pub async fn detected(
     guard: &FlowGuard,
     way: &Way,
     settings: &NodeSettings,
-    fallback: &TcpFallback,
+    patience: Duration,
 ) -> Result<(Protocol, Vec<u8>), Refused> {
     let drained = async {
-        match fallback.detection_timeout.is_zero() {
+        match patience.is_zero() {
             true => {
                 session.node.drain_started().await;
                 tokio::time::sleep(last_word(settings)).await;
@@ -51,7 +53,7 @@ pub async fn detected(
     let ending = tokio::select! {
         biased;
         ending = flow.ended() => ending,
-        detected = detect(way, fallback, &settings.timeouts) => match detected {
+        detected = detect(way, patience, &settings.timeouts) => match detected {
             Ok(detected) => return Ok(detected),
             Err(ending) => ending,
         },
@@ -67,10 +69,10 @@ pub async fn detected(
 ///
 /// # Errors
 /// When the client is gone, or has to go.
-async fn detect(way: &Way, fallback: &TcpFallback, timeouts: &Timeouts) -> Result<(Protocol, Vec<u8>), Ending> {
+async fn detect(way: &Way, patience: Duration, timeouts: &Timeouts) -> Result<(Protocol, Vec<u8>), Ending> {
     let mut read = Vec::new();
     let deciding = decide(way, &mut read);
-    let decided = match fallback.detection_timeout {
+    let decided = match patience {
         // Only its bytes decide: they have their time from the first on.
         limit if limit.is_zero() => {
             let began = poll_fn(|cx| way.poll_readable(cx));

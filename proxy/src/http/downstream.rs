@@ -46,11 +46,14 @@ impl Way {
         }
     }
 
-    /// Its socket, if it is one and no codec has it.
-    pub fn into_socket(self) -> Option<Stream> {
+    /// What it was, if no codec has it.
+    pub fn into_downstream(self) -> Option<Downstream> {
         match self {
-            Self::Socket(socket) => Arc::into_inner(socket),
-            Self::Tunnel(_) => None,
+            Self::Socket(socket) => Arc::into_inner(socket).map(Downstream::Socket),
+            Self::Tunnel(tunnel) => {
+                let tunnelled = tunnel.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+                tunnelled.into_tunnel().map(Box::new).map(Downstream::Tunnel)
+            }
         }
     }
 

@@ -394,6 +394,7 @@ impl Exchange<'_> {
                 idle_timeout: forward.idle_timeout,
                 lasts_until: limits.lasts_until,
                 stream_until: end.stream_until,
+                stalled: None,
                 reason: switch.reset_reason(),
             },
         });

@@ -26,6 +26,8 @@ use super::reply::{Audience, reply};
 use super::upload::Upload;
 use crate::node::Snapshot;
 use crate::session::Session;
+use crate::source::Source;
+use crate::telemetry::Telemetry;
 use ext_authz::ResponseChanges;
 pub use found::Found;
 
@@ -114,12 +116,23 @@ pub fn judge_connection(session: &Session, local: SocketAddr, routes: &str) -> R
         return Err("its route table is gone".to_owned());
     };
     let source = session.source.refreshed(&config.mesh, &config.node);
+    judge_by(&table.connection_rules, &source, local, Some(&session.node.telemetry))
+}
+
+/// Judges a connection of `source` that was going to `local` by rules. What shadow rules would have done is counted, where there is somewhere to count it.
+///
+/// # Errors
+/// Why it does not go on.
+pub fn judge_by(
+    rules: &[Rbac],
+    source: &Source,
+    local: SocketAddr,
+    telemetry: Option<&Telemetry>,
+) -> Result<(), String> {
     let principal = source.identity().map(ToString::to_string);
     let peer = peer(principal.as_deref(), source.ip(), local);
-    for rbac in &table.connection_rules {
-        rbac::judge_connection(rbac, &peer, &session.node.telemetry)?;
-    }
-    Ok(())
+    let judge = |rbac| rbac::judge_connection(rbac, &peer, telemetry);
+    rules.iter().try_for_each(judge)
 }
 
 /// Why a request does not pass.

@@ -355,7 +355,7 @@ impl Job<'_> {
         let version = match self.speaks() {
             Speaks::Http1 => Some(http::Version::HTTP_11),
             Speaks::Http2 => Some(http::Version::HTTP_2),
-            Speaks::Negotiated => None,
+            Speaks::Negotiated | Speaks::Bytes => None,
         };
         let traced = record.traced.as_mut()?;
         let headers = traced.begin_try(whither, version, &self.intake.headers)?;

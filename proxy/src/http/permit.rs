@@ -95,33 +95,10 @@ impl Permits {
         address: SocketAddr,
         by_hbone: bool,
     ) -> Option<Result<Permit, Denied>> {
-        let config = &snapshot.config;
-        let network = &config.node.network;
-        let destination = match session.node.pods.at(address.ip()) {
-            // It has the last word, as in `upstream`.
-            Some(pod) => match config.mesh.workload(&pod.uid) {
-                Some(workload) => Some(workload),
-                None => {
-                    let why = "the pod there is enrolled as a workload that the mesh does not know";
-                    return Some(Err(Denied { why: why.into() }));
-                }
-            },
-            None => match config.mesh.workload_at(network, address.ip()) {
-                // Whoever guards what is behind it would not see that the way leads there.
-                None if config.mesh.is_vip(network, address.ip()) && !is_its_own_endpoint(config, address) => {
-                    let why = "it is the virtual address of a service: name its endpoints in the cluster";
-                    return Some(Err(Denied { why: why.into() }));
-                }
-                // Nobody guards it as yet: it is watched by its address.
-                workload => workload,
-            },
+        let destination = match whose(session, &snapshot.config, address, by_hbone) {
+            Ok(workload) => workload,
+            Err(denied) => return Some(Err(denied)),
         };
-        let tunnel = destination.and_then(|workload| workload.application_tunnel.as_ref());
-        if !by_hbone && tunnel.is_some_and(|tunnel| tunnel.proxy_protocol) {
-            // As in `upstream`: it would take the client's words for its proxy's. Where HBONE leads, the proxy there writes them.
-            let why = "it is told who its client is (PROXY protocol), and is reached over HBONE only";
-            return Some(Err(Denied { why: why.into() }));
-        }
         let is_known = |granted: &&Granted| granted.address == address && granted.generation == snapshot.generation;
         if let Some(granted) = self.granted().iter().find(is_known) {
             return Some(Ok(Permit(granted.users.clone())));
@@ -158,6 +135,7 @@ impl Permits {
             policy,
             tunnel: None,
             is_judged_elsewhere,
+            chain: None,
         };
         let watch = session.node.flows.watch(session.core, ends, facts, session.started);
         if !session.node.is_current(snapshot) {
@@ -240,6 +218,43 @@ fn is_its_own_endpoint(config: &Config, address: SocketAddr) -> bool {
     service.is_some_and(|state| state.service().load_balancing.mode == BalanceMode::Passthrough)
 }
 
+/// The workload at an endpoint, which is reached perhaps `by_hbone`; none: none that the mesh knows.
+///
+/// # Errors
+/// When nobody may be led there, whoever it is.
+pub fn whose<'c>(
+    session: &Session,
+    config: &'c Config,
+    address: SocketAddr,
+    by_hbone: bool,
+) -> Result<Option<&'c Arc<Workload>>, Denied> {
+    let denied = |why: &str| Denied { why: why.into() };
+    let network = &config.node.network;
+    let destination = match session.node.pods.at(address.ip()) {
+        // It has the last word, as in `upstream`.
+        Some(pod) => Some(config.mesh.workload(&pod.uid).ok_or_else(|| {
+            let why = "the pod there is enrolled as a workload that the mesh does not know";
+            denied(why)
+        })?),
+        None => match config.mesh.workload_at(network, address.ip()) {
+            // Whoever guards what is behind it would not see that the way leads there.
+            None if config.mesh.is_vip(network, address.ip()) && !is_its_own_endpoint(config, address) => {
+                let why = "it is the virtual address of a service: name its endpoints in the cluster";
+                return Err(denied(why));
+            }
+            // Nobody guards it as yet: it is watched by its address.
+            workload => workload,
+        },
+    };
+    let tunnel = destination.and_then(|workload| workload.application_tunnel.as_ref());
+    if !by_hbone && tunnel.is_some_and(|tunnel| tunnel.proxy_protocol) {
+        // As in `upstream`: it would take the client's words for its proxy's. Where HBONE leads, the proxy there writes them.
+        let why = "it is told who its client is (PROXY protocol), and is reached over HBONE only";
+        return Err(denied(why));
+    }
+    Ok(destination)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -269,6 +284,7 @@ mod tests {
                 policy: None,
                 tunnel: None,
                 is_judged_elsewhere: false,
+                chain: None,
             };
             let ends = PathEnds::new(None, None, None, &settings);
             permits.grant(address, 0, table.watch(0, ends, facts, SystemTime::now()));

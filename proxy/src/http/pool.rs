@@ -137,6 +137,8 @@ pub enum Speaks {
     Http2,
     /// What it chooses.
     Negotiated,
+    /// What is not the proxy's to know.
+    Bytes,
 }
 
 /// Which connections will do.
@@ -289,6 +291,19 @@ impl Wanted<'_> {
         dial.key.way = way;
         let stream = dial.stream(slot).await?;
         Ok((dial, stream))
+    }
+
+    /// The same for what is no request: where there is no room for it now, it does not wait for one, whose end nobody knows (Envoy's `TcpProxy`).
+    ///
+    /// # Errors
+    /// As [`Wanted::stream`].
+    pub async fn stream_at_once(&self) -> Result<stream::Stream, NotConnected> {
+        let way = self.way().await?;
+        let _pending = self.cluster.admit_pending().ok_or(NotConnected::Overflow)?;
+        let slot = slots::take(self.node, self.cluster).ok_or(NotConnected::Overflow)?;
+        let mut dial = self.dial();
+        dial.key.way = way;
+        dial.stream(slot).await
     }
 
     /// When a request that has a connection now has to have ended, by what the cluster says.

@@ -90,6 +90,15 @@ impl Tunnelled {
         };
     }
 
+    /// The stream itself, of which no codec has had anything; none: it is gone.
+    pub fn into_tunnel(mut self) -> Option<Tunnel> {
+        let mut tunnel = self.tunnel.take()?;
+        if !self.unread.is_empty() {
+            tunnel.put_back_first(std::mem::take(&mut self.unread));
+        }
+        Some(tunnel)
+    }
+
     /// Ready when there is something to read, or its end.
     pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.unread.is_empty() {

@@ -124,6 +124,7 @@ impl World {
             policy: None,
             tunnel: None,
             is_judged_elsewhere: false,
+            chain: None,
         };
         let flow = Arc::new(Flow::new(facts, SystemTime::now(), true));
         let (its_flow, offload) = (flow.clone(), agent.offload.clone());
@@ -520,6 +521,7 @@ async fn a_flow_with_an_end_elsewhere_is_none_of_the_kernels() {
         policy: None,
         tunnel: None,
         is_judged_elsewhere: false,
+        chain: None,
     };
     let flow = Arc::new(Flow::new(facts, SystemTime::now(), true));
     let mut settings = NodeSettings::default();

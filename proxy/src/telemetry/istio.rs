@@ -331,7 +331,7 @@ impl Tellings {
 
 fn of_outcome(ends: &RequestEnds, outcome: &Outcome) -> Labels {
     let protocol = if ends.is_grpc { "grpc" } else { "http" };
-    let is_mutual = matches!(ends.ends.transport, Transport::TunnelIn(Some(_)));
+    let is_mutual = ends.ends.transport.peer().is_some();
     let mut labels = vec![
         ("request_protocol".into(), protocol.to_owned()),
         ("response_code".into(), outcome.status.to_string()),

@@ -113,7 +113,7 @@ fn unknown_client(peer: &TunnelPeer, labels: &mut Labels) {
 fn common(ends: &PathEnds, reporter: Reporter) -> Labels {
     let mut labels = vec![("reporter", reporter.word().to_owned())];
     end(&SOURCE, ends.source.as_deref(), &mut labels);
-    if let Transport::TunnelIn(Some(peer)) = &ends.transport {
+    if let Some(peer) = ends.transport.peer() {
         set(SOURCE.principal, peer.identity.to_string(), &mut labels);
         if ends.source.is_none() {
             unknown_client(peer, &mut labels);
@@ -122,7 +122,7 @@ fn common(ends: &PathEnds, reporter: Reporter) -> Labels {
     end(&DESTINATION, ends.destination.as_deref(), &mut labels);
     labels.push(("request_protocol", "tcp".to_owned()));
     let security = match (&ends.transport, reporter) {
-        (Transport::TunnelOut | Transport::TunnelIn(Some(_)), _) => MUTUAL_TLS,
+        (Transport::TunnelOut | Transport::TunnelIn(Some(_)) | Transport::Waypoint { .. }, _) => MUTUAL_TLS,
         // Istio: the source's side cannot know it. Without a tunnel the destination's side knows that there is none.
         (_, Reporter::Source) => UNKNOWN,
         (_, Reporter::Destination) => "none",
@@ -135,10 +135,8 @@ fn service(ends: &PathEnds, labels: &mut Labels) {
     let service = ends.service.as_deref();
     let mut push = |name, value: Option<&str>| labels.push((name, known(value.unwrap_or_default())));
     // By a tunnel a connection comes to a pod; which service was asked for, its client says.
-    let said = match &ends.transport {
-        Transport::TunnelIn(Some(peer)) => peer.described.as_ref().and_then(|said| said.service.as_ref()),
-        _ => None,
-    };
+    let described = ends.transport.peer().and_then(|peer| peer.described.as_ref());
+    let said = described.and_then(|said| said.service.as_ref());
     let hostname = service.map(|s| &s.hostname).or(said.map(|s| &s.hostname));
     let namespace = service.map(|s| &s.namespace).or(said.map(|s| &s.namespace));
     let name = service.map(|s| &s.name).or(said.map(|s| &s.name));
@@ -159,7 +157,7 @@ pub(super) fn istio(ends: &PathEnds, reporter: Reporter, response_flags: &'stati
 pub(super) fn waypoint(ends: &PathEnds, service: Option<&ServiceName>) -> Labels {
     let mut labels = vec![("reporter", "waypoint".to_owned())];
     end(&SOURCE, ends.source.as_deref(), &mut labels);
-    if let Transport::TunnelIn(Some(peer)) = &ends.transport {
+    if let Some(peer) = ends.transport.peer() {
         set(SOURCE.principal, peer.identity.to_string(), &mut labels);
         if ends.source.is_none() {
             unknown_client(peer, &mut labels);
@@ -182,6 +180,15 @@ pub(super) fn waypoint(ends: &PathEnds, service: Option<&ServiceName>) -> Labels
         "destination_service_namespace",
         namespace.or(ends.destination.as_deref().map(|w| &*w.namespace)),
     );
+    labels
+}
+
+/// Labels of a waypoint's `istio_tcp_*`.
+pub(super) fn waypoint_tcp(ends: &PathEnds, service: Option<&ServiceName>, response_flags: &'static str) -> Labels {
+    let mut labels = waypoint(ends, service);
+    labels.push(("request_protocol", "tcp".to_owned()));
+    labels.push(("connection_security_policy", MUTUAL_TLS.to_owned()));
+    labels.push(("response_flags", response_flags.to_owned()));
     labels
 }
 

@@ -67,6 +67,20 @@ impl Group {
         add(&mut self.received, labels, received);
     }
 
+    /// Istio counts refused connections too, as opened and closed at once, with the flag that says why.
+    fn add_all(&mut self, labels: impl Fn(&'static str) -> Labels, counts: &PathCounts) {
+        let open = labels("-");
+        let ended: u64 = counts.ended.iter().sum();
+        add(&mut self.opened, open.clone(), ended + counts.established_open);
+        for (ending, count) in Ending::ALL.into_iter().zip(counts.ended) {
+            if count > 0 {
+                add(&mut self.closed, labels(ending.response_flag()), count);
+            }
+        }
+        add(&mut self.sent, open.clone(), counts.received);
+        add(&mut self.received, open, counts.sent);
+    }
+
     fn encode(&self, prefix: &str, subject: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let families = [
             ("connections_opened", "Connections opened", &self.opened),
@@ -91,30 +105,13 @@ impl Group {
 
 impl Scrape {
     fn add(&mut self, ends: &PathEnds, reporter: Reporter, counts: &PathCounts) {
-        self.add_istio(ends, reporter, counts);
+        let labels = |flags| labels::istio(ends, reporter, flags);
+        self.istio.add_all(labels, counts);
         self.kmesh_workload
             .add_established(labels::kmesh_workload(ends, reporter), reporter, counts);
         if let Some(labels) = labels::kmesh_service(ends, reporter) {
             self.kmesh_service.add_established(labels, reporter, counts);
         }
-    }
-
-    /// Istio counts refused connections too, as opened and closed at once, with the flag that says why.
-    fn add_istio(&mut self, ends: &PathEnds, reporter: Reporter, counts: &PathCounts) {
-        let open = labels::istio(ends, reporter, "-");
-        let ended: u64 = counts.ended.iter().sum();
-        add(&mut self.istio.opened, open.clone(), ended + counts.established_open);
-        for (ending, count) in Ending::ALL.into_iter().zip(counts.ended) {
-            if count > 0 {
-                add(
-                    &mut self.istio.closed,
-                    labels::istio(ends, reporter, ending.response_flag()),
-                    count,
-                );
-            }
-        }
-        add(&mut self.istio.sent, open.clone(), counts.received);
-        add(&mut self.istio.received, open, counts.sent);
     }
 }
 
@@ -126,10 +123,15 @@ impl ConnectionMetrics {
     fn scrape(&self) -> Scrape {
         let mut scrape = Scrape::default();
         for (ends, counts) in self.flows.paths() {
-            let (source, destination) = match ends.transport {
+            let (source, destination) = match &ends.transport {
                 Transport::Plain => (true, ends.destination_is_local),
                 Transport::TunnelOut => (true, false),
                 Transport::TunnelIn(_) => (false, true),
+                Transport::Waypoint { service, .. } => {
+                    let labels = |flags| labels::waypoint_tcp(&ends, service.as_deref(), flags);
+                    scrape.istio.add_all(labels, &counts);
+                    continue;
+                }
             };
             if source {
                 scrape.add(&ends, Reporter::Source, &counts);

@@ -8,4 +8,5 @@ mod interop;
 mod nodes;
 mod place;
 mod reach;
+mod tcp;
 mod waypoint;

@@ -90,6 +90,7 @@ pub(super) fn translate(wire: &wire::TcpProxy, way: Way, left_out: &mut Vec<Refu
             max_downstream_connection_duration.as_ref(),
             None,
         )?,
+        detection_timeout: TcpChain::DETECTION_TIMEOUT,
         metrics: way.metrics,
         reporting_interval: way.reporting_interval,
         logs: logs::translate(access_log, left_out),

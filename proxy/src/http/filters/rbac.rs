@@ -129,12 +129,14 @@ fn passed(ruling: &Ruling<'_>) -> Result<(), Refusal> {
     }
 }
 
-/// Judges a connection without requests; what shadow rules would have done is counted.
+/// Judges a connection without requests; what shadow rules would have done is counted, where there is somewhere to count it.
 ///
 /// # Errors
 /// Why it does not go on.
-pub fn judge_connection(rbac: &Rbac, peer: &Peer<'_>, telemetry: &Telemetry) -> Result<(), String> {
-    if let Some(ruling) = rbac.shadow.as_ref().and_then(|shadow| shadow.of_connection(peer)) {
+pub fn judge_connection(rbac: &Rbac, peer: &Peer<'_>, telemetry: Option<&Telemetry>) -> Result<(), String> {
+    if let Some(telemetry) = telemetry
+        && let Some(ruling) = rbac.shadow.as_ref().and_then(|shadow| shadow.of_connection(peer))
+    {
         dry_run_counter(&ruling, telemetry).inc();
     }
     let Some(rules) = &rbac.rules else { return Ok(()) };

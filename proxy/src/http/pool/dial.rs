@@ -116,7 +116,7 @@ impl Dial {
     /// Whether HTTP/2 is spoken on `stream`.
     pub fn is_http2(&self, stream: &Stream) -> bool {
         match self.speaks {
-            Speaks::Http1 => false,
+            Speaks::Http1 | Speaks::Bytes => false,
             Speaks::Http2 => true,
             Speaks::Negotiated => stream.has_chosen_http2(),
         }
@@ -142,6 +142,7 @@ impl Dial {
             Speaks::Http1 => &[b"http/1.1"],
             Speaks::Http2 => &[b"h2"],
             Speaks::Negotiated => &[b"h2", b"http/1.1"],
+            Speaks::Bytes => &[],
         };
         let alpn = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         let tls = origination.connect(carried, name, self.key.address.ip(), alpn).await?;

@@ -1,4 +1,4 @@
-//! One end of a tunnel: a connection of its own, or a stream of HTTP/2.
+//! One end of a tunnel: a connection of its own, or a stream of HTTP/2 or HBONE.
 
 use std::io;
 use std::pin::Pin;
@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::FAREWELL;
+use crate::hbone::backlog::Backlog;
+use crate::hbone::tunnel::Tunnel;
 use crate::http::pool::stream::Stream;
 use crate::http::tunnelled::Carried;
 use crate::room::poll_room;
@@ -46,6 +48,78 @@ enum Kind {
         receive: RecvStream,
         unsent: Arc<AtomicUsize>,
     },
+    /// A client's stream of HBONE.
+    Tunnel(Box<Opened>),
+}
+
+/// A stream of HBONE that a client has opened. What it brings is passed on as it came.
+#[derive(Debug)]
+struct Opened {
+    tunnel: Tunnel,
+    /// Was read before it was clear what becomes of it.
+    early: Bytes,
+    /// How many of the bytes that are given on have been given back to the client's window already.
+    is_free: usize,
+    /// Was read because nobody takes it: the codec must not keep it ([`Backlog`]).
+    unread: Backlog,
+    /// It has ended behind that: as its client wanted, or not.
+    has_ended: Option<bool>,
+    has_been_ended: bool,
+}
+
+impl Opened {
+    /// Reads what is there; `None` is the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        if !self.early.is_empty() {
+            return Poll::Ready(Ok(Some(std::mem::take(&mut self.early))));
+        }
+        if let Some(bytes) = self.unread.pop() {
+            return Poll::Ready(Ok(Some(bytes)));
+        }
+        if self.has_ended.is_none() {
+            match ready!(self.tunnel.poll_receive(cx)) {
+                Some(Ok(bytes)) => return Poll::Ready(Ok(Some(bytes))),
+                ended => self.has_ended = Some(ended.is_none()),
+            }
+        }
+        Poll::Ready(match self.has_ended {
+            Some(true) => Ok(None),
+            _ => Err(io::ErrorKind::ConnectionReset.into()),
+        })
+    }
+
+    /// Reads all that is there, which the client's window bounds.
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        while self.has_ended.is_none() {
+            match self.tunnel.poll_receive(cx) {
+                Poll::Ready(Some(Ok(bytes))) => self.unread.push(bytes),
+                Poll::Ready(ended) => self.has_ended = Some(ended.is_none()),
+                Poll::Pending => break,
+            }
+        }
+        self.unread.keep();
+    }
+
+    fn taken(&mut self, count: usize) {
+        let free = self.is_free.min(count);
+        self.is_free -= free;
+        self.tunnel.taken(count - free);
+    }
+
+    fn poll_write(&mut self, bytes: &Bytes, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let room = ready!(self.tunnel.poll_room(bytes.len(), cx)).map_err(|_| gone())?;
+        let length = room.min(bytes.len());
+        self.tunnel.send(bytes.slice(..length)).map_err(|_| gone())?;
+        Poll::Ready(Ok(length))
+    }
+
+    /// Ready when the connection below has taken all of it: until then it is in nobody's account but its flow's.
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.has_been_ended, true) {
+            self.tunnel.end().map_err(|_| gone())?;
+        }
+        self.tunnel.poll_flushed(cx).map(Ok)
+    }
 }
 
 /// Bytes that the codec has, until it has written them.
@@ -95,6 +169,18 @@ impl End {
         Self::new(Kind::Stream { send, receive, unsent })
     }
 
+    /// A client's stream of HBONE, of which `early` was read before, and given back to its window.
+    pub fn tunnel(tunnel: Tunnel, early: Bytes) -> Self {
+        Self::new(Kind::Tunnel(Box::new(Opened {
+            tunnel,
+            is_free: early.len(),
+            early,
+            unread: Backlog::default(),
+            has_ended: None,
+            has_been_ended: false,
+        })))
+    }
+
     /// A client's connection that has spoken HTTP/1.1.
     ///
     /// # Errors
@@ -123,11 +209,16 @@ impl End {
         }))
     }
 
+    /// Has its peer know this of a reset.
+    pub fn reset_with(&mut self, reason: Reason) {
+        self.reason = reason;
+    }
+
     /// The socket below, if it is this end's own.
-    pub(super) fn socket(&self) -> Option<Arc<Socket>> {
+    pub fn socket(&self) -> Option<Arc<Socket>> {
         match &self.kind {
             Kind::Connection { stream, .. } => stream.socket().cloned(),
-            Kind::Stream { .. } => None,
+            Kind::Stream { .. } | Kind::Tunnel(_) => None,
         }
     }
 
@@ -152,14 +243,32 @@ impl End {
                     None => return Poll::Ready(Ok(None)),
                 }
             },
+            Kind::Tunnel(opened) => opened.poll_read(cx),
+        }
+    }
+
+    /// Reads ahead what would be kept by a codec that others share: the other end takes nothing.
+    pub fn gather(&mut self, cx: &mut Context<'_>) {
+        if let Kind::Tunnel(opened) = &mut self.kind {
+            opened.gather(cx);
+        }
+    }
+
+    /// Whether its peer is known to have ended its side, of which not all has been read.
+    pub(super) fn has_ended(&self, cx: &mut Context<'_>) -> bool {
+        match &self.kind {
+            Kind::Connection { stream, .. } => stream.socket().is_some_and(|socket| socket.peer_has_ended(cx)),
+            Kind::Stream { .. } | Kind::Tunnel(_) => false,
         }
     }
 
     /// The other end has taken `count` of the bytes that were read: as many more may come.
     pub(super) fn taken(&mut self, count: usize) {
-        if let Kind::Stream { receive, .. } = &mut self.kind {
+        match &mut self.kind {
+            Kind::Connection { .. } => {}
             // Fails only for bytes that were never received.
-            let _ = receive.flow_control().release_capacity(count);
+            Kind::Stream { receive, .. } => drop(receive.flow_control().release_capacity(count)),
+            Kind::Tunnel(opened) => opened.taken(count),
         }
     }
 
@@ -182,6 +291,7 @@ impl End {
                 send.send_data(piece, false).map_err(io::Error::other)?;
                 Poll::Ready(Ok(room))
             }
+            Kind::Tunnel(opened) => opened.poll_write(bytes, cx),
         }
     }
 
@@ -189,6 +299,11 @@ impl End {
         match &mut self.kind {
             Kind::Connection { stream, .. } => Pin::new(stream).poll_flush(cx),
             Kind::Stream { .. } => Poll::Ready(Ok(())),
+            // What was given is on its way; what room it has not used, others have.
+            Kind::Tunnel(opened) => {
+                opened.tunnel.give_back_room();
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
@@ -197,6 +312,7 @@ impl End {
         match &mut self.kind {
             Kind::Connection { stream, .. } => Pin::new(stream).poll_shutdown(cx),
             Kind::Stream { send, .. } => Poll::Ready(send.send_data(Bytes::new(), true).map_err(io::Error::other)),
+            Kind::Tunnel(opened) => opened.poll_finish(cx),
         }
     }
 
@@ -214,6 +330,10 @@ impl End {
                     0 => None,
                     left => Some(left as u64),
                 },
+                Kind::Tunnel(opened) => {
+                    let (given, taken) = opened.tunnel.progress();
+                    (taken < given).then_some(taken)
+                }
             };
             if left.is_none() || left == before && since.elapsed() >= FAREWELL {
                 return;
@@ -231,6 +351,7 @@ impl End {
             // Of a socket, `reset` tells.
             Kind::Connection { stream, .. } => stream.poll_gone(cx),
             Kind::Stream { send, .. } => send.poll_reset(cx).map(drop),
+            Kind::Tunnel(opened) => opened.tunnel.poll_gone(cx),
         }
     }
 }
@@ -243,8 +364,13 @@ impl Drop for End {
         match &mut self.kind {
             Kind::Connection { stream, .. } => stream.reset_on_drop(),
             Kind::Stream { send, .. } => send.send_reset(self.reason),
+            Kind::Tunnel(opened) => opened.tunnel.reset(self.reason),
         }
     }
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the stream is gone")
 }
 
 fn unknown() -> io::Error {

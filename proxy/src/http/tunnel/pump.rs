@@ -5,22 +5,17 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::time::Sleep;
 
 use super::end::End;
-use super::{Broke, FAREWELL};
+use super::{Account, Broke, FAREWELL};
 use crate::http::idle::Activity;
-use crate::http::record::Record;
-use crate::telemetry::RequestCounts;
 
-/// Where a tunnel's bytes are counted, and its moves noted.
-pub(super) struct Counted<'r> {
-    pub(super) record: &'r mut Record,
-    pub(super) counts: &'r RequestCounts,
-    pub(super) activity: &'r Activity,
-}
+/// Pieces that one way moves before the other, and this core's other connections, have their turn.
+const PIECES_PER_TURN: usize = 16;
 
 /// Both ways.
 #[derive(Debug, Default)]
@@ -32,6 +27,9 @@ pub(super) struct Pump {
     patience: Option<Pin<Box<Sleep>>>,
     /// The last of whoever broke off was not taken.
     is_stuck: bool,
+    /// How long the client may leave the endpoint's last untaken; and until when that is, once all of it is here, or as good as here.
+    stalled: Option<Duration>,
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 /// One way.
@@ -54,37 +52,38 @@ enum Failed {
 }
 
 impl Pump {
+    /// One by which nothing has moved. `stalled`: how long a client may leave untaken what its endpoint has sent last.
+    pub(super) fn new(stalled: Option<Duration>) -> Self {
+        Self {
+            stalled,
+            ..Self::default()
+        }
+    }
+
     /// Ready when both have finished, or when one has broken off, which is then the error, and the other has what it had said before.
     pub(super) fn poll<C, E>(
         &mut self,
         client: &mut End,
         endpoint: &mut End,
         resets: &mut (Pin<&mut C>, Pin<&mut E>),
-        counted: Counted<'_>,
+        (account, activity): (&mut impl Account, &Activity),
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Broke>>
     where
         C: Future<Output = ()>,
         E: Future<Output = ()>,
     {
-        let Counted {
-            record,
-            counts,
-            activity,
-        } = counted;
         let mut has_moved = false;
         if self.broke != Some(Broke::Endpoint) && !self.up.has_finished {
             let up = self.up.poll(client, endpoint, self.broke.is_none(), cx, |count| {
-                record.tunneled += count;
-                counts.tunnel_received(count);
+                account.up(count);
                 has_moved = true;
             });
             self.note(up, Broke::Client, Broke::Endpoint);
         }
         if self.broke != Some(Broke::Client) && !self.down.has_finished {
             let down = self.down.poll(endpoint, client, self.broke.is_none(), cx, |count| {
-                record.sent += count;
-                counts.tunnel_sent(count);
+                account.down(count);
                 has_moved = true;
             });
             self.note(down, Broke::Endpoint, Broke::Client);
@@ -92,6 +91,7 @@ impl Pump {
         if has_moved {
             activity.note();
             self.patience = None;
+            self.stall = None;
         }
         if self.broke.is_none() {
             if self.up.has_finished && self.down.has_finished {
@@ -103,10 +103,29 @@ impl Pump {
             } else if endpoint.poll_reset(cx).is_ready() || resets.1.as_mut().poll(cx).is_ready() {
                 self.broke = Some(Broke::Endpoint);
             } else {
-                return Poll::Pending;
+                return self.poll_stalled(endpoint, cx);
             }
         }
+        if self.broke == Some(Broke::Endpoint) {
+            // Nobody takes it.
+            client.gather(cx);
+        }
         self.poll_farewell(cx)
+    }
+
+    /// Ready when only the client keeps it, for too long.
+    fn poll_stalled(&mut self, endpoint: &mut End, cx: &mut Context<'_>) -> Poll<Result<(), Broke>> {
+        let Some(limit) = self.stalled else {
+            return Poll::Pending;
+        };
+        let is_last = self.down.has_read_all || !self.down.held.is_empty() && endpoint.has_ended(cx);
+        if self.down.has_finished || !is_last {
+            self.stall = None;
+            return Poll::Pending;
+        }
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(Broke::Stalled))
     }
 
     /// Notes how a way has ended, if it has, of whose ends these are.
@@ -157,21 +176,30 @@ impl Way {
         to: &mut End,
         may_finish: bool,
         cx: &mut Context<'_>,
-        mut count: impl FnMut(u64),
+        mut count: impl FnMut(usize),
     ) -> Poll<Result<(), Failed>> {
+        let mut pieces = 0;
         while !self.has_finished {
             if !self.held.is_empty() {
-                let written = ready!(to.poll_write(&self.held, cx)).map_err(|_| Failed::Sink)?;
+                let Poll::Ready(written) = to.poll_write(&self.held, cx) else {
+                    from.gather(cx);
+                    return Poll::Pending;
+                };
+                let written = written.map_err(|_| Failed::Sink)?;
                 self.held.advance(written);
                 from.taken(written);
-                count(written as u64);
+                count(written);
             } else if self.has_read_all && !may_finish {
                 // The error that a reset leaves behind is told once, perhaps to whoever was writing: what looks like an end may be none.
                 return Poll::Ready(Err(Failed::Source));
             } else if self.has_read_all {
                 ready!(to.poll_finish(cx)).map_err(|_| Failed::Sink)?;
                 self.has_finished = true;
+            } else if pieces == PIECES_PER_TURN {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             } else {
+                pieces += 1;
                 match from.poll_read(cx) {
                     Poll::Pending => {
                         ready!(to.poll_flush(cx)).map_err(|_| Failed::Sink)?;
