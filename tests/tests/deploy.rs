@@ -142,7 +142,6 @@ fn the_configuration_is_valid_for_its_role() {
     );
 }
 
-/// Mutant: without `drop: [ALL]` in `underpass.unprivileged`.
 #[test]
 fn who_carries_traffic_has_no_privilege_and_nobody_may_ask_the_api_server() {
     if !available(&[Need::Deployment]) {

@@ -99,7 +99,7 @@ node:
     assert_eq!(&*node.name, "local");
 }
 
-/// A shell may have any of these names in its environment. Mutant: taking the surroundings whatever the role.
+/// A shell may have any of these names in its environment.
 #[test]
 fn a_standalone_proxys_environment_says_nothing() {
     assert_eq!(

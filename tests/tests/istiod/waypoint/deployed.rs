@@ -38,7 +38,7 @@ fn name(pod: &Pod) -> &str {
     pod.name().split_once('/').expect("namespace/name").1
 }
 
-/// Mutant: without `GATEWAY` in the container's environment, or without the label by which istiod knows the pod, nothing is served.
+/// Mutant: without the label by which istiod knows whose the pod is, nothing is served.
 #[test]
 fn the_charts_objects_give_a_waypoint_on_each_node_for_the_clients_of_that_node() {
     let Some(nodes) = Nodes::start() else { return };
