@@ -205,7 +205,7 @@ mod tests {
             detection_timeout: TcpChain::DETECTION_TIMEOUT,
             metrics: MetricSettings::unsaid(),
             reporting_interval: None,
-            logs: Vec::new(),
+            logs: None,
             dynamic: None,
             destination: None,
         };

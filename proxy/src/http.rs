@@ -63,7 +63,6 @@ mod wire;
 
 pub use connection::{OfTcp, serve};
 pub use downstream::Downstream;
-#[expect(unused_imports, reason = "chains of TCP are served by what lands beside this")]
 pub use logged::carried::Carried;
 
 /// Why a body ends before its end. The peer sees a connection that closes, or RST_STREAM.

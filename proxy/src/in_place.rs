@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use underpass_config::waypoint::{Going, Lead};
+use underpass_config::waypoint::{Chain, Going, Lead};
 use underpass_config::{Listener, Text};
 
 use crate::capture::Pod;
@@ -47,7 +47,11 @@ pub fn led(session: &Session, pod: &Pod, downstream: &Stream) -> Option<Led> {
         Lead::Chain(name) => name,
         Lead::Protocol { .. } | Lead::Closed(_) => return None,
     };
-    config.http.tables.contains_key(table).then(|| Led {
+    let is_for_requests = match config.http.chains.get(table).map(|chain| chain.as_deref()) {
+        Some(Ok(Chain::Tcp(_)) | Err(_)) => false,
+        Some(Ok(Chain::Http(_))) | None => config.http.tables.contains_key(table),
+    };
+    is_for_requests.then(|| Led {
         to,
         table: table.clone(),
         listener: Arc::new(listener),

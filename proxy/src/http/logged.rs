@@ -3,10 +3,6 @@
 //! Of heads and trailers only those fields are kept that some log asks for, from when they come until the request is over; where there is no such log, nothing
 //! is. A request keeps to the logs that there were when it came.
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "chains of TCP are served by what lands beside this")
-)]
 pub mod carried;
 mod remote;
 

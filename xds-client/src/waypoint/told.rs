@@ -7,14 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use underpass_config::http::{Cluster, Http};
-use underpass_config::waypoint::{
-    Chain, EndpointSet, EndpointSource, ORIGINAL_WORKLOAD, Place, WaypointCluster, original_workload,
-};
+use underpass_config::waypoint::{Chain, EndpointSet, EndpointSource, ORIGINAL_WORKLOAD, Place, WaypointCluster};
 use underpass_config::{Identity, Text};
 
 use super::held::{Held, Kept, Served};
 use super::refusal::Untranslated;
-use super::resolution::resolve;
+use super::resolution::{original_workload, resolve};
 
 /// What is in force at istiod, for one waypoint. Cloning costs pointers.
 #[derive(Clone, Debug, Default)]

@@ -75,7 +75,7 @@ impl TcpShape<'_> {
             ),
             metrics: MetricSettings::unsaid(),
             reporting_interval: None,
-            logs: Vec::new(),
+            logs: None,
             dynamic: None,
             destination: None,
         }

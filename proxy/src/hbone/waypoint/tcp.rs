@@ -10,13 +10,15 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::Request;
 use tokio::time::Instant;
-use underpass_config::Text;
+use underpass_config::waypoint::{Chain, TcpChain};
+use underpass_config::{RequestLog, Text};
 
 use super::endpoint::{Connected, Onward};
 use crate::ending::Ending;
@@ -24,6 +26,7 @@ use crate::flow::Flow;
 use crate::hbone::chunk::Chunk;
 use crate::hbone::inbound::{Early, Peer, accept, answer_refusal};
 use crate::hbone::tunnel::Tunnel;
+use crate::http::Carried;
 use crate::http::tunnel::{Account, Broke, End, Terms, carry};
 use crate::offload::{Direction, WhyNot};
 use crate::session::Session;
@@ -52,7 +55,7 @@ impl Brought {
         let connected = match early.read_while(connecting, request.body_mut()).await {
             Ok(connected) => connected,
             Err(refused) => {
-                self.session.log_refused(&refused);
+                self.log_refused(&refused);
                 return answer_refusal(respond, &refused);
             }
         };
@@ -83,7 +86,7 @@ impl Brought {
         match connected {
             Ok(connected) => self.carry(client, connected, began).await,
             // What is dropped is reset.
-            Err(refused) => self.session.log_refused(&refused),
+            Err(refused) => self.log_refused(&refused),
         }
     }
 
@@ -145,8 +148,69 @@ impl Brought {
     fn log(&self, flow: &Flow, ending: Ending, endpoint: &End) {
         let log_is_on = self.session.node.telemetry.access_log.is_on();
         let socket = endpoint.socket().filter(|_| log_is_on);
-        let quality = socket.map(|socket| socket::quality(&*socket)).unwrap_or_default();
-        self.session.log_flow(flow, ending, quality);
+        let quality = socket.as_ref().map(|socket| socket::quality(&**socket));
+        self.session.log_flow(flow, ending, quality.unwrap_or_default());
+        let denial = flow.denial().filter(|_| ending == Ending::PolicyRevoked);
+        self.log_of_chain(ending, |carried, own| {
+            let carried = Carried {
+                endpoint: Some(flow.facts.destination),
+                endpoint_local: endpoint.socket().and_then(|socket| socket.local_address().ok()),
+                attempts: 1,
+                received: flow.sent(),
+                sent: flow.received(),
+                detail: denial.as_ref().map(|denial| &*denial.why),
+                ..carried
+            };
+            carried.log(own);
+        });
+    }
+
+    /// Tells of one that was not connected.
+    fn log_refused(&self, refused: &Refused) {
+        self.session.log_refused(refused);
+        self.log_of_chain(refused.ending, |carried, own| {
+            let carried = Carried {
+                endpoint: refused.target.as_ref().map(|target| target.address),
+                attempts: u32::from(refused.target.is_some()),
+                detail: refused.detail.as_deref(),
+                ..carried
+            };
+            carried.log(own);
+        });
+    }
+
+    /// Has it told in the logs that the chain has of its own, if it has some.
+    fn log_of_chain(&self, ending: Ending, tell: impl FnOnce(Carried<'_>, &Arc<Vec<RequestLog>>)) {
+        let snapshot = self.session.node.snapshot();
+        let Some(Ok(chain)) = snapshot.config.http.chains.get(&self.chain) else {
+            return;
+        };
+        let Chain::Tcp(TcpChain {
+            clusters,
+            logs: Some(own),
+            ..
+        }) = &**chain
+        else {
+            return;
+        };
+        let carried = Carried {
+            session: &self.session,
+            local: self.to,
+            // Of several, nobody remembers which it was.
+            cluster: match &clusters[..] {
+                [only] => Some(&only.cluster),
+                _ => None,
+            },
+            endpoint: None,
+            endpoint_local: None,
+            attempts: 0,
+            received: 0,
+            sent: 0,
+            ending,
+            detail: None,
+            ended: SystemTime::now(),
+        };
+        tell(carried, own);
     }
 }
 
