@@ -77,8 +77,8 @@ fn objects_are_what_their_kinds_are_declared_to_be() {
             }
         }
     }
-    let misspelled = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {port: []}}";
-    let problem = objects(misspelled).expect_err("no such field");
+    let misspelled = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"port": []}});
+    let problem = objects(&misspelled.to_string()).expect_err("no such field");
     assert!(problem.contains("unknown field \"spec.port\""), "{problem}");
 }
 

@@ -285,8 +285,8 @@ fn mistakes_in_how_endpoints_are_found_and_reached() {
         (
             "endpoints: [{address: 'a.test:80', reach: direct}], dns: {ttl: maybe}",
             "dns.ttl",
-            "",
-            "yes",
+            "not a known value",
+            "true, false",
         ),
         (
             "endpoints_from: workload",

@@ -318,10 +318,14 @@ impl AccessLogWriter {
     /// Writes out what is queued, if that does not take too long, and stops.
     pub fn close(&self) {
         let deadline = Instant::now() + LAST_LINES;
+        // Held until they have written: nobody else may hold them any more.
+        let writers = self.writers.take();
         let sink = self.sink.load();
         self.sink.store(Arc::new(Sink::closed(&sink.settings, sink.of.clone())));
         self.of_tables.clear();
-        self.writers.finish(deadline);
+        for writer in writers {
+            writer.finish(deadline);
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
 
 use super::line_writer::LineWriter;
 
@@ -96,12 +95,10 @@ impl Writers {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Writes out what is queued, as far as that is done by the deadline.
-    pub(super) fn finish(&self, deadline: Instant) {
+    /// Gives away those that are open, for whoever ends them.
+    pub(super) fn take(&self) -> Vec<Arc<LineWriter>> {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
-        for writer in open.iter().filter_map(|(_, writer)| writer.upgrade()) {
-            writer.finish(deadline);
-        }
+        open.iter().filter_map(|(_, writer)| writer.upgrade()).collect()
     }
 
     /// Paths that are open.
