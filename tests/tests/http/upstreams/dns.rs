@@ -405,7 +405,9 @@ fn a_host_is_asked_for_when_a_request_is_for_it() {
     let line = wait::some(wait::SOON, "its line", || {
         let text = std::fs::read_to_string(&log).ok()?;
         let mut lines = text.lines();
-        lines.find(|line| line.contains("dns_resolution_failure")).map(str::to_owned)
+        lines
+            .find(|line| line.contains("dns_resolution_failure"))
+            .map(str::to_owned)
     });
     assert!(line.contains("\"response_flags\":\"DF\""), "{line}");
 }

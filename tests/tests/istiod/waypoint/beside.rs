@@ -59,8 +59,10 @@ fn requests_are_served_by_the_node_of_their_client_and_nowhere_else() {
     nodes.istiod.apply("routes", ROUTES);
     for (near, far, letter) in [(&nodes.a, &nodes.b, "a"), (&nodes.b, &nodes.a, "b")] {
         let ask = |path: &str| get(&near.client, web(), path, &[]);
-        wait::eventually(2 * wait::SOON, "the routes are there", || {
-            ask("/none").is_ok_and(|answer| answer.status == 404)
+        // istiod may tell of a subset before it has seen the labels of its pods.
+        wait::eventually(2 * wait::SOON, "the routes are there, and lead to somebody", || {
+            let status = |path| ask(path).map_or(0, |answer| answer.status);
+            status("/none") == 404 && status("/a/") == 200 && status("/b/") == 200
         });
         for (to, pod) in [("a", "shop/web-a"), ("b", "shop/web-b")] {
             let path = format!("/{to}/by-{letter}");
